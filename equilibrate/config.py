@@ -1,0 +1,293 @@
+"""One run, as one frozen tree of settings, checked once at the door.
+
+`equilibrate.config_files` reads YAML and overrides into it. Below the door functions take the
+numbers they need, not this tree.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from equilibrate.types import Category
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _off_is_none(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as False; both spellings switch the feature off."""
+    return None if value is False or value == "off" else value
+
+
+class WorkerGroup(Config):
+    """How many processes do one job and what each reserves in the cluster."""
+
+    num_workers: int = Field(1, gt=0)
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class RolloutConfig(WorkerGroup):
+    prompts_per_iteration: int = Field(64, gt=0)
+    copies: int = Field(1, gt=0)
+    """Responses sampled per prompt."""
+    max_new_tokens: int = Field(32, gt=0)
+    max_model_len: int = Field(128, gt=0)
+    """Longest prompt and response together, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    memory_gib: float = Field(1.0, gt=0)
+    """KV cache on CPU; ignored on CUDA, where vLLM's own default share of the GPU is used."""
+
+
+class ScoringConfig(WorkerGroup):
+    max_tokens_per_batch: int = Field(8192, gt=0)
+    """Padded tokens of one forward pass."""
+
+
+class LearnerConfig(WorkerGroup):
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    micro_batch_size: int = Field(32, gt=0)
+    policy_lr: float = Field(1e-4, gt=0)
+    critic_lr: float = Field(5e-4, gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How both learning rates fall to zero over the run."""
+    ptx_coef: float = Field(0.0, ge=0)
+    """Weight of the pretraining loss on `data.ptx`; 0 leaves it out."""
+
+
+class FixedKL(Config):
+    type: Literal["fixed"] = "fixed"
+    coef: float = Field(0.02, ge=0)
+
+
+class AdaptiveKL(Config):
+    type: Literal["adaptive"] = "adaptive"
+    coef: float = Field(0.02, gt=0)
+    target: float = Field(0.05, gt=0)
+    """Wanted mean KL to the reference, nats per token."""
+    horizon: int = Field(10_000, gt=0)
+    """Rollouts over which the coefficient may move by one factor of e."""
+
+
+class PPOConfig(Config):
+    minibatch_size: int = Field(32, gt=0)
+    epochs: int = Field(1, gt=0)
+    clip_range: float = Field(0.2, gt=0, lt=1)
+    value_clip_range: float = Field(5.0, gt=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type")] = FixedKL()
+
+
+class MultiplierConfig(Config):
+    """What the three multiplier controllers share."""
+
+    budget: float = 0.0
+    """Bound d on the mean cost, in cost-model units (0 is the safe/unsafe boundary)."""
+    scope: Literal["all", "safety"] = "safety"
+    """Prompts whose cost is averaged: all, or those of EHD, IHD and MHD."""
+    init: float = Field(1.0, ge=0)
+    max: float = Field(5.0, gt=0)
+    delay: int = Field(0, ge=0)
+    """Iterations before the first move."""
+    window: int = Field(128, gt=0)
+    """Episodes whose cost is averaged."""
+
+
+class LogSgdMultiplier(MultiplierConfig):
+    type: Literal["log_sgd"] = "log_sgd"
+    lr: float = Field(0.1, gt=0)
+
+
+class ProjectedMultiplier(MultiplierConfig):
+    type: Literal["projected"] = "projected"
+    lr: float = Field(0.05, gt=0)
+
+
+class PidMultiplier(MultiplierConfig):
+    type: Literal["pid"] = "pid"
+    kp: float = Field(0.5, ge=0)
+    ki: float = Field(0.02, ge=0)
+    kd: float = Field(0.0, ge=0)
+
+
+Constraint = Annotated[
+    Annotated[LogSgdMultiplier | ProjectedMultiplier | PidMultiplier, Field(discriminator="type")]
+    | None,
+    BeforeValidator(_off_is_none),
+]
+
+
+class PivotConfig(Config):
+    """Where a segment starts: at steps of the token signal larger than kappa."""
+
+    rule: Literal["std", "quantile", "const"] = "std"
+    value: float = 1.0
+    """std: kappa = mean + value * std of a response's steps; quantile: that one; const: kappa."""
+
+
+class AmaConfig(Config):
+    """Which tokens may move the policy: keep_t = side * (signal_t - baseline) > 0."""
+
+    level: Literal["token", "segment", "sequence"] = "token"
+    source: Literal["reward", "cost", "both", "critics"] = "both"
+    """Whose token scores: R, -C, (R - lambda C)/(1 + lambda), or the same from the two critics."""
+    delta: bool = True
+    """Use the step r_t - r_(t-1), one token's credit, instead of the score of the whole prefix."""
+    side: Literal["token", "sequence"] = "token"
+    """Sign of each token's advantage, or of the whole response's score."""
+    baseline: Literal["zero", "batch_mean", "sequence_mean"] | float = "zero"
+    ungated: tuple[Category, ...] = ()
+    """Classes whose responses are never masked."""
+    random_control: bool = False
+    """Keep as many tokens as the mask would, drawn at random: the control of claims about AMA."""
+    normalizer: Literal["kept", "all"] = "kept"
+    """Divide the policy loss by the kept tokens or by all response tokens."""
+    pivots: PivotConfig = PivotConfig()
+
+
+class FdcConfig(Config):
+    """How prompts of each class are mixed."""
+
+    mixture: dict[Category, float] = {
+        Category.GENERAL: 0.30,
+        Category.BORDERLINE: 0.25,
+        Category.EHD: 0.25,
+        Category.IHD: 0.12,
+        Category.MHD: 0.08,
+    }
+    """Share, ratio or target count of each class; only the proportions matter."""
+    schedule: Literal["fixed", "saturation"] = "fixed"
+    when_short: Literal["error", "oversample"] = "oversample"
+    """A class with too few prompts for the run: refuse at the door, or go through it again."""
+
+    @model_validator(mode="after")
+    def _shares_are_positive(self) -> Self:
+        if (
+            not self.mixture
+            or any(share < 0 for share in self.mixture.values())
+            or not any(self.mixture.values())
+        ):
+            raise ValueError(
+                "needs shares >= 0 with at least one above 0; try {GENERAL: 0.5, EHD: 0.5}"
+            )
+        return self
+
+
+class DataConfig(Config):
+    """Inputs; every empty path is made by the built-in world."""
+
+    policy: str = ""
+    """Model folder to align."""
+    reward: str = ""
+    cost: str = ""
+    prompts: str = ""
+    """JSON lines with `prompt` and `category`."""
+    evaluation: str = ""
+    ptx: str = ""
+
+    @property
+    def is_built_in(self) -> bool:
+        return not self.policy
+
+
+class SandboxConfig(Config):
+    """Sizes of the built-in world and of the training that precedes PPO."""
+
+    seed: int = Field(0, ge=0)
+    base_steps: int = Field(1500, gt=0)
+    reward_pairs: int = Field(10_000, gt=0)
+    cost_pairs: int = Field(4_000, gt=0)
+    evaluation_per_cell: int = Field(256, gt=0)
+
+
+class RunConfig(Config):
+    """Everything one run depends on."""
+
+    output: str = "runs/sandbox"
+    seed: int = Field(0, ge=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: the generator's weights and autocast in the learner; parameters stay float32."""
+    cpu_threads: int = Field(1, gt=0)
+    """Threads of the tensor library in each worker process."""
+    iterations: int = Field(200, gt=0)
+    checkpoint_every: int = Field(50, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    evaluate_every: int = Field(25, ge=0)
+    """Iterations between points of the Pareto plot; 0 evaluates only base and aligned."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """Deadline of every remote call and of the reservation in the cluster."""
+    max_restarts: int = Field(3, ge=0)
+    """Lost workers that are replaced before the run stops."""
+    parity_tolerance: float = Field(1e-4, gt=0)
+    """Largest allowed difference of generator and learner log-probs, nats."""
+    wandb_project: str = ""
+    data: DataConfig = DataConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    fdc: FdcConfig = FdcConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    learner: LearnerConfig = LearnerConfig()
+    ppo: PPOConfig = PPOConfig()
+    constraint: Constraint = PidMultiplier()
+    ama: Annotated[AmaConfig | None, BeforeValidator(_off_is_none)] = AmaConfig()
+
+    @property
+    def rollouts_per_iteration(self) -> int:
+        return self.rollout.prompts_per_iteration * self.rollout.copies
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        rollouts, minibatch = self.rollouts_per_iteration, self.ppo.minibatch_size
+        if rollouts % minibatch:
+            raise ValueError(
+                f"rollout.prompts_per_iteration x rollout.copies ({rollouts}) must be a multiple "
+                f"of ppo.minibatch_size ({minibatch}); try {_nearest_divisor(rollouts, minibatch)}"
+            )
+        per_pass = self.learner.num_workers * self.learner.micro_batch_size
+        if minibatch % per_pass:
+            share = max(1, minibatch // self.learner.num_workers)
+            raise ValueError(
+                f"ppo.minibatch_size ({minibatch}) must be a multiple of learner.num_workers x "
+                f"learner.micro_batch_size ({per_pass}); try learner.micro_batch_size="
+                f"{_nearest_divisor(share, self.learner.micro_batch_size)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.rollout.max_new_tokens >= self.rollout.max_model_len:
+            raise ValueError(
+                f"rollout.max_new_tokens ({self.rollout.max_new_tokens}) must be below "
+                f"rollout.max_model_len ({self.rollout.max_model_len}); "
+                f"try {self.rollout.max_model_len // 2}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _paths_come_together(self) -> Self:
+        needed = {
+            "policy": self.data.policy,
+            "reward": self.data.reward,
+            "prompts": self.data.prompts,
+        }
+        if self.constraint is not None or self.ama is not None:
+            needed["cost"] = self.data.cost
+        missing = [key for key, path in needed.items() if not path]
+        if missing and not self.data.is_built_in:
+            raise ValueError(
+                f"data.policy is given, so data.{missing[0]} must be given too (or leave both out)"
+            )
+        if self.learner.ptx_coef > 0 and not self.data.ptx and not self.data.is_built_in:
+            raise ValueError(
+                f"learner.ptx_coef ({self.learner.ptx_coef}) needs data.ptx; give it or set it to 0"
+            )
+        return self
+
+
+def _nearest_divisor(total: int, wanted: int) -> int:
+    return min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - wanted))

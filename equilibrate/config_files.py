@@ -1,0 +1,127 @@
+"""YAML files and dotted overrides in, a checked `RunConfig` out.
+
+Every message names the key, the value and the rule, and for a misspelt key the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from equilibrate.config import RunConfig
+from equilibrate.errors import ConfigError
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Defaults < files from left to right < `key.path=value` overrides.
+
+    Raises: ConfigError naming the file or key, the value and the rule.
+    """
+    tree: dict[str, Any] = {}
+    for file in files:
+        _merge(tree, _read_yaml(Path(file)))
+    for override in overrides:
+        _merge(tree, _parse_override(override))
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Check a plain tree. Raises: ConfigError with one line per broken rule."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved tree as YAML; `load_config` of it gives an equal config."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines, not a {type(content).__name__}")
+    return content
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key or not all(key.split(".")):
+        raise ConfigError(
+            f"override {override!r} must read key.path=value, for example ppo.clip_range=0.1"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value {text!r} is not YAML") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
+    # A mixture is replaced whole: merging class by class would leave shares nobody wrote.
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict) and key != "mixture":
+            _merge(tree[key], value)
+        else:
+            tree[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"]]
+    path = ".".join(location) or "config"
+    if detail["type"] == "extra_forbidden":
+        siblings = _sibling_keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(siblings)}"
+        return f"{path} is not a known key; {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error" and len(location) == 0:
+        return str(message)
+    return f"{path} ({detail['input']!r}): {message}"
+
+
+def _sibling_keys(parents: Sequence[str]) -> list[str]:
+    """Field names next to a key; walks models and tagged unions along the error's location."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in parents:
+        children = [child for model in models for child in _models_in(model.model_fields.get(part))]
+        tagged = [child for child in models if _tag(child) == part]
+        models = children or tagged or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _tag(model: type[BaseModel]) -> object:
+    field = model.model_fields.get("type")
+    return field.default if field is not None else None
+
+
+def _models_in(field: Any) -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+
+    def visit(annotation: Any) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        for inner in getattr(annotation, "__args__", ()):
+            visit(inner)
+
+    if field is not None:
+        visit(field.annotation)
+    return found

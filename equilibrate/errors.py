@@ -1,0 +1,47 @@
+"""Every error that a user can cause, as one tree.
+
+    EquilibrateError
+    |- ConfigError            a key, its value and the rule it breaks            exit 2
+    |- DataError              file:line, the value and the rule                  exit 3
+    |- ResourceError          what the cluster lacks, or what did not answer     exit 4
+    |  |- WorkerLostError     a worker died and the caller may start it again
+    |- NumericsError          non-finite numbers, or two parts that disagree     exit 5
+       |- ParityError         generator and learner give different log-probs
+
+Constructors take one message and nothing else: an exception with its own arguments does not survive
+Ray's pickling and would arrive as a type that no `except` clause matches.
+"""
+
+
+class EquilibrateError(Exception):
+    """Base of all errors above; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(EquilibrateError, ValueError):
+    exit_code = 2
+
+
+class DataError(EquilibrateError, ValueError):
+    exit_code = 3
+
+
+class ResourceError(EquilibrateError, RuntimeError):
+    exit_code = 4
+
+
+class WorkerLostError(ResourceError):
+    """A worker process is gone; its group can be rebuilt and the work done again."""
+
+
+class NumericsError(EquilibrateError, ArithmeticError):
+    exit_code = 5
+
+
+class ParityError(NumericsError):
+    """Generator and learner disagree on log-probs of the same tokens: the weight sync is broken."""
+
+
+EXIT_STOPPED = 143
+"""Exit code after SIGTERM: the run was saved and can be resumed."""

@@ -1,0 +1,180 @@
+"""The records that flow through one iteration, in order of birth.
+
+    PromptBatch -> Rollout[] -> ScoredRollout[] -> TokenBatch -> TrainBatch -> UpdateMetrics
+
+Each is frozen and complete when made; a later record contains the earlier one. Per-token arrays of
+one rollout share the length L (prompt and response together); batches are right-padded to [B, T].
+A mask always says what True keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TokenIds = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float32]
+
+
+class Category(StrEnum):
+    """Kind of a prompt (Equilibrate RLHF, fine-grained data; BORDERLINE is our probe)."""
+
+    GENERAL = "GENERAL"
+    """Everyday request."""
+    BORDERLINE = "BORDERLINE"
+    """Harmless, but shares words with harmful requests: probes over-refusal."""
+    EHD = "EHD"
+    """Explicit harm: the content itself is risky, whatever the intent."""
+    IHD = "IHD"
+    """Implicit harm: harmless words, malicious intent."""
+    MHD = "MHD"
+    """Mixed harm: risky content and malicious intent."""
+
+    @property
+    def is_safety(self) -> bool:
+        """True where complying is harmful."""
+        return self in (Category.EHD, Category.IHD, Category.MHD)
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+
+    @property
+    def is_truncated(self) -> bool:
+        return self is FinishReason.LENGTH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt as the policy sees it."""
+
+    prompt_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    category: Category
+    cell: str = ""
+    """Finer evaluation group, for example `EHD_heldout_known`; empty in training data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptBatch:
+    """What one call of the rollout pool generates for: every prompt `copies` times."""
+
+    iteration: int
+    prompts: tuple[Prompt, ...]
+    copies: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One prompt with one sampled response.
+
+    Example: prompt ids (5, 6), response ids (7, 2) with 2 = end of sequence:
+    token_ids [5, 6, 7, 2], response_mask [F, F, T, T], rollout_log_probs [0, 0, -1.2, -0.1].
+    """
+
+    prompt_id: str
+    copy: int
+    category: Category
+    policy_version: int
+    """Version of the weights that sampled every token of this response."""
+    token_ids: TokenIds
+    response_mask: BoolArray
+    rollout_log_probs: FloatArray
+    """[L], nats, as reported by the generator; 0 on the prompt."""
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        arrays = (self.token_ids, self.response_mask, self.rollout_log_probs)
+        if len({array.shape for array in arrays}) != 1 or self.token_ids.ndim != 1:
+            raise ValueError(
+                f"rollout {self.prompt_id!r}: token_ids, response_mask and rollout_log_probs must "
+                f"share one shape [L], got {[array.shape for array in arrays]}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRollout:
+    """A rollout with the verdict of the reward, cost and reference models."""
+
+    rollout: Rollout
+    reward: float
+    """Score of the finished response; larger is more helpful."""
+    cost: float
+    """Score of the finished response; larger is more harmful, > 0 is unsafe."""
+    token_rewards: FloatArray
+    """[L], reward-model score of the prefix that ends at each token."""
+    token_costs: FloatArray
+    """[L], cost-model score of the prefix that ends at each token."""
+    ref_log_probs: FloatArray
+    """[L], nats, under the frozen reference; 0 on the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Scored rollouts, right-padded to [B, T], with the learner's own view before the update."""
+
+    token_ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    rollout_log_probs: Tensor
+    old_log_probs: Tensor
+    ref_log_probs: Tensor
+    values: Tensor
+    """[B, T], reward units: value of the prefix that ends just before each token."""
+    cost_values: Tensor
+    token_rewards: Tensor
+    token_costs: Tensor
+    reward: Tensor
+    """[B]"""
+    cost: Tensor
+    """[B]"""
+    is_masked_row: Tensor
+    """[B] bool: True where AMA may mask the row; False for classes that the gate leaves alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """A token batch with its targets: all that an optimiser step needs."""
+
+    tokens: TokenBatch
+    advantages: Tensor
+    """[B, T], combined (A_R - lambda A_C) / (1 + lambda)."""
+    reward_advantages: Tensor
+    returns: Tensor
+    cost_advantages: Tensor
+    cost_returns: Tensor
+    gradient_mask: Tensor
+    """[B, T] bool, a subset of response_mask: True where the token may move the policy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateMetrics:
+    """What one update reports: every name is a row of `equilibrate.metrics.METRICS`."""
+
+    values: Mapping[str, float]
+    skipped: bool = False
+    """True if a non-finite number stopped the step on all ranks; no parameter moved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """One version of the policy on its way to the generators.
+
+    `reference` is whatever the transport hands over (an object-store reference, a path); only the
+    two ends of the transport look inside.
+    """
+
+    version: int
+    reference: object
+    num_bytes: int
