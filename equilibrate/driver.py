@@ -2,8 +2,8 @@
 
     prompts -> rollouts -> scores -> multiplier -> update -> sync
 
-The driver sees Protocols only. Policy version v is the policy after v iterations, so iteration v samples
-from version v and publishes v + 1.
+The driver sees Protocols only. Policy version v is the policy after v iterations, so iteration v
+samples from version v and publishes v + 1.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def train(
 ) -> int:
     """Run to `iterations`, or until asked to stop; returns the iteration reached, which is saved.
 
-    Raises: NumericsError after `MAX_SKIPPED_UPDATES` skipped updates in a row, WorkerLostError after
-    more than `max_restarts` lost learner groups.
+    Raises: NumericsError after `MAX_SKIPPED_UPDATES` skipped updates in a row, WorkerLostError
+    after more than `max_restarts` lost learner groups.
     """
     iteration = _resume(parts)
     skipped = restarts = 0
@@ -130,8 +130,8 @@ def train(
             iteration = _resume(parts)
         if skipped >= MAX_SKIPPED_UPDATES:
             raise NumericsError(
-                f"iteration {iteration}: {skipped} updates in a row were skipped because a loss or a "
-                "score was not finite; resume with a smaller learner.policy_lr, or check the scorers"
+                f"iteration {iteration}: {skipped} updates in a row were skipped because a loss or "
+                "a score was not finite; lower learner.policy_lr, or check the scorers"
             )
     parts.checkpoints.save(iteration)
     return iteration

@@ -1,7 +1,8 @@
 """The seams of one iteration: what the driver sees, and what `actors/` implements.
 
-Every call blocks until its answer is complete or its deadline has passed. A worker that can be replaced is
-replaced behind these calls; a loss that the callee cannot repair arrives as `WorkerLostError`.
+Every call blocks until its answer is complete or its deadline has passed. A worker that can be
+replaced is replaced behind these calls; a loss that the callee cannot repair arrives as
+`WorkerLostError`.
 """
 
 from __future__ import annotations

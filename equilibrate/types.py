@@ -76,6 +76,17 @@ class PromptBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRequest:
+    """One response to sample: the same request gives the same tokens on any worker."""
+
+    prompt_id: str
+    copy: int
+    category: Category
+    token_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One prompt with one sampled response.
 
