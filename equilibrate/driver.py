@@ -55,7 +55,7 @@ class Parts:
     sink: MetricSink
     checkpoints: Checkpoints
     evaluate: Callable[[int], None]
-    """Measures the policy of this version; called between iterations."""
+    """Called before every iteration; measures the policy where this version is a point to measure."""
     should_stop: Callable[[], bool]
     """True once the run was asked to stop (SIGTERM)."""
 
@@ -103,9 +103,7 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
     return update
 
 
-def train(
-    parts: Parts, *, iterations: int, checkpoint_every: int, evaluate_every: int, max_restarts: int
-) -> int:
+def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts: int) -> int:
     """Run to `iterations`, or until asked to stop; returns the iteration reached, which is saved.
 
     Raises: NumericsError after `MAX_SKIPPED_UPDATES` skipped updates in a row, WorkerLostError
@@ -115,8 +113,7 @@ def train(
     skipped = restarts = 0
     while iteration < iterations and not parts.should_stop():
         try:
-            if evaluate_every and iteration % evaluate_every == 0:
-                parts.evaluate(iteration)
+            parts.evaluate(iteration)
             update = run_iteration(parts, iteration)
             iteration += 1
             skipped = skipped + 1 if update.skipped else 0

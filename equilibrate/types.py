@@ -188,4 +188,3 @@ class Weights:
 
     version: int
     reference: object
-    num_bytes: int

@@ -1,0 +1,72 @@
+"""What a checkpoint of a run holds, and how the parts get it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from equilibrate.checkpoint import CheckpointStore
+from equilibrate.errors import ConfigError
+from equilibrate.interfaces import Learner, MetricSink
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class RunCheckpoints:
+    """Saves and restores learner, sampler, controllers and the metric offset (`Checkpoints`)."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        *,
+        learner: Learner,
+        sink: MetricSink,
+        stateful: Mapping[str, Stateful],
+        fixed: Mapping[str, Any],
+    ) -> None:
+        """`fixed`: settings that must be equal when a run is resumed, by key."""
+        self._store = store
+        self._learner = learner
+        self._sink = sink
+        self._stateful = stateful
+        self._fixed = dict(fixed)
+
+    def save(self, iteration: int) -> None:
+        def write(folder: Path) -> None:
+            self._learner.save(folder / "learner")
+            state = {
+                "iteration": iteration,
+                "metric_offset": self._sink.offset(),
+                "fixed": self._fixed,
+                "parts": {name: part.state_dict() for name, part in self._stateful.items()},
+            }
+            (folder / "driver.json").write_text(json.dumps(state))
+
+        self._store.save(iteration, write)
+
+    def restore(self) -> int:
+        checkpoint = self._store.latest()
+        if checkpoint is None:
+            self.save(0)
+            return 0
+        state = json.loads((checkpoint.folder / "driver.json").read_text())
+        self._check_fixed(state["fixed"], checkpoint.folder)
+        self._learner.load(checkpoint.folder / "learner")
+        for name, part in self._stateful.items():
+            part.load_state_dict(state["parts"][name])
+        self._sink.rewind(state["metric_offset"])
+        return int(state["iteration"])
+
+    def _check_fixed(self, saved: Mapping[str, Any], folder: Path) -> None:
+        for key in sorted({*saved, *self._fixed}):
+            if saved.get(key) != self._fixed.get(key):
+                raise ConfigError(
+                    f"{key} ({self._fixed.get(key)!r}) must stay what it was when the run in {folder} "
+                    f"was started ({saved.get(key)!r}); set it back, or choose another output folder"
+                )

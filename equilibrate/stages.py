@@ -1,0 +1,55 @@
+"""Work that is done once: a stage is made, sealed and found again by a hash of all its inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SEAL = "STAGE.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step before PPO, for example training the cost model."""
+
+    name: str
+    inputs: Mapping[str, Any]
+    """Everything the result depends on, as plain JSON: settings, seeds, the keys of earlier stages."""
+    make: Callable[[Path], None]
+    """Fills an empty folder."""
+
+    @property
+    def key(self) -> str:
+        text = json.dumps({"name": self.name, "inputs": self.inputs}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def folder(self, root: Path) -> Path:
+        return root / f"{self.name}-{self.key}"
+
+    def is_made(self, root: Path) -> bool:
+        return (self.folder(root) / SEAL).is_file()
+
+
+def run_stage(stage: Stage, root: Path) -> Path:
+    """The stage's folder under `root`, made now or found.
+
+    The folder appears under its name only when it is complete, so a killed call leaves nothing that a
+    later one could mistake for a result.
+    """
+    folder = stage.folder(root)
+    if stage.is_made(root):
+        return folder
+    work = root / f"tmp-{stage.name}"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.mkdir(parents=True)
+    stage.make(work)
+    (work / SEAL).write_text(json.dumps(dict(stage.inputs), indent=1, sort_keys=True))
+    os.replace(work, folder)
+    return folder
