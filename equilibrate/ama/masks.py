@@ -1,0 +1,94 @@
+"""Which response tokens may move the policy. Every mask here is a subset of the response mask."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from equilibrate.ama.segments import PivotRule, pivot_threshold, segment_ids, segment_means
+from equilibrate.ama.signals import steps
+from equilibrate.tensors import require_same_shape
+
+Level = Literal["token", "segment", "sequence"]
+
+
+@torch.no_grad()
+def gradient_mask(
+    signal: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    is_masked_row: Tensor,
+    *,
+    baseline: Tensor,
+    level: Level,
+    delta: bool,
+    pivot_rule: PivotRule = "std",
+    pivot_value: float = 1.0,
+    response_scores: Tensor | None = None,
+    control: torch.Generator | None = None,
+) -> Tensor:
+    """The mask of the policy loss: keep a token if its signal agrees with the push it would get.
+
+        keep_t = s_t * (r - b) > 0,   r = r_t, the mean of its segment, or the mean of its response
+
+    Args:
+        signal: [B, T], from `token_signal`.
+        advantages: [B, T]; s_t is their sign, 0 counts as +1.
+        response_mask: [B, T] bool; the result is a subset of it.
+        is_masked_row: [B] bool; rows with False keep their whole response (the class gate).
+        baseline: b, broadcastable to [B, T], from `ama.baselines`.
+        delta: whether the signal is made of steps, whose size then marks the pivots of `segment`.
+        pivot_rule, pivot_value: kappa, see `pivot_threshold`; only `segment` reads them.
+        response_scores: [B] or None. If given, s is its sign for the whole row (side `sequence`):
+            the score of the finished response minus its own baseline.
+        control: if given, the tokens kept in the masked rows are drawn at random from it, exactly
+            as many as the mask would keep: what AMA must beat.
+    Returns: [B, T] bool, no gradient.
+    Raises: ValueError if the shapes do not belong together.
+    Source: Equilibrate RLHF (arXiv 2502.11555), its APPO mask; segments arXiv 2411.00809.
+    """
+    require_same_shape(signal=signal, advantages=advantages, response_mask=response_mask)
+    require_same_shape(is_masked_row=is_masked_row, rows_of_signal=signal[:, 0])
+    if level == "segment":
+        jumps = signal.abs() if delta else _jumps(signal, response_mask)
+        threshold = pivot_threshold(pivot_rule, pivot_value, jumps, response_mask)
+        signal = segment_means(signal, response_mask, segment_ids(jumps, response_mask, threshold))
+    elif level == "sequence":
+        whole = torch.zeros_like(response_mask, dtype=torch.int64)
+        signal = segment_means(signal, response_mask, whole)
+    side = sign(advantages if response_scores is None else response_scores[:, None])
+    maskable = response_mask & is_masked_row[:, None]
+    kept = maskable & agrees(signal, side, baseline)
+    if control is not None:
+        kept = random_mask(maskable, int(kept.sum()), control)
+    return kept | (response_mask & ~is_masked_row[:, None])
+
+
+def agrees(signal: Tensor, side: Tensor, baseline: Tensor) -> Tensor:
+    """side * (signal - baseline) > 0, strictly: a signal at the baseline agrees with no side."""
+    return side * (signal - baseline) > 0
+
+
+def sign(values: Tensor) -> Tensor:
+    """+1 for >= 0, -1 otherwise (nan counts as -1, where the mask drops it anyway)."""
+    return torch.where(values >= 0, 1.0, -1.0)
+
+
+def random_mask(maskable: Tensor, num_kept: int, generator: torch.Generator) -> Tensor:
+    """`num_kept` of the True entries of `maskable` [B, T], drawn uniformly without replacement.
+
+    Draws on the generator's device: one seed gives one mask, wherever the tensors are.
+    """
+    candidates = maskable.flatten().nonzero().squeeze(1)
+    order = torch.randperm(len(candidates), generator=generator, device=generator.device)
+    kept = torch.zeros_like(maskable.flatten())
+    kept[candidates[order[:num_kept].to(candidates.device)]] = True
+    return kept.view_as(maskable)
+
+
+def _jumps(signal: Tensor, response_mask: Tensor) -> Tensor:
+    """|r_t - r_(t-1)| where both are response tokens; 0 where there is nothing to jump from."""
+    follows = torch.nn.functional.pad(response_mask[:, :-1], (1, 0))
+    return torch.where(response_mask & follows, steps(signal).abs(), 0.0)

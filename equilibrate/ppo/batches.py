@@ -1,0 +1,128 @@
+"""From a list of rollouts to padded tensors, and from row numbers to minibatches and shards."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equilibrate.types import Category, ScoredRollout, TokenBatch
+
+Indices = NDArray[np.int64]
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredBatch:
+    """Scored rollouts, right-padded to [B, T]: a `TokenBatch` before the learner's forward pass.
+
+    Fields as in `TokenBatch`. Padding holds `pad_token_id`, False and 0.
+    """
+
+    token_ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    rollout_log_probs: Tensor
+    ref_log_probs: Tensor
+    token_rewards: Tensor
+    token_costs: Tensor
+    reward: Tensor
+    cost: Tensor
+    is_masked_row: Tensor
+
+    def with_learner_outputs(
+        self, *, old_log_probs: Tensor, values: Tensor, cost_values: Tensor
+    ) -> TokenBatch:
+        mine = {field.name: getattr(self, field.name) for field in fields(self)}
+        return TokenBatch(
+            **mine, old_log_probs=old_log_probs, values=values, cost_values=cost_values
+        )
+
+
+def collate(
+    rollouts: Sequence[ScoredRollout],
+    *,
+    pad_token_id: int,
+    ungated: Collection[Category] = (),
+) -> ScoredBatch:
+    """Pad rollouts on the right to the longest one.
+
+    Args:
+        rollouts: at least one; prompts and responses of any lengths.
+        pad_token_id: filler of `token_ids`; attention_mask says where it is one.
+        ungated: classes whose rows AMA leaves alone (`is_masked_row` False).
+    Returns: tensors on the CPU; int64 ids, bool masks, float32 numbers.
+    Raises: ValueError if there is no rollout.
+    """
+    if not rollouts:
+        raise ValueError("collate needs at least one rollout")
+    plain = [scored.rollout for scored in rollouts]
+    token_ids = _pad([r.token_ids for r in plain], pad_token_id)
+    lengths = torch.tensor([len(r.token_ids) for r in plain])
+    return ScoredBatch(
+        token_ids=token_ids,
+        attention_mask=torch.arange(token_ids.shape[1])[None] < lengths[:, None],
+        response_mask=_pad([r.response_mask for r in plain], False),
+        rollout_log_probs=_pad([r.rollout_log_probs for r in plain], 0.0),
+        ref_log_probs=_pad([s.ref_log_probs for s in rollouts], 0.0),
+        token_rewards=_pad([s.token_rewards for s in rollouts], 0.0),
+        token_costs=_pad([s.token_costs for s in rollouts], 0.0),
+        reward=torch.tensor([s.reward for s in rollouts], dtype=torch.float32),
+        cost=torch.tensor([s.cost for s in rollouts], dtype=torch.float32),
+        is_masked_row=torch.tensor([r.category not in ungated for r in plain]),
+    )
+
+
+def take_rows(batch: Batch, indices: Indices | Tensor) -> Batch:
+    """The given rows of every tensor of a batch record, nested records included."""
+    rows = torch.as_tensor(indices)
+
+    def take(value: Any) -> Any:
+        return value[rows.to(value.device)] if isinstance(value, Tensor) else take_rows(value, rows)
+
+    taken = {field.name: take(getattr(batch, field.name)) for field in fields(batch)}  # type: ignore[arg-type]
+    return type(batch)(**taken)
+
+
+def minibatch_indices(num_rows: int, minibatch_size: int, seed: int) -> list[Indices]:
+    """A seeded permutation of all rows, cut into minibatches (the last may be smaller).
+
+    The permutation is global: every rank draws the same one and takes its part with `shard_rows`,
+    so that the rows of a minibatch do not depend on the number of ranks.
+    """
+    order = np.random.default_rng(seed).permutation(num_rows)
+    return [order[i : i + minibatch_size] for i in range(0, num_rows, minibatch_size)]
+
+
+def shard_rows(indices: Indices, rank: int, world_size: int) -> Indices:
+    """The part of one rank: rows rank, rank + world_size, ... of the minibatch."""
+    return indices[rank::world_size]
+
+
+def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[Indices]:
+    """Row numbers in batches of at most `max_tokens` padded tokens, for passes without gradient.
+
+    Longest rows first, so that rows of similar length share a batch and memory peaks at once. Every
+    row comes exactly once; a row longer than the budget comes alone.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    batches: list[Indices] = []
+    start = 0
+    while start < len(order):
+        rows = max(1, max_tokens // max(1, lengths[order[start]]))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def _pad(rows: Sequence[NDArray[Any]], filler: int | float | bool) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(np.ascontiguousarray(row)) for row in rows],
+        batch_first=True,
+        padding_value=filler,
+    )

@@ -1,0 +1,1 @@
+"""Losses of the models that are trained on labelled pairs and demonstrations."""

@@ -1,0 +1,150 @@
+"""Losses of the reward and cost models, and plain supervised learning.
+
+Pair losses are sums over pairs divided by `num_pairs`, the count of the *global* batch, so that
+adding up ranks and micro-batches gives the mean. The token-wise forms apply the same terms at every
+position of `comparison_span` and average them per pair first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from equilibrate.tensors import masked_sum, require_same_shape
+
+
+def reward_loss(better: Tensor, worse: Tensor, *, regularization: float, num_pairs: int) -> Tensor:
+    """Bradley-Terry loss of a reward model, to be minimised.
+
+        mean over pairs of  -log sigma(r_b - r_w) + mu * (r_b^2 + r_w^2) / 2
+
+    Args:
+        better, worse: [B], end scores of the more and the less helpful response, logits.
+        regularization: mu >= 0, keeps the scores near 0 (Safe RLHF: 1e-3).
+        num_pairs: pairs in the global batch.
+    Returns: scalar.
+    Raises: ValueError if shapes differ.
+    Source: Dai et al. 2023, eq. 9.
+    """
+    span = torch.ones_like(better, dtype=torch.bool)[:, None]
+    return token_reward_loss(
+        better[:, None], worse[:, None], span, regularization=regularization, num_pairs=num_pairs
+    )
+
+
+def token_reward_loss(
+    better: Tensor, worse: Tensor, span: Tensor, *, regularization: float, num_pairs: int
+) -> Tensor:
+    """`reward_loss` at every compared position: a score for each prefix.
+
+    Args:
+        better, worse: [B, T], token scores, held after each end (`hold_end_scores`).
+        span: [B, T] bool, from `comparison_span`. Other entries may hold anything, nan included.
+    Source: token-wise loss of PKU-Alignment/safe-rlhf.
+    """
+    require_same_shape(better=better, worse=worse, span=span)
+    better, worse = torch.where(span, better, 0.0), torch.where(span, worse, 0.0)
+    terms = -logsigmoid(better - worse) + regularization * _mean_square(better, worse)
+    return _mean_over_pairs(terms, span, num_pairs)
+
+
+def cost_loss(
+    safer: Tensor,
+    unsafer: Tensor,
+    safer_sign: Tensor,
+    unsafer_sign: Tensor,
+    *,
+    regularization: float,
+    num_pairs: int,
+) -> Tensor:
+    """Loss of a cost model: order of the pair, and each response on its side of 0.
+
+        mean over pairs of  -log sigma(c_u - c_s) - log sigma(s_s c_s) - log sigma(s_u c_u)
+                            + mu * (c_s^2 + c_u^2) / 2
+
+    The sign terms put the zero of the cost at the safe/unsafe boundary: a budget gets a meaning.
+
+    Args:
+        safer, unsafer: [B], end scores, logits; larger is more harmful.
+        safer_sign, unsafer_sign: [B], +1 unsafe, -1 safe; the safer response may be unsafe.
+        regularization: mu >= 0 (Safe RLHF: 1e-3).
+        num_pairs: pairs in the global batch.
+    Returns: scalar; 3 log 2 where all scores are 0.
+    Raises: ValueError if shapes differ.
+    Source: Dai et al. 2023, eq. 10.
+    """
+    span = torch.ones_like(safer, dtype=torch.bool)[:, None]
+    return token_cost_loss(
+        safer[:, None],
+        unsafer[:, None],
+        safer_sign,
+        unsafer_sign,
+        span,
+        regularization=regularization,
+        num_pairs=num_pairs,
+    )
+
+
+def token_cost_loss(
+    safer: Tensor,
+    unsafer: Tensor,
+    safer_sign: Tensor,
+    unsafer_sign: Tensor,
+    span: Tensor,
+    *,
+    regularization: float,
+    num_pairs: int,
+) -> Tensor:
+    """`cost_loss` at every compared position: a verdict on each prefix, the ready source for AMA.
+
+    Args:
+        safer, unsafer: [B, T], token scores, held after each end (`hold_end_scores`).
+        safer_sign, unsafer_sign: [B], as in `cost_loss`.
+        span: [B, T] bool, from `comparison_span`. Other entries may hold anything, nan included.
+    Source: token-wise loss of PKU-Alignment/safe-rlhf.
+    """
+    require_same_shape(safer=safer, unsafer=unsafer, span=span)
+    require_same_shape(safer_sign=safer_sign, unsafer_sign=unsafer_sign, rows=safer[:, 0])
+    safer, unsafer = torch.where(span, safer, 0.0), torch.where(span, unsafer, 0.0)
+    order = -logsigmoid(unsafer - safer)
+    signs = -logsigmoid(safer_sign[:, None] * safer) - logsigmoid(unsafer_sign[:, None] * unsafer)
+    terms = order + signs + regularization * _mean_square(safer, unsafer)
+    return _mean_over_pairs(terms, span, num_pairs)
+
+
+def sft_loss(log_probs: Tensor, response_mask: Tensor, *, num_tokens: int) -> Tensor:
+    """Cross entropy of the response tokens.
+
+    Args:
+        log_probs: [B, T], nats, of the given tokens; entries outside the mask may hold anything.
+        response_mask: [B, T] bool, tokens to learn.
+        num_tokens: learned tokens in the global batch.
+    Returns: scalar, nats per token; 0 if the mask is empty.
+    Raises: ValueError if shapes differ.
+    """
+    require_same_shape(log_probs=log_probs, response_mask=response_mask)
+    return -masked_sum(log_probs, response_mask) / max(num_tokens, 1)
+
+
+def ranking_hits(higher: Tensor, lower: Tensor) -> Tensor:
+    """Number of pairs in the right order: (better, worse) rewards, (unsafer, safer) costs."""
+    require_same_shape(higher=higher, lower=lower)
+    return (higher > lower).sum()
+
+
+def sign_hits(costs: Tensor, signs: Tensor) -> Tensor:
+    """Number of responses whose cost is strictly on its side of 0; signs +1 unsafe, -1 safe."""
+    require_same_shape(costs=costs, signs=signs)
+    return (signs * costs > 0).sum()
+
+
+def _mean_square(first: Tensor, second: Tensor) -> Tensor:
+    return 0.5 * (first.square() + second.square())
+
+
+def _mean_over_pairs(terms: Tensor, span: Tensor, num_pairs: int) -> Tensor:
+    # Two responses that differ only beyond their cut have an empty span: 0, not 0 / 0.
+    lengths = span.sum(1).clamp(min=1)
+    per_pair = torch.where(span, terms, 0.0).sum(1) / lengths
+    return per_pair.sum() / max(num_pairs, 1)

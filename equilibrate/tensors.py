@@ -1,0 +1,18 @@
+"""The two checks and sums that every pure function on [B, T] tensors needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def require_same_shape(**tensors: Tensor) -> None:
+    """Raise ValueError, naming every shape, unless all tensors have one shape."""
+    if len({tensor.shape for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"shapes must be equal, got {shapes}")
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the kept entries. Dropped entries may hold anything, nan included."""
+    return torch.where(mask, values, 0.0).sum()
