@@ -1,8 +1,8 @@
 """Groups of Ray actors behind the protocols of `equilibrate.interfaces`.
 
-Rollout and scoring workers are interchangeable: a lost one is replaced and only its share of the work is
-done again. Learner ranks are not: when one is lost the group is made anew and the driver goes back to the
-last checkpoint. No remote call waits without a deadline.
+Rollout and scoring workers are interchangeable: a lost one is replaced and only its share of the
+work is done again. Learner ranks are not: when one is lost the group is made anew and the driver
+goes back to the last checkpoint. No remote call waits without a deadline.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class WorkerPool:
                 try:
                     answers[index] = ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
                     del calls[index]
-                except (RayActorError, GetTimeoutError) as error:
+                except (RayActorError, GetTimeoutError, WorkerLostError) as error:
                     self._replace(index, error)
                     deadline = time.monotonic() + self._timeout_seconds
                     if prepare is not None:
@@ -129,7 +129,7 @@ class RayRolloutPool:
         self._pool.map("update_weights", [share] * len(self._pool.workers))
 
     def _catch_up(self) -> tuple[str, Any] | None:
-        # A fresh engine holds the weights of the folder it was started from, never the current ones.
+        # A fresh engine holds the weights of its folder, never the current ones.
         if self._weights is None:
             return None
         return "update_weights", (self._weights.reference, self._weights.version)
@@ -210,6 +210,6 @@ class RayLearnerGroup:
             return list(ray.get(references, timeout=self._timeout_seconds))
         except (RayActorError, GetTimeoutError) as error:
             raise WorkerLostError(
-                f"a learner rank is gone ({type(error).__name__}); the group restarts from the last "
-                "checkpoint"
+                f"a learner rank is gone ({type(error).__name__}); the group restarts from the "
+                "last checkpoint"
             ) from error

@@ -1,0 +1,67 @@
+"""Joining a Ray cluster, and leaving it in good order when the run is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import ray
+
+from equilibrate.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Becomes true on SIGTERM or SIGINT; the loop saves and ends. A second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def install(self) -> None:
+        """Must follow `ray.init`, which puts its own SIGTERM handler in place."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.requested = True
+        logger.warning("%s: saving after this iteration", signal.Signals(number).name)
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """The cluster of RAY_ADDRESS (set inside a Ray job), else one of this machine's own.
+
+    Raises: ResourceError if the cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == "local" else None,
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+            runtime_env={"env_vars": {"RAY_DEDUP_LOGS": "1"}} if address == "local" else None,
+        )
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise ResourceError(
+            f"the Ray cluster at {address!r} does not answer ({error}); start one with "
+            "`ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

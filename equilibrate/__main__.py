@@ -1,0 +1,3 @@
+from equilibrate.cli import main
+
+raise SystemExit(main())

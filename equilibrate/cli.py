@@ -1,0 +1,126 @@
+"""The command line. Heavy libraries are imported inside a command, so that help and errors are quick."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+from equilibrate.errors import ConfigError, EquilibrateError
+
+Configs = Annotated[
+    UseAppendAction[tuple[Path, ...]],
+    arg(help="YAML file; repeat it to lay one over another.", metavar="FILE"),
+]
+Overrides = Annotated[
+    Positional[tuple[str, ...]],
+    arg(help="Settings laid over the files, as key.path=value.", metavar="KEY=VALUE"),
+]
+RunFolder = Annotated[Positional[Path], arg(help="Folder of a run.", metavar="RUN")]
+
+SANDBOX_CONFIG = Path("deploy/configs/sandbox.yaml")
+
+
+def demo(overrides: Overrides = ()) -> int:
+    """Align a small model in the built-in world, from nothing to a report."""
+    code = train((SANDBOX_CONFIG,), overrides)
+    if code == 0:
+        from equilibrate.config_files import load_config
+
+        output = load_config((SANDBOX_CONFIG,), overrides).output
+        print(f"Read the report:       {Path(output, 'report.html')}")
+        print(f"Serve the new model:   python -m equilibrate serve {output}")
+    return code
+
+
+def train(config: Configs = (), overrides: Overrides = ()) -> int:
+    """Run, or resume, what the settings describe: models, PPO, evaluation, report."""
+    from equilibrate.config_files import load_config
+
+    settings = load_config(config, overrides)
+    _require_siblings()
+    from actors.launch import train as launch
+
+    return launch(settings)
+
+
+def evaluate(run: RunFolder) -> int:
+    """Measure the aligned model of a run against its base again."""
+    _require_siblings()
+    from actors.launch import evaluate as launch
+
+    return launch(run)
+
+
+def report(run: RunFolder) -> int:
+    """Write the HTML report of a run again."""
+    from equilibrate.report import write_report
+
+    print(write_report(run))
+    return 0
+
+
+def serve(
+    run: RunFolder,
+    port: Annotated[int, arg(help="Port on this machine; nothing else can reach it.")] = 8000,
+) -> int:
+    """Serve the aligned model of a run on this machine, OpenAI-compatible."""
+    _require_siblings("deploy")
+    from deploy.serve_app import serve as launch
+
+    return launch(run, port)
+
+
+def validate(config: Configs = (), overrides: Overrides = ()) -> int:
+    """Check settings without starting anything, and print them in full."""
+    from equilibrate.config_files import dump_config, load_config
+
+    print(dump_config(load_config(config, overrides)), end="")
+    return 0
+
+
+def doctor() -> int:
+    """Check this machine: packages, memory, compiler, cluster, ports."""
+    from equilibrate.doctor import exit_code, render, run_checks
+
+    checks = run_checks()
+    print(render(checks))
+    return exit_code(checks)
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    command.__name__: command
+    for command in (demo, train, evaluate, report, serve, validate, doctor)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns: 0, or 2 settings, 3 data, 4 resources, 5 numerics, 143 stopped (saved, can be resumed).
+    """
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="python -m equilibrate",
+            description="Align a language model: helpful by reward, harmless by constraint.",
+            args=arguments,
+        )
+    except EquilibrateError as error:
+        # An error from a worker carries the remote traceback; its cause is the message itself.
+        cause = getattr(error, "cause", None)
+        print(f"error: {cause if isinstance(cause, EquilibrateError) else error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _require_siblings(package: str = "actors") -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"the package {package!r} is not beside 'equilibrate': the installed library alone cannot "
+            "start a run; go to the source tree and use `python -m equilibrate ...` there"
+        )
