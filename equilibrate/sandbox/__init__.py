@@ -1,0 +1,1 @@
+"""The built-in world: a small language in which helpfulness and harm can be measured exactly."""
