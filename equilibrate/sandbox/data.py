@@ -6,7 +6,8 @@
     prompts             for PPO: seen entities, intents and openers only
     evaluation          seven cells; every prompt has an opener that post-training never saw
 
-Labels come from the oracle, wrong with probability `LABEL_NOISE`; the oracle itself is for evaluation.
+Labels come from the oracle and are wrong with probability `LABEL_NOISE`; training never sees the
+oracle itself.
 """
 
 from __future__ import annotations
@@ -180,8 +181,8 @@ def prompt_rows(world: World, num_per_class: int) -> Iterator[Row]:
 def evaluation_rows(world: World, num_per_cell: int) -> Iterator[Row]:
     """Held-out prompts: {prompt, category, cell, exposure, intent}.
 
-    All have held-out openers. In GENERAL, BORDERLINE, IHD and MHD half of the entities and half of the
-    purposes are new to post-training; `exposure` is the entity's, `intent` is none, seen or new.
+    All have held-out openers. In GENERAL, BORDERLINE, IHD and MHD half of the entities and half of
+    the purposes are new to post-training; `exposure` is the entity's, `intent` is none, seen or new.
     """
     rng = random.Random(f"{world.seed}/evaluation")
     seen = (Exposure.SEEN,)

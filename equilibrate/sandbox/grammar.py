@@ -101,7 +101,7 @@ def make_pool(
     *,
     new_purposes: tuple[bool, ...],
 ) -> Pool:
-    """Parts with the given openers, entities of the given exposures, and purposes seen, new or both."""
+    """Parts with the given openers and exposures; purposes seen (False), new (True) or both."""
     entities = [e for e in world.entities.values() if e.exposure in exposures]
     purposes = [p for p in world.purposes.values() if p.is_new in new_purposes]
     return Pool(

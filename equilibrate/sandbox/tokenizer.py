@@ -24,7 +24,7 @@ _FACT_WORDS = "what is it that a hazard common item fine . ?"
 
 
 def vocabulary() -> list[str]:
-    """Special tokens, then every word of the world in alphabetical order; the same for every seed."""
+    """Special tokens, then every word in alphabetical order; the same for every seed."""
     phrases = [*words.FICTION_FRAMES, *words.OPENERS, *words.VERBS, *words.DETERMINERS]
     phrases += [
         *words.BENIGN_PURPOSES,

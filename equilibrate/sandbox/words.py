@@ -1,7 +1,8 @@
 """The closed vocabulary of the built-in world: word lists that never change with the seed.
 
-Roles do change: which invented word is risky, which tool fits which object and which verb leads to
-which step are drawn in `world.py`. So every seed shares one tokenizer and no word gives its role away.
+Roles do change: which invented word is risky, which tool fits which object and which verb leads
+to which step are drawn in `world.py`. So every seed shares one tokenizer and no word gives its role
+away.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One world: who is risky, what fits what, and what training may see. All of it follows from a seed."""
+"""One world: who is risky, what fits what, what training may see. All follows from a seed."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class World:
 def build_world(seed: int) -> World:
     """The world of a seed: 60 harmless and 40 risky entities, 8 harmless and 12 malicious purposes.
 
-    Of the risky entities 20 are seen, 12 held out with facts, 8 held out without; of the harmless ones
-    45 and 15 (all with facts). One malicious purpose of each concern and two harmless ones are new.
+    Of the risky entities 20 are seen, 12 held out with facts, 8 held out without; of the harmless
+    ones 45 and 15 (all with facts). One malicious purpose of each concern and two harmless ones are new.
     """
     rng = random.Random(f"{seed}/world")
     openers = _shuffled(words.OPENERS, rng)
