@@ -1,0 +1,218 @@
+"""Packing, checking and the repair policy; none of it needs Ray or vLLM."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from actors.weights import (
+    ALIGNMENT,
+    PackedWeights,
+    SyncOutcome,
+    folder_shapes,
+    pack_weights,
+    tied_names,
+    unpack_weights,
+    update_with_repair,
+    verify_weights,
+)
+from equilibrate.errors import DataError, NumericsError
+
+EMBED = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {
+        EMBED: torch.arange(6, dtype=torch.float32).view(3, 2),
+        "norm": torch.tensor([1.5, -2.0, 3.0], dtype=torch.bfloat16),
+        "scale": torch.tensor(0.25),
+    }
+
+
+def shapes(weights: PackedWeights) -> dict[str, tuple[int, ...]]:
+    return {slot.name: slot.shape for slot in weights.slots}
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, ALIGNMENT, 2 * ALIGNMENT, 10**6])
+def test_round_trip_keeps_names_order_dtypes_and_values(bucket_bytes: int) -> None:
+    packed = pack_weights(tensors().items(), aliases={}, bucket_bytes=bucket_bytes)
+    unpacked = dict(unpack_weights(packed))
+    assert list(unpacked) == list(tensors())
+    for name, tensor in tensors().items():
+        assert unpacked[name].dtype == tensor.dtype
+        assert torch.equal(unpacked[name], tensor)
+
+
+def test_bucket_sizes_by_hand() -> None:
+    # 24, 6 and 4 bytes, each rounded up to 64: two fit into 128, the third opens a second bucket.
+    packed = pack_weights(tensors().items(), aliases={}, bucket_bytes=128)
+    assert [bucket.nbytes for bucket in packed.buckets] == [128, 64]
+    assert [(slot.bucket, slot.offset) for slot in packed.slots] == [(0, 0), (0, 64), (1, 0)]
+    assert packed.num_bytes == 192
+
+
+@given(st.lists(st.integers(0, 40), max_size=8), st.integers(1, 300))
+def test_any_sizes_survive_any_bucket_size(sizes: list[int], bucket_bytes: int) -> None:
+    named = [(f"t{index}", torch.rand(size)) for index, size in enumerate(sizes)]
+    packed = pack_weights(named, aliases={}, bucket_bytes=bucket_bytes)
+    verify_weights(packed, {name: tuple(tensor.shape) for name, tensor in named})
+    for (name, tensor), (other_name, other) in zip(named, unpack_weights(packed), strict=True):
+        assert name == other_name
+        assert torch.equal(tensor, other)
+
+
+def test_a_strided_tensor_is_packed_by_value() -> None:
+    packed = pack_weights([("t", torch.arange(6.0).view(2, 3).T)], aliases={})
+    assert dict(unpack_weights(packed))["t"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+
+
+def test_a_tied_head_is_sent_under_both_names_and_costs_nothing() -> None:
+    plain = pack_weights(tensors().items(), aliases={})
+    tied = pack_weights(tensors().items(), aliases={HEAD: EMBED})
+    unpacked = dict(unpack_weights(tied))
+    assert torch.equal(unpacked[HEAD], unpacked[EMBED])
+    assert tied.num_bytes == plain.num_bytes
+
+
+def test_an_alias_in_the_stream_is_not_sent_twice() -> None:
+    named = {**tensors(), HEAD: tensors()[EMBED]}
+    packed = pack_weights(named.items(), aliases={HEAD: EMBED})
+    assert sorted(name for name, _ in unpack_weights(packed)) == sorted(named)
+
+
+def test_tied_names_finds_the_shared_parameter() -> None:
+    model = torch.nn.ModuleDict(
+        {"embed": torch.nn.Embedding(3, 2), "head": torch.nn.Linear(2, 3, bias=False)}
+    )
+    assert tied_names(model) == {}
+    model["head"].weight = model["embed"].weight
+    assert tied_names(model) == {"head.weight": "embed.weight"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_non_finite_tensor_is_refused_by_name(bad: float, dtype: torch.dtype) -> None:
+    tensor = torch.ones(100, dtype=dtype)
+    tensor[57] = bad
+    with pytest.raises(NumericsError, match=r"layers\.0\.q"):
+        pack_weights([("ok", torch.ones(2)), ("layers.0.q", tensor)], aliases={})
+
+
+def test_inf_and_minus_inf_do_not_cancel() -> None:
+    with pytest.raises(NumericsError):
+        pack_weights([("t", torch.tensor([float("inf"), float("-inf")]))], aliases={})
+
+
+def test_the_largest_finite_numbers_are_allowed() -> None:
+    # Their sum overflows float32, but not the float64 that the check adds in.
+    largest = torch.full((64,), torch.finfo(torch.float32).max)
+    assert torch.equal(
+        dict(unpack_weights(pack_weights([("t", largest)], aliases={})))["t"], largest
+    )
+
+
+@pytest.mark.parametrize("position", [0, 7, 63])
+def test_one_flipped_bit_is_noticed(position: int) -> None:
+    packed = pack_weights(tensors().items(), aliases={})
+    packed.buckets[0][position] ^= 1
+    with pytest.raises(NumericsError, match="bucket 1 of 1"):
+        verify_weights(packed, shapes(packed))
+
+
+def test_a_cut_bucket_is_noticed() -> None:
+    packed = pack_weights(tensors().items(), aliases={})
+    for length in (8, 63):
+        cut = dataclasses.replace(packed, buckets=(packed.buckets[0][:length],))
+        with pytest.raises(NumericsError, match="checksum"):
+            verify_weights(cut, shapes(packed))
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({EMBED: (3, 2), "norm": (3,), "scale": (), HEAD: (3, 2)}, "lm_head.weight first"),
+        ({EMBED: (3, 2), "norm": (3,)}, "scale is not"),
+        ({EMBED: (2, 3), "norm": (3,), "scale": ()}, r"shape \(3, 2\)"),
+    ],
+)
+def test_incomplete_unknown_and_misshapen_tensors_are_named(
+    expected: dict[str, tuple[int, ...]], message: str
+) -> None:
+    packed = pack_weights(tensors().items(), aliases={})
+    with pytest.raises(NumericsError, match=message):
+        verify_weights(packed, expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_folder_shapes_demands_a_tied_head(tmp_path: Path, tied: bool) -> None:
+    save_file({EMBED: torch.zeros(3, 2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        f'{{"vocab_size": 3, "hidden_size": 2, "tie_word_embeddings": {str(tied).lower()}}}'
+    )
+    assert folder_shapes(tmp_path) == ({EMBED: (3, 2), HEAD: (3, 2)} if tied else {EMBED: (3, 2)})
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="save_pretrained"):
+        folder_shapes(tmp_path)
+
+
+def test_buckets_travel_out_of_band_and_are_read_in_place() -> None:
+    packed = pack_weights(tensors().items(), aliases={})
+    buffers: list[pickle.PickleBuffer] = []
+    stream = pickle.dumps(packed, protocol=5, buffer_callback=buffers.append)
+    assert [buffer.raw().nbytes for buffer in buffers] == [packed.num_bytes]
+    # As from the object store: read-only memory that nobody copies.
+    received = pickle.loads(stream, buffers=[bytes(buffer.raw()) for buffer in buffers])
+    assert not received.buckets[0].flags.writeable
+    name, tensor = next(unpack_weights(received))
+    assert name == EMBED
+    assert tensor.data_ptr() == received.buckets[0].ctypes.data
+    assert np.array_equal(tensor.numpy(), tensors()[EMBED].numpy())
+
+
+class Engine:
+    """Fails its first updates, and logs what was asked of it."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.calls: list[str] = []
+
+    def update(self) -> None:
+        self.calls.append("update")
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("half-way")
+
+    def rebuild(self) -> None:
+        self.calls.append("rebuild")
+
+
+@pytest.mark.parametrize(
+    ("failures", "outcome", "calls"),
+    [
+        (0, SyncOutcome.FIRST_TRY, ["update"]),
+        (1, SyncOutcome.RETRIED, ["update", "update"]),
+        (2, SyncOutcome.REBUILT, ["update", "update", "rebuild", "update"]),
+    ],
+)
+def test_repair_retries_once_then_rebuilds(
+    failures: int, outcome: SyncOutcome, calls: list[str]
+) -> None:
+    engine = Engine(failures)
+    assert update_with_repair(engine.update, engine.rebuild) is outcome
+    assert engine.calls == calls
+
+
+def test_repair_gives_up_after_a_failure_on_a_fresh_engine() -> None:
+    engine = Engine(failures=3)
+    with pytest.raises(RuntimeError, match="half-way"):
+        update_with_repair(engine.update, engine.rebuild)
+    assert engine.calls == ["update", "update", "rebuild", "update"]
