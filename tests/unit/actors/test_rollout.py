@@ -1,0 +1,45 @@
+"""The parts of the generator that need no engine."""
+
+import subprocess
+import sys
+
+from actors.rollout import engine_environment, request_seed
+
+
+def test_seed_is_the_same_in_every_process() -> None:
+    # A literal, because a hash that changed would make old runs impossible to repeat.
+    assert request_seed(0, 0, "p", 0) == 1900329930060920198
+
+
+def test_seed_differs_in_each_argument_and_does_not_run_them_together() -> None:
+    keys = [
+        (0, 0, "p", 0),
+        (1, 0, "p", 0),
+        (0, 1, "p", 0),
+        (0, 0, "q", 0),
+        (0, 0, "p", 1),
+        (1, 1, "p", 1),
+        (11, 0, "p", 1),
+    ]
+    assert len({request_seed(*key) for key in keys}) == len(keys)
+
+
+def test_seed_fits_a_signed_64_bit_integer() -> None:
+    seeds = [request_seed(0, iteration, "p", 0) for iteration in range(1000)]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # Uniform: the mean of 1000 draws lies within 5 standard errors, 5 x 0.29 / sqrt(1000) = 0.046.
+    assert abs(sum(seeds) / len(seeds) / 2**63 - 0.5) < 0.046
+
+
+def test_engine_runs_in_the_process_of_its_actor() -> None:
+    for device in ("cpu", "cuda"):
+        environment = engine_environment(device=device, threads=2)
+        assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        assert environment["OMP_NUM_THREADS"] == "2"
+    assert "TORCH_COMPILE_DISABLE" not in engine_environment(device="cuda", threads=2)
+
+
+def test_importing_the_actors_loads_no_engine() -> None:
+    heavy = "{'ray', 'vllm', 'deepspeed'}"
+    check = f"import sys, actors.rollout, actors.weights; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
