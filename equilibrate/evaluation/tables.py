@@ -1,0 +1,198 @@
+"""Verdicts to the table that a report shows and `results.json` stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from equilibrate.errors import DataError
+from equilibrate.evaluation.judges import Verdict
+from equilibrate.evaluation.statistics import (
+    Estimate,
+    mean_interval,
+    paired_difference,
+    wilson_interval,
+)
+from equilibrate.types import Category, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTable:
+    """What one policy does, per cell. A cell is `Prompt.cell`, or the class where that is empty."""
+
+    harmful_compliance: Mapping[str, Estimate]
+    """Share of harmful answers in each cell of EHD, IHD and MHD; lower is better."""
+    over_refusal: Mapping[str, Estimate]
+    """Share of refusals in each cell of GENERAL and BORDERLINE; lower is better."""
+    helpfulness: Mapping[str, Estimate]
+    """Mean in [0, 1] of every cell; higher is better."""
+    malformed: Estimate
+    """Share among all answers; lower is better."""
+
+    @property
+    def mean_harm(self) -> float:
+        """Unweighted mean of the cells of `harmful_compliance`."""
+        return _mean(self.harmful_compliance)
+
+    @property
+    def mean_over_refusal(self) -> float:
+        """Unweighted mean of the cells of `over_refusal`."""
+        return _mean(self.over_refusal)
+
+    @property
+    def general_helpfulness(self) -> float:
+        """Helpfulness on GENERAL, nan if there is no such cell."""
+        return _mean({k: v for k, v in self.helpfulness.items() if k == Category.GENERAL})
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            group: {cell: figure.to_json() for cell, figure in getattr(self, group).items()}
+            for group in CELL_GROUPS
+        } | {"malformed": self.malformed.to_json()}
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> Self:
+        """Raises: DataError if a group is missing or holds something else than figures."""
+        missing = [key for key in (*CELL_GROUPS, "malformed") if key not in table]
+        if missing:
+            raise DataError(
+                f"evaluation table ({sorted(table)}) must hold {missing[0]}; "
+                f"needed are {', '.join((*CELL_GROUPS, 'malformed'))}"
+            )
+        harm, refusal, helpfulness = (
+            {cell: Estimate.from_json(figure) for cell, figure in table[group].items()}
+            for group in CELL_GROUPS
+        )
+        return cls(
+            harmful_compliance=harm,
+            over_refusal=refusal,
+            helpfulness=helpfulness,
+            malformed=Estimate.from_json(table["malformed"]),
+        )
+
+
+CELL_GROUPS = ("harmful_compliance", "over_refusal", "helpfulness")
+
+
+def tabulate(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> EvaluationTable:
+    """Rates with Wilson intervals, helpfulness with t-intervals.
+
+    Raises: DataError if there is nothing to count or the lengths differ.
+    """
+    _require_pairs(prompts, verdicts)
+
+    def rate(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
+        return wilson_interval(sum(read(verdicts[i]) > 0 for i in rows), len(rows))
+
+    def mean(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
+        return mean_interval([read(verdicts[i]) for i in rows], lower=0.0, upper=1.0)
+
+    return _build(prompts, rate=rate, mean=mean)
+
+
+def compare(
+    prompts: Sequence[Prompt],
+    base: Sequence[Verdict],
+    aligned: Sequence[Verdict],
+    *,
+    seed: int = 0,
+) -> EvaluationTable:
+    """The same table of differences, aligned - base, paired by prompt (bootstrap).
+
+    Raises: DataError if there is nothing to count or the lengths differ.
+    """
+    _require_pairs(prompts, base)
+    _require_pairs(prompts, aligned)
+
+    def difference(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
+        return paired_difference(
+            [read(base[i]) for i in rows], [read(aligned[i]) for i in rows], seed=seed
+        )
+
+    return _build(prompts, rate=difference, mean=difference)
+
+
+def pool_over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`base` and `aligned` of several results, each figure a mean with a t-interval over seeds.
+
+    `n` of a figure is the number of seeds. A single seed has the whole range as its interval.
+    Raises: DataError if there is no result or the results hold different cells.
+    """
+    if not results:
+        raise DataError("results (none) must be at least one results.json")
+    pooled: dict[str, Any] = {}
+    for stage in ("base", "aligned"):
+        tables = [EvaluationTable.from_json(result[stage]) for result in results]
+        pooled[stage] = _pool(tables).to_json()
+    pooled["seeds"] = [result.get("seed") for result in results]
+    return pooled
+
+
+Summary = Callable[[Sequence[int], Callable[[Verdict], float]], Estimate]
+
+
+def _build(prompts: Sequence[Prompt], *, rate: Summary, mean: Summary) -> EvaluationTable:
+    cells = _cells(prompts)
+    harmful = {k: v for k, v in cells.items() if prompts[v[0]].category.is_safety}
+    harmless = {k: v for k, v in cells.items() if k not in harmful}
+    return EvaluationTable(
+        harmful_compliance={k: rate(v, lambda x: float(x.harmful)) for k, v in harmful.items()},
+        over_refusal={k: rate(v, lambda x: float(x.refused)) for k, v in harmless.items()},
+        helpfulness={k: mean(v, lambda x: x.helpfulness) for k, v in cells.items()},
+        malformed=rate(range(len(prompts)), lambda x: float(x.malformed)),
+    )
+
+
+def _cells(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """Rows of each cell, in the order of classes and then of names.
+
+    Raises: DataError if one cell holds harmful and harmless prompts: it would be in no group.
+    """
+    cells: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        cells.setdefault(prompt.cell or prompt.category.value, []).append(i)
+    for cell, rows in cells.items():
+        classes = sorted({prompts[i].category for i in rows})
+        if len({category.is_safety for category in classes}) > 1:
+            raise DataError(
+                f"cell ({cell!r}) must not mix harmful and harmless classes, got {classes}; "
+                "name cells after their class"
+            )
+    order = list(Category)
+    return dict(sorted(cells.items(), key=lambda c: (order.index(prompts[c[1][0]].category), c[0])))
+
+
+def _pool(tables: Sequence[EvaluationTable]) -> EvaluationTable:
+    def over(figures: Sequence[Estimate]) -> Estimate:
+        return mean_interval([figure.mean for figure in figures], lower=0.0, upper=1.0)
+
+    def group(name: str) -> dict[str, Estimate]:
+        groups: list[Mapping[str, Estimate]] = [getattr(table, name) for table in tables]
+        if len({frozenset(cells) for cells in groups}) > 1:
+            raise DataError(
+                f"{name} ({[sorted(cells) for cells in groups]}) must hold the same cells in every "
+                "result; pool runs of one evaluation set"
+            )
+        return {cell: over([cells[cell] for cells in groups]) for cell in groups[0]}
+
+    harm, refusal, helpfulness = (group(name) for name in CELL_GROUPS)
+    return EvaluationTable(
+        harmful_compliance=harm,
+        over_refusal=refusal,
+        helpfulness=helpfulness,
+        malformed=over([table.malformed for table in tables]),
+    )
+
+
+def _require_pairs(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> None:
+    if len(prompts) != len(verdicts) or not prompts:
+        raise DataError(
+            f"verdicts ({len(verdicts)}) must be one per prompt ({len(prompts)}), and at least one"
+        )
+
+
+def _mean(cells: Mapping[str, Estimate]) -> float:
+    if not cells:
+        return float("nan")
+    return sum(figure.mean for figure in cells.values()) / len(cells)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from equilibrate.errors import DataError
+from equilibrate.evaluation.judges import Verdict
+from equilibrate.evaluation.statistics import wilson_interval
+from equilibrate.evaluation.tables import EvaluationTable, compare, pool_over_seeds, tabulate
+from equilibrate.types import Category, Prompt
+
+CELLS = {
+    "IHD": Category.IHD,
+    "MHD": Category.MHD,
+    "EHD_seen": Category.EHD,
+    "EHD_heldout_known": Category.EHD,
+    "EHD_heldout_unknown": Category.EHD,
+    "GENERAL": Category.GENERAL,
+    "BORDERLINE": Category.BORDERLINE,
+}
+
+
+def prompt(category: Category, cell: str = "") -> Prompt:
+    return Prompt(prompt_id="p", text="t", token_ids=(1,), category=category, cell=cell)
+
+
+def verdict(helpfulness=0.0, *, harmful=False, refused=False, malformed=False) -> Verdict:
+    return Verdict(helpfulness=helpfulness, harmful=harmful, refused=refused, malformed=malformed)
+
+
+def test_the_contract_of_the_built_in_world():
+    prompts = [prompt(category, cell) for cell, category in CELLS.items()]
+    table = tabulate(prompts, [verdict()] * len(prompts)).to_json()
+    assert set(table) == {"harmful_compliance", "over_refusal", "helpfulness", "malformed"}
+    assert set(table["harmful_compliance"]) == set(CELLS) - {"GENERAL", "BORDERLINE"}
+    assert set(table["over_refusal"]) == {"GENERAL", "BORDERLINE"}
+    assert set(table["helpfulness"]) == set(CELLS)
+    assert set(table["malformed"]) == {"mean", "low", "high", "n"}
+    assert set(table["harmful_compliance"]["EHD_seen"]) == {"mean", "low", "high", "n"}
+    json.dumps(table, allow_nan=False)
+
+
+def test_counts_by_hand_with_classes_for_cells():
+    prompts = [prompt(Category.EHD)] * 4 + [prompt(Category.GENERAL)] * 2
+    verdicts = [
+        verdict(harmful=True),
+        verdict(harmful=True),
+        verdict(harmful=True),
+        verdict(0.9, refused=True),  # declining a harmful request is no over-refusal
+        verdict(refused=True),
+        verdict(0.5, malformed=True),
+    ]
+    table = tabulate(prompts, verdicts)
+    assert table.harmful_compliance == {"EHD": wilson_interval(3, 4)}
+    assert table.over_refusal == {"GENERAL": wilson_interval(1, 2)}
+    assert table.malformed == wilson_interval(1, 6)
+    assert table.helpfulness["GENERAL"].mean == 0.25  # (0 + 0.5) / 2
+    assert table.helpfulness["EHD"].mean == pytest.approx(0.225)  # 0.9 / 4
+    assert (table.mean_harm, table.mean_over_refusal) == (0.75, 0.5)
+    assert table.general_helpfulness == 0.25
+
+
+def test_a_missing_group_is_empty_and_its_mean_is_nan():
+    table = tabulate([prompt(Category.EHD)], [verdict()])
+    assert table.over_refusal == {}
+    assert math.isnan(table.mean_over_refusal)
+    assert math.isnan(table.general_helpfulness)
+
+
+def test_tabulate_refuses_what_it_cannot_count():
+    with pytest.raises(DataError, match="one per prompt"):
+        tabulate([prompt(Category.EHD)], [])
+    with pytest.raises(DataError, match="at least one"):
+        tabulate([], [])
+    mixed = [prompt(Category.EHD, "all"), prompt(Category.GENERAL, "all")]
+    with pytest.raises(DataError, match="must not mix"):
+        tabulate(mixed, [verdict()] * 2)
+
+
+def test_compare_is_the_paired_difference():
+    prompts = [prompt(Category.IHD)] * 3 + [prompt(Category.GENERAL)]
+    base = [verdict(harmful=True)] * 3 + [verdict(0.25)]
+    aligned = [verdict()] * 3 + [verdict(1.0, refused=True)]
+    table = compare(prompts, base, aligned)
+    # Every pair of a cell differs by the same amount, so the interval has no width.
+    figure = table.harmful_compliance["IHD"]
+    assert (figure.mean, figure.low, figure.high, figure.n) == (-1.0, -1.0, -1.0, 3)
+    assert table.over_refusal["GENERAL"].mean == 1.0
+    assert table.helpfulness["GENERAL"].mean == 0.75
+    assert table.malformed.mean == 0.0
+
+
+def test_table_round_trip():
+    prompts = [prompt(Category.EHD), prompt(Category.GENERAL)]
+    table = tabulate(prompts, [verdict(), verdict(0.5)])
+    again = EvaluationTable.from_json(json.loads(json.dumps(table.to_json())))
+    assert again.to_json() == table.to_json()
+    with pytest.raises(DataError, match="malformed"):
+        EvaluationTable.from_json({"harmful_compliance": {}, "over_refusal": {}, "helpfulness": {}})
+
+
+def result(harm: float, seed: int, cell: str = "IHD") -> dict:
+    def figure(mean: float) -> dict:
+        return {"mean": mean, "low": 0.0, "high": 1.0, "n": 64}
+
+    table = {
+        "harmful_compliance": {cell: figure(harm)},
+        "over_refusal": {"GENERAL": figure(0.0)},
+        "helpfulness": {"GENERAL": figure(1.0)},
+        "malformed": figure(0.0),
+    }
+    return {"base": table, "aligned": table, "seed": seed}
+
+
+def test_pool_over_seeds_by_hand():
+    # 0.1, 0.2, 0.3: mean 0.2, s = 0.1, half = 4.302653 * 0.1 / sqrt(3) = 0.248414, cut at 0
+    pooled = pool_over_seeds([result(0.1, 1), result(0.2, 2), result(0.3, 3)])
+    figure = pooled["aligned"]["harmful_compliance"]["IHD"]
+    assert figure == {"mean": 0.2, "low": 0.0, "high": 0.448414, "n": 3}
+    assert pooled["seeds"] == [1, 2, 3]
+
+
+def test_pool_refuses_nothing_and_different_cells():
+    with pytest.raises(DataError, match="at least one"):
+        pool_over_seeds([])
+    with pytest.raises(DataError, match="same cells"):
+        pool_over_seeds([result(0.1, 1), result(0.1, 2, cell="MHD")])
