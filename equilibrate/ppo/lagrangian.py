@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from equilibrate.errors import NumericsError
+from equilibrate.errors import ConfigError, NumericsError
 
 
 class Multiplier(Protocol):
@@ -77,7 +77,7 @@ class LogSgdMultiplier:
 
     def __init__(self, *, init: float, lr: float, maximum: float, budget: float) -> None:
         if not 0 < init <= maximum:
-            raise ValueError(
+            raise ConfigError(
                 f"constraint.init ({init}) must lie in (0, {maximum}] for log_sgd; try {maximum}"
             )
         self.value = init

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equilibrate.ppo.batches import (
+    collate,
+    minibatch_indices,
+    shard_rows,
+    take_rows,
+    token_budget_batches,
+)
+from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout, TrainBatch
+
+
+def scored(prompt, response, category=Category.GENERAL, reward=1.0, cost=-1.0):
+    length = len(prompt) + len(response)
+    rollout = Rollout(
+        prompt_id="p",
+        copy=0,
+        category=category,
+        policy_version=3,
+        token_ids=np.array([*prompt, *response]),
+        response_mask=np.array([False] * len(prompt) + [True] * len(response)),
+        rollout_log_probs=np.array([0.0] * len(prompt) + [-0.5] * len(response), dtype=np.float32),
+        finish_reason=FinishReason.STOP,
+    )
+    return ScoredRollout(
+        rollout=rollout,
+        reward=reward,
+        cost=cost,
+        token_rewards=np.arange(length, dtype=np.float32),
+        token_costs=-np.arange(length, dtype=np.float32),
+        ref_log_probs=np.full(length, -0.25, dtype=np.float32),
+    )
+
+
+def two_rows():
+    return collate(
+        [
+            scored([5, 6], [7, 0]),  # ends with the id that is also the padding
+            scored([5], [8, 9, 7, 2], Category.EHD, reward=2.0, cost=3.0),
+        ],
+        pad_token_id=0,
+        ungated=(Category.GENERAL,),
+    )
+
+
+def test_collate_pads_on_the_right():
+    batch = two_rows()
+    assert batch.token_ids.tolist() == [[5, 6, 7, 0, 0], [5, 8, 9, 7, 2]]
+    assert batch.attention_mask.tolist() == [[True] * 4 + [False], [True] * 5]
+    assert batch.response_mask.tolist() == [
+        [False, False, True, True, False],
+        [False, True, True, True, True],
+    ]
+    assert batch.rollout_log_probs.tolist() == [[0, 0, -0.5, -0.5, 0], [0, -0.5, -0.5, -0.5, -0.5]]
+    assert batch.ref_log_probs[0].tolist() == [-0.25] * 4 + [0.0]
+    assert batch.token_rewards[0].tolist() == [0, 1, 2, 3, 0]
+    assert batch.token_costs[0].tolist() == [0, -1, -2, -3, 0]
+    assert batch.reward.tolist() == [1.0, 2.0]
+    assert batch.cost.tolist() == [-1.0, 3.0]
+    assert batch.is_masked_row.tolist() == [False, True]
+
+
+def test_collate_dtypes():
+    batch = two_rows()
+    assert batch.token_ids.dtype == torch.int64
+    assert batch.attention_mask.dtype == batch.response_mask.dtype == torch.bool
+    assert batch.is_masked_row.dtype == torch.bool
+    assert batch.reward.dtype == batch.token_costs.dtype == torch.float32
+
+
+def test_collate_gates_nothing_by_default():
+    rows = [scored([1], [2], category) for category in Category]
+    assert collate(rows, pad_token_id=0).is_masked_row.all()
+
+
+def test_collate_takes_strided_arrays():
+    one = scored([5, 6], [7, 2])
+    view = np.arange(8, dtype=np.float32)[::2]
+    strided = ScoredRollout(
+        rollout=one.rollout,
+        reward=0.0,
+        cost=0.0,
+        token_rewards=view,
+        token_costs=view[::-1],
+        ref_log_probs=view,
+    )
+    assert collate([strided], pad_token_id=0).token_costs.tolist() == [[6, 4, 2, 0]]
+
+
+def test_collate_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        collate([], pad_token_id=0)
+
+
+def full_batch():
+    batch = two_rows()
+    zeros = torch.zeros(2, 5)
+    tokens = batch.with_learner_outputs(old_log_probs=zeros, values=zeros + 1, cost_values=zeros)
+    return TrainBatch(
+        tokens=tokens,
+        advantages=torch.arange(10.0).view(2, 5),
+        reward_advantages=zeros,
+        returns=zeros,
+        cost_advantages=zeros,
+        cost_returns=zeros,
+        gradient_mask=batch.response_mask,
+    )
+
+
+def test_learner_outputs_complete_the_record():
+    tokens = full_batch().tokens
+    assert torch.all(tokens.values == 1)
+    assert tokens.token_ids.tolist() == two_rows().token_ids.tolist()
+
+
+def test_take_rows_reaches_nested_records():
+    taken = take_rows(full_batch(), np.array([1]))
+    assert taken.advantages.tolist() == [[5, 6, 7, 8, 9]]
+    assert taken.tokens.token_ids.tolist() == [[5, 8, 9, 7, 2]]
+    assert taken.tokens.cost.tolist() == [3.0]
+
+
+sizes = st.integers(1, 60)
+
+
+@given(sizes, sizes, st.integers(0, 99))
+def test_minibatches_cover_every_row_once(num_rows, size, seed):
+    batches = minibatch_indices(num_rows, size, seed)
+    assert sorted(np.concatenate(batches)) == list(range(num_rows))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert 0 < len(batches[-1]) <= size
+
+
+def test_minibatches_are_seeded():
+    first, again, other = (np.concatenate(minibatch_indices(50, 8, s)) for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@given(sizes, st.integers(1, 8))
+def test_shards_of_a_minibatch_are_a_partition_of_even_sizes(num_rows, world_size):
+    (rows,) = minibatch_indices(num_rows, num_rows, seed=0)
+    shards = [shard_rows(rows, rank, world_size) for rank in range(world_size)]
+    assert sorted(np.concatenate(shards)) == list(range(num_rows))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_shards_by_hand():
+    rows = np.array([4, 0, 3, 1, 2])
+    assert shard_rows(rows, 0, 2).tolist() == [4, 3, 2]
+    assert shard_rows(rows, 1, 2).tolist() == [0, 1]
+
+
+def test_token_budget_by_hand():
+    # budget 10: 9 alone; two of length 5; then 3 and 2 (padded 6)
+    batches = token_budget_batches([3, 9, 2, 5, 5], max_tokens=10)
+    assert [batch.tolist() for batch in batches] == [[1], [3, 4], [0, 2]]
+
+
+def test_a_row_longer_than_the_budget_comes_alone():
+    assert [b.tolist() for b in token_budget_batches([2, 50, 2], 4)] == [[1], [0, 2]]
+
+
+@given(st.lists(st.integers(0, 40), max_size=50), st.integers(1, 100))
+def test_token_budget_covers_each_row_once_within_the_budget(lengths, budget):
+    batches = token_budget_batches(lengths, budget)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[row] for row in batch)
+        assert padded <= budget or len(batch) == 1
