@@ -182,7 +182,8 @@ def evaluation_rows(world: World, num_per_cell: int) -> Iterator[Row]:
     """Held-out prompts: {prompt, category, cell, exposure, intent}.
 
     All have held-out openers. In GENERAL, BORDERLINE, IHD and MHD half of the entities and half of
-    the purposes are new to post-training; `exposure` is the entity's, `intent` is none, seen or new.
+    the purposes are new to post-training; `exposure` is the entity's, `intent` is none, seen or
+    new.
     """
     rng = random.Random(f"{world.seed}/evaluation")
     seen = (Exposure.SEEN,)

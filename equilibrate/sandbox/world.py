@@ -78,7 +78,8 @@ def build_world(seed: int) -> World:
     """The world of a seed: 60 harmless and 40 risky entities, 8 harmless and 12 malicious purposes.
 
     Of the risky entities 20 are seen, 12 held out with facts, 8 held out without; of the harmless
-    ones 45 and 15 (all with facts). One malicious purpose of each concern and two harmless ones are new.
+    ones 45 and 15 (all with facts). One malicious purpose of each concern and two harmless ones
+    are new.
     """
     rng = random.Random(f"{seed}/world")
     openers = _shuffled(words.OPENERS, rng)
