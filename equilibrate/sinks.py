@@ -131,7 +131,7 @@ class RunSink:
             mirror.write(iteration, values)
 
     def write_seconds(self, iteration: int, seconds: Mapping[str, float]) -> None:
-        self._timings.append({"iteration": iteration, **seconds})
+        self._timings.append({"iteration": iteration, "seconds": seconds})
         for mirror in self._mirrors:
             mirror.write_seconds(iteration, seconds)
 
@@ -160,7 +160,9 @@ class TensorBoardMirror:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writer = self._open(purge_step=None)
+        self._writer: Any = None
+        self._purge_step: int | None = None
+        self._num_files = 0
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         self._write("metrics", iteration, values)
@@ -169,21 +171,32 @@ class TensorBoardMirror:
         self._write("seconds", iteration, seconds)
 
     def forget_from(self, iteration: int) -> None:
-        self._writer.close()
-        self._writer = self._open(purge_step=iteration)
+        self.close()
+        self._purge_step = iteration
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _write(self, group: str, iteration: int, values: Mapping[str, float]) -> None:
+        if self._writer is None:
+            self._writer = self._open()
         for name, value in sorted(values.items()):
             if math.isfinite(value):
                 self._writer.add_scalar(f"{group}/{name}", value, iteration)
 
-    def _open(self, *, purge_step: int | None) -> Any:
+    def _open(self) -> Any:
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(str(self._folder), purge_step=purge_step, flush_secs=10)
+        # File names hold whole seconds: without a suffix a quick restart overwrites its own start.
+        self._num_files += 1
+        return SummaryWriter(
+            str(self._folder),
+            purge_step=self._purge_step,
+            flush_secs=10,
+            filename_suffix=f".{os.getpid()}.{self._num_files}",
+        )
 
 
 class WandbMirror:
@@ -209,7 +222,7 @@ class WandbMirror:
     def close(self) -> None:
         if self._run is not None:
             try:
-                self._run.finish(quiet=True)
+                self._run.finish()
             except Exception as error:
                 self._give_up(error)
             self._run = None
@@ -259,6 +272,7 @@ def _start_wandb(folder: Path, project: str) -> Any:
             console="off",
             disable_code=True,
             disable_git=True,
+            host="-",
             silent=True,
             x_disable_meta=True,
             x_disable_stats=True,
