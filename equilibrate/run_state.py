@@ -53,6 +53,7 @@ class RunCheckpoints:
     def restore(self) -> int:
         checkpoint = self._store.latest()
         if checkpoint is None:
+            self._sink.rewind(0)
             self.save(0)
             return 0
         state = json.loads((checkpoint.folder / "driver.json").read_text())
@@ -67,6 +68,7 @@ class RunCheckpoints:
         for key in sorted({*saved, *self._fixed}):
             if saved.get(key) != self._fixed.get(key):
                 raise ConfigError(
-                    f"{key} ({self._fixed.get(key)!r}) must stay what it was when the run in {folder} "
-                    f"was started ({saved.get(key)!r}); set it back, or choose another output folder"
+                    f"{key} ({self._fixed.get(key)!r}) must stay what it was when the run in "
+                    f"{folder} was started ({saved.get(key)!r}); set it back, or choose another "
+                    "output folder"
                 )

@@ -1,0 +1,131 @@
+"""The worker groups of one run: reserved together, started, and released together."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.learner import LearnerSettings, LearnerWorker
+from actors.placement import Demand, Reservation
+from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
+from actors.prepare import Inputs
+from actors.rollout import RolloutWorker, engine_environment, request_seed
+from actors.scoring import ScoringWorker
+from actors.weights import OBJECT_STORE, pack_weights, tied_names
+from equilibrate.config import RunConfig, WorkerGroup
+from equilibrate.types import Weights
+
+
+class WorkerGroups:
+    """Rollout pool, scorer and learner; leaving the context ends every process and frees its place."""
+
+    rollouts: RayRolloutPool
+    scorer: RayScorer
+    learner: RayLearnerGroup
+
+    def __init__(self, config: RunConfig, inputs: Inputs, *, only_rollouts: bool = False) -> None:
+        """Raises: ResourceError if the cluster cannot hold the groups, or not before the deadline."""
+        self._config = config
+        self._inputs = inputs
+        self._only_rollouts = only_rollouts
+        self._groups: dict[str, WorkerGroup] = {"rollout": config.rollout}
+        if not only_rollouts:
+            self._groups |= {"scoring": config.scoring, "learner": config.learner}
+
+    def __enter__(self) -> Self:
+        demands = [
+            Demand(name=name, num_workers=g.num_workers, cpus=g.cpus, gpus=g.gpus)
+            for name, g in self._groups.items()
+        ]
+        self._reservation = Reservation(demands, self._config.timeout_seconds)
+        self.rollouts = RayRolloutPool(
+            self._pool("rollout", self._start_rollout_worker),
+            partial(request_seed, self._config.seed),
+        )
+        if not self._only_rollouts:
+            self.scorer = RayScorer(self._pool("scoring", self._start_scoring_worker))
+            self.learner = RayLearnerGroup(
+                self._start_learner_ranks, timeout_seconds=self._config.timeout_seconds
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Removing the placement group ends the actors in it.
+        self._reservation.release()
+
+    def weights_of_folder(self, folder: Path, version: int) -> Weights:
+        """The weights of a model folder, ready for `rollouts.sync`."""
+        from actors.device import Accelerator
+        from actors.models import load_policy
+
+        model = load_policy(folder, Accelerator("cpu", "float32")).model
+        packed = pack_weights(model.named_parameters(), aliases=tied_names(model))
+        return Weights(version=version, reference=ray.put(packed))
+
+    def _pool(self, name: str, start: Any) -> WorkerPool:
+        return WorkerPool(
+            name,
+            start,
+            num_workers=self._groups[name].num_workers,
+            timeout_seconds=self._config.timeout_seconds,
+            max_restarts=self._config.max_restarts,
+        )
+
+    def _start(self, name: str, index: int, worker: type, environment: dict[str, str]) -> Any:
+        group = self._groups[name]
+        base = {
+            "OMP_NUM_THREADS": str(self._config.cpu_threads),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        return ray.remote(worker).options(
+            num_cpus=group.cpus,
+            num_gpus=group.gpus,
+            runtime_env={"env_vars": {**base, **environment}},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._reservation.group, self._reservation.bundle_index(name, index)
+            ),
+        )
+
+    def _start_rollout_worker(self, index: int) -> ActorHandle:
+        config = self._config
+        environment = engine_environment(device=config.device, threads=config.cpu_threads)
+        handle: ActorHandle = self._start("rollout", index, RolloutWorker, environment).remote(
+            model_folder=str(self._inputs.policy),
+            dtype=config.dtype,
+            temperature=config.rollout.temperature,
+            max_new_tokens=config.rollout.max_new_tokens,
+            max_model_len=config.rollout.max_model_len,
+            kv_cache_gib=config.rollout.memory_gib if config.device == "cpu" else None,
+            transfer=OBJECT_STORE,
+            enforce_eager=config.device == "cpu",
+        )
+        return handle
+
+    def _start_scoring_worker(self, index: int) -> ActorHandle:
+        config, inputs = self._config, self._inputs
+        handle: ActorHandle = self._start("scoring", index, ScoringWorker, {}).remote(
+            reward=str(inputs.reward),
+            cost=str(inputs.cost) if inputs.cost else "",
+            reference=str(inputs.policy),
+            device=config.device,
+            dtype=config.dtype,
+            cpu_threads=config.cpu_threads,
+            max_tokens_per_batch=config.scoring.max_tokens_per_batch,
+            temperature=config.rollout.temperature,
+        )
+        return handle
+
+    def _start_learner_ranks(self) -> list[ActorHandle]:
+        raise NotImplementedError

@@ -1,0 +1,205 @@
+"""The composition root: settings in, a finished run out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from actors.cluster import StopRequest, ray_cluster
+from actors.groups import WorkerGroups
+from actors.prepare import Inputs, prepare_inputs
+from actors.rollout import request_seed
+from actors.text import TextCodec
+from equilibrate import driver
+from equilibrate.assessment import Assessor, difference, read_assessment, sample_rows
+from equilibrate.checkpoint import CheckpointStore, FolderLock
+from equilibrate.config import RunConfig
+from equilibrate.config_files import dump_config, load_config
+from equilibrate.controllers import make_cost_constraint, make_kl_weight
+from equilibrate.errors import EXIT_STOPPED, DataError
+from equilibrate.evaluation import check_disjoint
+from equilibrate.fdc.dataset import read_prompts
+from equilibrate.fdc.sampler import FdcSampler
+from equilibrate.fdc.schedules import make_schedule
+from equilibrate.results import read_versions, seconds_by_phase, write_run_results
+from equilibrate.run_state import RunCheckpoints, settings_fixed_on_resume
+from equilibrate.sinks import open_sink
+from equilibrate.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> int:
+    """Make or find the inputs, train, export, evaluate and report; resumes what was begun.
+
+    Returns: the exit code, 0 or EXIT_STOPPED.
+    """
+    run = Path(config.output).resolve()
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(run)
+    try:
+        if _is_finished(run, config):
+            print(f"{run} already holds this run; change a setting or the output to run again")
+            return 0
+        (run / "config.yaml").write_text(dump_config(config))
+        with ray_cluster():
+            return _train_on_cluster(config, run)
+    finally:
+        lock.release()
+
+
+def evaluate(run: Path) -> int:
+    """Sample base and aligned model of a finished run again, and write results and report anew."""
+    config = _config_of(run)
+    with ray_cluster():
+        inputs = prepare_inputs(config, run, _say)
+        with WorkerGroups(config, inputs, only_rollouts=True) as groups:
+            assessor = _make_assessor(config, run, inputs, groups)
+            for version, (name, folder) in enumerate(
+                (("base", inputs.policy), ("aligned", run / "aligned"))
+            ):
+                groups.rollouts.sync(groups.weights_of_folder(folder, version))
+                assessor.in_full(name, version)
+    _write_outcome(config, run, assessor.prompts)
+    return 0
+
+
+def _train_on_cluster(config: RunConfig, run: Path) -> int:
+    stop = StopRequest()
+    stop.install()
+    with _measured(run, "prepare"):
+        inputs = prepare_inputs(config, run, _say)
+    if stop():
+        return EXIT_STOPPED
+    with (
+        WorkerGroups(config, inputs) as groups,
+        CheckpointStore(run / "checkpoints", config.keep_checkpoints, read_versions()) as store,
+    ):
+        parts, assessor = _make_parts(config, run, inputs, groups, store, stop)
+        iteration = driver.train(
+            parts,
+            iterations=config.iterations,
+            checkpoint_every=config.checkpoint_every,
+            max_restarts=config.max_restarts,
+        )
+        if iteration < config.iterations:
+            _say(f"stopped and saved at iteration {iteration}; the same command goes on from there")
+            return EXIT_STOPPED
+        with _measured(run, "finish"):
+            parts.learner.export(run / "aligned")
+            assessor.in_full("aligned", iteration)
+        parts.sink.close()
+    _write_outcome(config, run, assessor.prompts)
+    return 0
+
+
+def _make_parts(
+    config: RunConfig,
+    run: Path,
+    inputs: Inputs,
+    groups: WorkerGroups,
+    store: CheckpointStore,
+    stop: Callable[[], bool],
+) -> tuple[driver.Parts, Assessor]:
+    codec = TextCodec(inputs.policy)
+    prompts = _read(inputs.prompts, codec, config)
+    assessor = _make_assessor(config, run, inputs, groups)
+    check_disjoint(prompts, assessor.prompts)
+    sampler = FdcSampler(
+        prompts,
+        make_schedule(config.fdc.schedule, config.fdc.mixture),
+        prompts_per_iteration=config.rollout.prompts_per_iteration,
+        copies=config.rollout.copies,
+        iterations=config.iterations,
+        when_short=config.fdc.when_short,
+        seed=config.seed,
+    )
+    multiplier = make_cost_constraint(config.constraint)
+    kl = make_kl_weight(config.ppo.kl)
+    sink = open_sink(run, iterations=config.iterations, wandb_project=config.wandb_project)
+    checkpoints = RunCheckpoints(
+        store,
+        learner=groups.learner,
+        sink=sink,
+        stateful={"sampler": sampler, "multiplier": multiplier, "kl": kl},
+        fixed=settings_fixed_on_resume(config),
+    )
+    parts = driver.Parts(
+        sampler=sampler,
+        rollouts=groups.rollouts,
+        scorer=groups.scorer,
+        learner=groups.learner,
+        multiplier=multiplier,
+        kl=kl,
+        sink=sink,
+        checkpoints=checkpoints,
+        evaluate=assessor.at_iteration,
+        should_stop=stop,
+    )
+    return parts, assessor
+
+
+def _make_assessor(config: RunConfig, run: Path, inputs: Inputs, groups: WorkerGroups) -> Assessor:
+    codec = TextCodec(inputs.policy)
+    prompts = _read(inputs.evaluation, codec, config) if inputs.evaluation else []
+    return Assessor(
+        run,
+        prompts,
+        rollouts=groups.rollouts,
+        judge=inputs.judge,
+        decode=codec.decode,
+        every=config.evaluate_every,
+    )
+
+
+def _read(path: Path, codec: TextCodec, config: RunConfig) -> list[Prompt]:
+    longest = config.rollout.max_model_len - config.rollout.max_new_tokens
+    rows = read_prompts(path, codec.encode_prompt, max_tokens=longest)
+    for reason, count in rows.dropped.items():
+        _say(f"{path.name}: {count} prompts left out: {reason}")
+    return rows.prompts
+
+
+def _write_outcome(config: RunConfig, run: Path, prompts: tuple[Prompt, ...]) -> None:
+    if prompts:
+        base, aligned = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
+        rows = sample_rows({"base": base, "aligned": aligned})
+        (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_run_results(run, config, base.table, aligned.table, difference(base, aligned))
+    from equilibrate.report import write_report
+
+    _say(f"report: {write_report(run)}")
+
+
+def _is_finished(run: Path, config: RunConfig) -> bool:
+    written = run / "config.yaml"
+    return (
+        (run / "report.html").is_file()
+        and written.is_file()
+        and written.read_text() == dump_config(config)
+    )
+
+
+def _config_of(run: Path) -> RunConfig:
+    if not (run / "config.yaml").is_file():
+        raise DataError(f"{run}: is not the folder of a run (it has no config.yaml)")
+    return load_config([run / "config.yaml"])
+
+
+@contextmanager
+def _measured(run: Path, phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    row: dict[str, Any] = {"phase": phase, "seconds": time.perf_counter() - start}
+    with (run / "phases.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from equilibrate.checkpoint import CheckpointStore
+from equilibrate.driver import MAX_SKIPPED_UPDATES, Parts, train
+from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
+from equilibrate.run_state import RunCheckpoints
+from tests.fakes import (
+    FakeController,
+    FakeLearner,
+    FakeRolloutPool,
+    FakeSampler,
+    FakeScorer,
+    MemorySink,
+)
+
+
+class Run:
+    """One process's view of a run folder, built from fakes around the real checkpoints."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        skip_at: tuple[int, ...] = (),
+        lost_at: tuple[int, ...] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+        seed: int = 0,
+    ) -> None:
+        self.journal: list[str] = []
+        self.sampler = FakeSampler()
+        self.rollouts = FakeRolloutPool(self.journal)
+        self.learner = FakeLearner(self.journal, skip_at=skip_at, lost_at=lost_at)
+        self.multiplier, self.kl = FakeController(), FakeController()
+        self.sink = MemorySink()
+        self.store = CheckpointStore(folder, keep=2)
+        self.parts = Parts(
+            sampler=self.sampler,
+            rollouts=self.rollouts,
+            scorer=FakeScorer(self.journal),
+            learner=self.learner,
+            multiplier=self.multiplier,
+            kl=self.kl,
+            sink=self.sink,
+            checkpoints=RunCheckpoints(
+                self.store,
+                learner=self.learner,
+                sink=self.sink,
+                stateful={"sampler": self.sampler, "multiplier": self.multiplier, "kl": self.kl},
+                fixed={"seed": seed},
+            ),
+            evaluate=lambda iteration: self.journal.append(f"evaluate {iteration}"),
+            should_stop=should_stop,
+        )
+
+    def train(self, iterations: int, *, max_restarts: int = 1) -> int:
+        try:
+            return train(
+                self.parts, iterations=iterations, checkpoint_every=2, max_restarts=max_restarts
+            )
+        finally:
+            self.store.close()
+
+
+def test_one_iteration_in_order(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.train(1) == 1
+    assert run.journal == ["sync 0", "evaluate 0", "generate 0", "score", "update 0", "sync 1"]
+
+
+def test_multiplier_moves_before_the_policy_and_kl_after(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.train(2)
+    # The fake's value counts what it has seen: the first update already uses one observation.
+    assert run.learner.multipliers == [1.0, 2.0]
+    assert [row["kl_coef"] for _, row in run.sink.rows] == [0.0, 1.0]
+
+
+def test_metrics_hold_steering_and_update(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.train(1)
+    ((iteration, row),) = run.sink.rows
+    assert iteration == 0
+    assert row["multiplier"] == 1.0
+    assert row["policy_loss"] == 0.0
+    assert row["skipped"] == 0.0
+    assert row["mixture_GENERAL"] == 1.0
+    assert set(run.sink.seconds[0]) == {"rollout", "score", "update", "sync", "iteration"}
+
+
+def test_resumed_run_repeats_nothing_and_misses_nothing(tmp_path: Path) -> None:
+    straight = Run(tmp_path / "straight")
+    straight.train(5)
+    first = Run(tmp_path / "halves", should_stop=iter([False] * 3 + [True]).__next__)
+    assert first.train(5) == 3
+    second = Run(tmp_path / "halves")
+    assert second.train(5) == 5
+    assert first.rollouts.prompts + second.rollouts.prompts == straight.rollouts.prompts
+    assert first.sink.rows + second.sink.rows == straight.sink.rows
+
+
+def test_finished_run_does_nothing_more(tmp_path: Path) -> None:
+    Run(tmp_path).train(2)
+    again = Run(tmp_path)
+    assert again.train(2) == 2
+    assert again.journal == ["sync 2"]
+
+
+def test_lost_learner_goes_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path, lost_at=(4,))
+    assert run.train(4) == 4
+    # Updates 0, 1 are saved at 2; update 2 is done, update 3 is lost; so 2 and 3 are done again.
+    updates = [entry for entry in run.journal if entry.startswith(("update", "restart"))]
+    assert updates == ["update 0", "update 1", "update 2", "restart", "update 2", "update 3"]
+    assert [iteration for iteration, _ in run.sink.rows] == [0, 1, 2, 3]
+    assert run.learner.num_updates == 4
+
+
+def test_loss_before_the_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    run = Run(tmp_path, lost_at=(1,))
+    assert run.train(2) == 2
+    assert run.rollouts.prompts[:2] == run.rollouts.prompts[2:4] == ["prompt 0", "prompt 1"]
+    assert run.learner.num_updates == 2
+
+
+def test_too_many_losses_end_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, lost_at=(1, 2))
+    with pytest.raises(WorkerLostError):
+        run.train(2, max_restarts=1)
+
+
+def test_skipped_updates_are_counted_and_forgiven(tmp_path: Path) -> None:
+    run = Run(tmp_path, skip_at=(1, 2, 4))
+    assert run.train(5) == 5
+    assert [row["skipped"] for _, row in run.sink.rows] == [1.0, 1.0, 0.0, 1.0, 0.0]
+
+
+def test_too_many_skipped_updates_in_a_row_end_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, skip_at=tuple(range(1, MAX_SKIPPED_UPDATES + 1)))
+    with pytest.raises(NumericsError, match="3 updates in a row"):
+        run.train(9)
+    assert len(run.sink.rows) == MAX_SKIPPED_UPDATES
+
+
+def test_resume_with_another_seed_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path).train(1)
+    with pytest.raises(ConfigError, match=r"seed \(1\) must stay .* \(0\)"):
+        Run(tmp_path, seed=1).train(2)
