@@ -50,7 +50,7 @@ def gradient_mask(
     Source: Equilibrate RLHF (arXiv 2502.11555), its APPO mask; segments arXiv 2411.00809.
     """
     require_same_shape(signal=signal, advantages=advantages, response_mask=response_mask)
-    require_same_shape(is_masked_row=is_masked_row, rows_of_signal=signal[:, 0])
+    require_same_shape(is_masked_row=is_masked_row, rows=response_mask.any(1))
     if level == "segment":
         jumps = signal.abs() if delta else _jumps(signal, response_mask)
         threshold = pivot_threshold(pivot_rule, pivot_value, jumps, response_mask)

@@ -25,18 +25,14 @@ def pivot_threshold(rule: PivotRule, value: float, jumps: Tensor, response_mask:
     Returns: [B, 1]; 0 or nan for an empty response, which has no token to cut.
     """
     require_same_shape(jumps=jumps, response_mask=response_mask)
-    match rule:
-        case "std":
-            count = response_mask.sum(1, keepdim=True).clamp(min=1)
-            kept = torch.where(response_mask, jumps, 0.0)
-            mean = kept.sum(1, keepdim=True) / count
-            squares = torch.where(response_mask, (jumps - mean).square(), 0.0)
-            return mean + value * (squares.sum(1, keepdim=True) / count).sqrt()
-        case "quantile":
-            kept = torch.where(response_mask, jumps, torch.nan)
-            return kept.nanquantile(value, dim=1, keepdim=True)
-        case "const":
-            return jumps.new_full((len(jumps), 1), value)
+    if rule == "const":
+        return jumps.new_full((len(jumps), 1), value)
+    if rule == "quantile":
+        return torch.where(response_mask, jumps, torch.nan).nanquantile(value, 1, keepdim=True)
+    count = response_mask.sum(1, keepdim=True).clamp(min=1)
+    mean = torch.where(response_mask, jumps, 0.0).sum(1, keepdim=True) / count
+    squares = torch.where(response_mask, (jumps - mean).square(), 0.0)
+    return mean + value * (squares.sum(1, keepdim=True) / count).sqrt()
 
 
 def segment_ids(jumps: Tensor, response_mask: Tensor, threshold: Tensor) -> Tensor:

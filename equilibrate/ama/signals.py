@@ -75,13 +75,11 @@ def steps(scores: Tensor) -> Tensor:
 def _combine(
     source: Literal["reward", "cost", "both"], reward: Tensor, cost: Tensor, multiplier: float
 ) -> Tensor:
-    match source:
-        case "reward":
-            return reward
-        case "cost":
-            return -cost
-        case "both":
-            return (reward - multiplier * cost) / (1.0 + multiplier)
+    if source == "reward":
+        return reward
+    if source == "cost":
+        return -cost
+    return (reward - multiplier * cost) / (1.0 + multiplier)
 
 
 def _is_last(mask: Tensor) -> Tensor:

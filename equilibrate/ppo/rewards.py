@@ -38,7 +38,7 @@ def shape_rewards(
     Source: Dai et al. 2023, appendix B; PKU-Alignment/safe-rlhf.
     """
     require_same_shape(kl=kl, response_mask=response_mask)
-    require_same_shape(score=score, rows_of_kl=kl[:, 0])
+    require_same_shape(score=score, rows=response_mask.any(1))
     end_score = torch.where(last_kept(response_mask), score[:, None], 0.0)
     (shaped,) = keep(response_mask, end_score - sign * kl_coef * kl)
     return shaped.clamp(-clip, clip)

@@ -105,7 +105,7 @@ def token_cost_loss(
     Source: token-wise loss of PKU-Alignment/safe-rlhf.
     """
     require_same_shape(safer=safer, unsafer=unsafer, span=span)
-    require_same_shape(safer_sign=safer_sign, unsafer_sign=unsafer_sign, rows=safer[:, 0])
+    require_same_shape(safer_sign=safer_sign, unsafer_sign=unsafer_sign, rows=span.any(1))
     safer, unsafer = torch.where(span, safer, 0.0), torch.where(span, unsafer, 0.0)
     order = -logsigmoid(unsafer - safer)
     signs = -logsigmoid(safer_sign[:, None] * safer) - logsigmoid(unsafer_sign[:, None] * unsafer)
