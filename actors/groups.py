@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +24,14 @@ from equilibrate.types import Weights
 
 
 class WorkerGroups:
-    """Rollout pool, scorer and learner; leaving the context ends every process and frees its place."""
+    """Rollout pool, scorer and learner; leaving the context ends every process."""
 
     rollouts: RayRolloutPool
     scorer: RayScorer
     learner: RayLearnerGroup
 
     def __init__(self, config: RunConfig, inputs: Inputs, *, only_rollouts: bool = False) -> None:
-        """Raises: ResourceError if the cluster cannot hold the groups, or not before the deadline."""
+        """Entering raises ResourceError if the cluster cannot hold the groups in time."""
         self._config = config
         self._inputs = inputs
         self._only_rollouts = only_rollouts
@@ -128,4 +129,58 @@ class WorkerGroups:
         return handle
 
     def _start_learner_ranks(self) -> list[ActorHandle]:
-        raise NotImplementedError
+        config, inputs = self._config, self._inputs
+        settings = LearnerSettings(
+            policy=str(inputs.policy),
+            reward=str(inputs.reward),
+            cost=str(inputs.cost) if self._needs_cost_critic() else "",
+            ptx=str(inputs.ptx) if inputs.ptx else "",
+            device=config.device,
+            dtype=config.dtype,
+            cpu_threads=config.cpu_threads,
+            seed=config.seed,
+            iterations=config.iterations,
+            temperature=config.rollout.temperature,
+            max_length=config.rollout.max_model_len,
+            parity_tolerance=config.parity_tolerance,
+            learner=config.learner,
+            ppo=config.ppo,
+            ama=config.ama,
+        )
+        address, port = self._rendezvous()
+        num_ranks = config.learner.num_workers
+        return [
+            self._start(
+                "learner",
+                rank,
+                LearnerWorker,
+                {
+                    "RANK": str(rank),
+                    # Ray shows each worker its own GPU alone.
+                    "LOCAL_RANK": "0",
+                    "WORLD_SIZE": str(num_ranks),
+                    "MASTER_ADDR": address,
+                    "MASTER_PORT": str(port),
+                },
+            ).remote(settings)
+            for rank in range(num_ranks)
+        ]
+
+    def _needs_cost_critic(self) -> bool:
+        ama = self._config.ama
+        return self._config.constraint is not None or (ama is not None and ama.source == "critics")
+
+    def _rendezvous(self) -> tuple[str, int]:
+        """Address of rank 0's machine and a port that is free there."""
+        strategy = PlacementGroupSchedulingStrategy(
+            self._reservation.group, self._reservation.bundle_index("learner", 0)
+        )
+        find = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=strategy)
+        answer: tuple[str, int] = ray.get(find.remote(), timeout=self._config.timeout_seconds)
+        return answer
+
+
+def _free_address() -> tuple[str, int]:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -7,27 +7,25 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.cluster import StopRequest, ray_cluster
 from actors.groups import WorkerGroups
 from actors.prepare import Inputs, prepare_inputs
-from actors.rollout import request_seed
 from actors.text import TextCodec
 from equilibrate import driver
 from equilibrate.assessment import Assessor, difference, read_assessment, sample_rows
 from equilibrate.checkpoint import CheckpointStore, FolderLock
 from equilibrate.config import RunConfig
 from equilibrate.config_files import dump_config, load_config
-from equilibrate.controllers import make_cost_constraint, make_kl_weight
+from equilibrate.controllers import CostController, KLController
 from equilibrate.errors import EXIT_STOPPED, DataError
 from equilibrate.evaluation import check_disjoint
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
-from equilibrate.results import read_versions, seconds_by_phase, write_run_results
+from equilibrate.results import read_versions, write_run_results
 from equilibrate.run_state import RunCheckpoints, settings_fixed_on_resume
 from equilibrate.sinks import open_sink
 from equilibrate.types import Prompt
@@ -120,8 +118,8 @@ def _make_parts(
         when_short=config.fdc.when_short,
         seed=config.seed,
     )
-    multiplier = make_cost_constraint(config.constraint)
-    kl = make_kl_weight(config.ppo.kl)
+    multiplier = CostController(config.constraint)
+    kl = KLController(config.ppo.kl)
     sink = open_sink(run, iterations=config.iterations, wandb_project=config.wandb_project)
     checkpoints = RunCheckpoints(
         store,

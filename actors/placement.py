@@ -1,7 +1,7 @@
 """What a run asks of the cluster: compared first, then reserved with a deadline.
 
-A placement group that can never be ready makes Ray wait for ever and say nothing; so the demand is held
-against the cluster before anything is asked, and the error names what is missing.
+A placement group that can never be ready makes Ray wait for ever and say nothing; so the demand is
+held against the cluster before anything is asked, and the error names what is missing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Reservation:
                 f"the cluster is large enough but not free: after {timeout_seconds:g} s it has "
                 f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU to spare of the "
                 f"{sum(b.get('CPU', 0) for b in bundles):g} CPU and "
-                f"{sum(b.get('GPU', 0) for b in bundles):g} GPU wanted; wait for other jobs or stop them"
+                f"{sum(b.get('GPU', 0) for b in bundles):g} GPU wanted; "
+                "wait for other jobs or stop them"
             )
 
     def bundle_index(self, name: str, worker: int) -> int:

@@ -1,7 +1,7 @@
 """What PPO starts from: the user's models and prompts, or those of the built-in world.
 
-The world's data, base model, reward and cost model are stages: made once, found again by a hash of what
-they depend on.
+The world's data, base model, reward and cost model are stages: made once, found again by a hash of
+what they depend on.
 """
 
 from __future__ import annotations

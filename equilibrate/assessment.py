@@ -37,8 +37,8 @@ class Assessment:
 class Assessor:
     """Samples the evaluation prompts from one version of the policy and keeps what came out.
 
-    Files in the run folder: `evaluations.jsonl` gets one row per measured iteration; `base.json` and
-    `aligned.json` hold every answer to every prompt.
+    Files in the run folder: `evaluations.jsonl` gets one row per measured iteration; `base.json`
+    and `aligned.json` hold every answer to every prompt.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Assessor:
         decode: Decode,
         every: int,
     ) -> None:
+        self.prompts = tuple(prompts)
         self._folder = run_folder
-        self._prompts = tuple(prompts)
         self._rollouts = rollouts
         self._judge = judge
         self._decode = decode
@@ -60,17 +60,19 @@ class Assessor:
 
     def at_iteration(self, iteration: int) -> None:
         """The base policy in full at iteration 0, a point of the trace every so often."""
+        if not self.prompts:
+            return
         if iteration == 0:
             self.in_full("base", policy_version=0)
         if self._every and iteration % self._every == 0:
-            trace = self._assess(_first_of_each_cell(self._prompts), policy_version=iteration)
+            trace = self._assess(_first_of_each_cell(self.prompts), policy_version=iteration)
             row = {"iteration": iteration, "table": trace.table.to_json()}
             with (self._folder / "evaluations.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def in_full(self, name: str, policy_version: int) -> Assessment:
         """Measure on all prompts and write `<name>.json`."""
-        assessment = self._assess(self._prompts, policy_version)
+        assessment = self._assess(self.prompts, policy_version)
         write_assessment(self._folder / f"{name}.json", assessment)
         return assessment
 

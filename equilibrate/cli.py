@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported inside a command, so that help and errors are quick."""
+"""The command line. Heavy libraries are imported inside a command: help and errors are quick."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _require_siblings(package: str = "actors") -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
-            f"the package {package!r} is not beside 'equilibrate': the installed library alone cannot "
-            "start a run; go to the source tree and use `python -m equilibrate ...` there"
+            f"the package {package!r} is not beside 'equilibrate': the installed library alone "
+            "cannot start a run; go to the source tree and use `python -m equilibrate ...` there"
         )

@@ -55,7 +55,7 @@ class Parts:
     sink: MetricSink
     checkpoints: Checkpoints
     evaluate: Callable[[int], None]
-    """Called before every iteration; measures the policy where this version is a point to measure."""
+    """Called before every iteration; measures the policy at the versions it picks."""
     should_stop: Callable[[], bool]
     """True once the run was asked to stop (SIGTERM)."""
 

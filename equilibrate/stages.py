@@ -20,7 +20,7 @@ class Stage:
 
     name: str
     inputs: Mapping[str, Any]
-    """Everything the result depends on, as plain JSON: settings, seeds, the keys of earlier stages."""
+    """All that the result depends on, as plain JSON: settings, seeds, keys of earlier stages."""
     make: Callable[[Path], None]
     """Fills an empty folder."""
 
@@ -39,8 +39,8 @@ class Stage:
 def run_stage(stage: Stage, root: Path) -> Path:
     """The stage's folder under `root`, made now or found.
 
-    The folder appears under its name only when it is complete, so a killed call leaves nothing that a
-    later one could mistake for a result.
+    The folder appears under its name only when it is complete, so a killed call leaves nothing that
+    a later one could mistake for a result.
     """
     folder = stage.folder(root)
     if stage.is_made(root):
