@@ -1,0 +1,17 @@
+"""What people look at after a run: `results.json` for scripts, `report.html` for eyes."""
+
+from equilibrate.report.page import write_report
+from equilibrate.report.results import (
+    TrainingSummary,
+    installed_versions,
+    summarise_training,
+    write_results,
+)
+
+__all__ = [
+    "TrainingSummary",
+    "installed_versions",
+    "summarise_training",
+    "write_report",
+    "write_results",
+]

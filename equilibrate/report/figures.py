@@ -1,0 +1,271 @@
+"""The plots, as plain Plotly figures. Colours are names of the page's CSS variables.
+
+Each function returns None where the run recorded nothing to draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from equilibrate.evaluation import EvaluationTable, pareto_front
+from equilibrate.report.inputs import RunRecord
+from equilibrate.sinks import Row
+from equilibrate.types import Category
+
+Figure = dict[str, Any]
+Trace = dict[str, Any]
+
+SMOOTHING = 9
+"""Iterations of the running mean drawn over a noisy curve."""
+CLASS_COLORS = {
+    Category.GENERAL: "--blue",
+    Category.BORDERLINE: "--sky",
+    Category.EHD: "--orange",
+    Category.IHD: "--red",
+    Category.MHD: "--purple",
+}
+PHASE_COLORS = {
+    "rollout": "--blue",
+    "score": "--sky",
+    "update": "--purple",
+    "sync": "--orange",
+    "other": "--faint",
+}
+
+
+def all_figures(record: RunRecord) -> dict[str, Figure | None]:
+    """Every plot under the name that the template asks for."""
+    return {
+        "harm_refusal": _pareto(record, "mean_over_refusal", "over-refusal", helpful_is_up=False),
+        "harm_helpfulness": _pareto(
+            record, "general_helpfulness", "helpfulness on GENERAL", helpful_is_up=True
+        ),
+        "cost": _cost(record),
+        "multiplier": _curves(record.metrics, {"multiplier": ("lambda", "--purple")}, "lambda"),
+        "reward": _curves(record.metrics, {"reward": ("reward", "--blue")}, "reward"),
+        "unsafe": _curves(
+            record.metrics,
+            {
+                f"unsafe_fraction_{category}": (category.value, color)
+                for category, color in CLASS_COLORS.items()
+                if category.is_safety
+            },
+            "share with cost > 0",
+            tickformat=".0%",
+        ),
+        "mixture": _mixture(record.metrics),
+        "kl": _curves(
+            record.metrics,
+            {"kl": ("KL to reference", "--blue"), "approx_kl": ("KL of the update", "--orange")},
+            "nats per token",
+        ),
+        "entropy": _curves(record.metrics, {"entropy": ("entropy", "--blue")}, "nats per token"),
+        "shares": _curves(
+            record.metrics,
+            {
+                "kept_fraction": ("kept by the mask", "--purple"),
+                "clip_fraction": ("clipped", "--orange"),
+                "truncated_fraction": ("truncated answers", "--red"),
+            },
+            "share",
+            tickformat=".0%",
+        ),
+        "seconds": _seconds(record.timings),
+    }
+
+
+def _pareto(record: RunRecord, name: str, label: str, *, helpful_is_up: bool) -> Figure | None:
+    points = [(f"iteration {i}", table) for i, table in record.evaluations]
+    harm = [table.mean_harm for _, table in points]
+    value = [float(getattr(table, name)) for _, table in points]
+    traces: list[Trace] = []
+    if points:
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": "checkpoints",
+                "x": harm,
+                "y": value,
+                "text": [text for text, _ in points],
+                "line": {"color": "var(--faint)", "width": 1, "dash": "dot"},
+                "marker": {
+                    "size": 9,
+                    "color": [i for i, _ in record.evaluations],
+                    "colorscale": [[0, "var(--sky)"], [1, "var(--purple)"]],
+                    "line": {"color": "var(--card)", "width": 1},
+                },
+                "hovertemplate": HOVER,
+            }
+        )
+    front = pareto_front(harm, value if helpful_is_up else [-v for v in value])
+    if len(front) > 1:
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "not beaten",
+                "x": [harm[i] for i in front],
+                "y": [value[i] for i in front],
+                "line": {"color": "var(--green)", "width": 2},
+                "hoverinfo": "skip",
+            }
+        )
+    for text, table, color, symbol in (
+        ("base", record.base, "var(--muted)", "diamond"),
+        ("aligned", record.aligned, "var(--green)", "star"),
+    ):
+        if table is not None:
+            traces.append(_marked(text, table, name, color, symbol))
+    layout = {
+        "xaxis": {"title": {"text": "harmful compliance"}, "tickformat": ".0%", **RATE_AXIS},
+        "yaxis": {"title": {"text": label}, "tickformat": ".0%", **RATE_AXIS},
+    }
+    return {"data": traces, "layout": layout} if traces else None
+
+
+HOVER = "%{text}<br>harm %{x:.1%}<br>%{y:.1%}<extra></extra>"
+RATE_AXIS = {"rangemode": "tozero", "automargin": True}
+
+
+def _marked(text: str, table: EvaluationTable, name: str, color: str, symbol: str) -> Trace:
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": text,
+        "x": [table.mean_harm],
+        "y": [float(getattr(table, name))],
+        "text": [text],
+        "textposition": "top center",
+        "marker": {"size": 15, "color": color, "symbol": symbol},
+        "hovertemplate": HOVER,
+    }
+
+
+def _cost(record: RunRecord) -> Figure | None:
+    figure = _curves(record.metrics, {record.cost_name: ("cost", "--red")}, "cost")
+    if figure is not None and record.budget is not None:
+        last = max(row["iteration"] for row in record.metrics)
+        figure["data"].append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": f"budget {record.budget:g}",
+                "x": [0, last],
+                "y": [record.budget] * 2,
+                "line": {"color": "var(--text)", "width": 1.5, "dash": "dash"},
+            }
+        )
+        figure["layout"]["showlegend"] = True
+    return figure
+
+
+def _curves(
+    rows: Sequence[Row], names: dict[str, tuple[str, str]], unit: str, *, tickformat: str = ""
+) -> Figure | None:
+    traces: list[Trace] = []
+    for name, (label, color) in names.items():
+        x, y = _series(rows, name)
+        if x:
+            traces += _smoothed(x, y, label, color)
+    layout = {
+        "xaxis": {"title": {"text": "iteration"}},
+        "yaxis": {"title": {"text": unit}, "tickformat": tickformat},
+        "showlegend": len(names) > 1,
+    }
+    return {"data": traces, "layout": layout} if traces else None
+
+
+def _smoothed(x: list[int], y: list[float], label: str, color: str) -> list[Trace]:
+    if len(x) < 3 * SMOOTHING:
+        line = {"color": f"var({color})", "width": 2}
+        return [{"type": "scatter", "mode": "lines", "name": label, "x": x, "y": y, "line": line}]
+    half = SMOOTHING // 2
+    windows = [y[max(0, i - half) : i + half + 1] for i in range(len(y))]
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": label,
+            "legendgroup": label,
+            "showlegend": False,
+            "hoverinfo": "skip",
+            "opacity": 0.3,
+            "x": x,
+            "y": y,
+            "line": {"color": f"var({color})", "width": 1},
+        },
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": label,
+            "legendgroup": label,
+            "x": x,
+            "y": [math.fsum(window) / len(window) for window in windows],
+            "line": {"color": f"var({color})", "width": 2.2},
+        },
+    ]
+
+
+def _mixture(rows: Sequence[Row]) -> Figure | None:
+    traces = []
+    for category, color in CLASS_COLORS.items():
+        x, y = _series(rows, f"mixture_{category}")
+        if x:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": category.value,
+                    "stackgroup": "mixture",
+                    "x": x,
+                    "y": y,
+                    "line": {"width": 0.5, "color": f"var({color})"},
+                }
+            )
+    layout = {
+        "xaxis": {"title": {"text": "iteration"}},
+        "yaxis": {"title": {"text": "share of prompts"}, "tickformat": ".0%", "range": [0, 1]},
+        "showlegend": True,
+    }
+    return {"data": traces, "layout": layout} if traces else None
+
+
+def _seconds(rows: Sequence[Row]) -> Figure | None:
+    """Seconds of each phase, and on top the part of the iteration that no phase claims."""
+    traces = []
+    for phase, color in PHASE_COLORS.items():
+        y = [
+            _unclaimed(row["seconds"]) if phase == "other" else row["seconds"].get(phase, 0.0)
+            for row in rows
+        ]
+        if any(value > 0 for value in y):
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": phase,
+                    "stackgroup": "seconds",
+                    "x": [row["iteration"] for row in rows],
+                    "y": y,
+                    "line": {"width": 0.5, "color": f"var({color})"},
+                }
+            )
+    layout = {
+        "xaxis": {"title": {"text": "iteration"}},
+        "yaxis": {"title": {"text": "seconds"}, "rangemode": "tozero"},
+        "showlegend": True,
+    }
+    return {"data": traces, "layout": layout} if traces else None
+
+
+def _unclaimed(seconds: dict[str, float]) -> float:
+    claimed = math.fsum(value for phase, value in seconds.items() if phase != "iteration")
+    return max(0.0, seconds.get("iteration", claimed) - claimed)
+
+
+def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
+    points = [(row["iteration"], row[name]) for row in rows if row.get(name) is not None]
+    return [x for x, _ in points], [y for _, y in points]

