@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equilibrate.errors import DataError
+from equilibrate.fdc.mixture import (
+    GENERAL_COUNT,
+    SAFETY_COUNTS,
+    Apportionment,
+    general_per_prompt,
+    mixture_from_counts,
+    normalise,
+)
+from equilibrate.types import Category
+
+mixtures = st.dictionaries(
+    st.sampled_from(list(Category)), st.floats(1e-3, 1e6), min_size=1, max_size=5
+)
+
+
+def test_counts_ratios_and_shares_mean_the_same() -> None:
+    counts = normalise({Category.EHD: 10_000, Category.IHD: 3_000, Category.MHD: 1_000})
+    assert counts == normalise({Category.EHD: 10, Category.IHD: 3, Category.MHD: 1})
+    assert counts[Category.EHD] == pytest.approx(10 / 14)
+
+
+def test_classes_at_zero_are_left_out() -> None:
+    assert normalise({Category.EHD: 0.0, Category.GENERAL: 2.0}) == {Category.GENERAL: 1.0}
+
+
+@pytest.mark.parametrize("weights", [(), (0.0,), (-1.0, 3.0), (math.nan,), (math.inf,)])
+def test_impossible_mixtures_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(DataError, match=r"fdc\.mixture .* at least one above 0; try"):
+        normalise(dict(zip(Category, weights, strict=False)))
+
+
+def test_released_counts_against_general_data() -> None:
+    # 260k / 10k = 26 (1:30 to 1:20 advised), 260k / 3k = 86.7 (1:100 to 1:50),
+    # 260k / 1k = 260 (just outside 1:200 to 1:100).
+    ratios = general_per_prompt(mixture_from_counts())
+    assert ratios[Category.EHD] == pytest.approx(26)
+    assert ratios[Category.IHD] == pytest.approx(86.6667, abs=1e-4)
+    assert ratios[Category.MHD] == pytest.approx(260)
+    assert sum(SAFETY_COUNTS.values()) == 14_000
+    assert mixture_from_counts()[Category.GENERAL] == pytest.approx(260 / 274)
+    assert GENERAL_COUNT == 260_000
+
+
+@given(mixtures, st.integers(1, 400))
+def test_every_class_stays_within_one_of_its_ideal(
+    mixture: dict[Category, float], total: int
+) -> None:
+    shares = normalise(mixture)
+    apportionment = Apportionment()
+    counts = dict.fromkeys(shares, 0)
+    for drawn in range(1, total + 1):
+        counts[apportionment.next_class(shares)] += 1
+        for category, share in shares.items():
+            assert abs(counts[category] - share * drawn) < 1
+
+
+def test_hand_computed_order() -> None:
+    # Shares 3/4 and 1/4, slack 1/2: after prompts 1 to 4 GENERAL is owed .75, .5, .25, 1 and EHD
+    # .25, .5, .75, 0. At 2 both are ready and GENERAL is due first (0/.75 against 0/.25 ties: the
+    # first listed goes).
+    apportionment = Apportionment()
+    shares = {Category.GENERAL: 0.75, Category.EHD: 0.25}
+    assert [apportionment.next_class(shares) for _ in range(8)] == [
+        Category.GENERAL,
+        Category.GENERAL,
+        Category.EHD,
+        Category.GENERAL,
+    ] * 2
+
+
+def test_one_class_gets_everything() -> None:
+    apportionment = Apportionment()
+    assert {apportionment.next_class({Category.EHD: 1.0}) for _ in range(3)} == {Category.EHD}
