@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
 
 
 def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -19,10 +20,14 @@ def token_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float = 1
     Raises: ValueError if the shapes do not belong together.
     """
     _require_logits_of(token_ids, logits)
-    predicting = _tempered(logits[:, :-1], temperature)
-    # gather - logsumexp never holds a second [B, T, V] tensor of float32 logits, log_softmax does.
-    chosen = predicting.gather(-1, token_ids[:, 1:, None]).squeeze(-1)
-    return _aligned(_wide(chosen) - torch.logsumexp(_wide(predicting), -1))
+    # Fused, and on whole rows: slicing [B, T, V] first costs a copy forward and another backward.
+    # The last position predicts nothing we know; rolled, its target is the first token: cut off.
+    negative = cross_entropy(
+        _wide(_tempered(logits, temperature)).flatten(0, 1),
+        token_ids.roll(-1, dims=1).flatten(),
+        reduction="none",
+    )
+    return _aligned(-negative.view_as(token_ids)[:, :-1])
 
 
 def token_entropies(logits: Tensor, token_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -54,4 +59,4 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _aligned(predicted: Tensor) -> Tensor:
     """[B, T - 1] about tokens 1.. -> [B, T] with 0 at token 0, which nothing predicts."""
-    return torch.nn.functional.pad(predicted, (1, 0))
+    return pad(predicted, (1, 0))

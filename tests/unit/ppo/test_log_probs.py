@@ -88,3 +88,17 @@ def test_shapes_are_checked(function):
 def test_a_single_token_has_nothing_to_predict_it():
     out = token_log_probs(torch.zeros(2, 1, 5), torch.zeros(2, 1, dtype=torch.int64))
     assert out.tolist() == [[0.0], [0.0]]
+
+
+def test_empty_batch_is_safe():
+    ids = torch.zeros(0, 3, dtype=torch.int64)
+    assert token_log_probs(torch.zeros(0, 3, 5), ids).shape == (0, 3)
+    assert token_entropies(torch.zeros(0, 3, 5), ids).shape == (0, 3)
+
+
+def test_the_last_position_has_no_gradient_whatever_it_holds():
+    ids = torch.tensor([[0, 3, 2]])
+    x = logits(shape=(1, 3, 4)).requires_grad_()
+    token_log_probs(x, ids).sum().backward()
+    assert torch.all(x.grad[:, -1] == 0)
+    assert torch.all(x.grad[:, :-1] != 0)
