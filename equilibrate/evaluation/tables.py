@@ -145,7 +145,7 @@ def _build(prompts: Sequence[Prompt], *, rate: Summary, mean: Summary) -> Evalua
 
 
 def _cells(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """Rows of each cell, in the order of classes and then of names.
+    """Rows of each cell, in the order of classes and then of first appearance.
 
     Raises: DataError if one cell holds harmful and harmless prompts: it would be in no group.
     """
@@ -160,7 +160,7 @@ def _cells(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
                 "name cells after their class"
             )
     order = list(Category)
-    return dict(sorted(cells.items(), key=lambda c: (order.index(prompts[c[1][0]].category), c[0])))
+    return dict(sorted(cells.items(), key=lambda c: order.index(prompts[c[1][0]].category)))
 
 
 def _pool(tables: Sequence[EvaluationTable]) -> EvaluationTable:

@@ -6,10 +6,11 @@ Each function returns None where the run recorded nothing to draw.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equilibrate.evaluation import EvaluationTable, pareto_front
+from equilibrate.evaluation import pareto_front
+from equilibrate.metrics import SECONDS
 from equilibrate.report.inputs import RunRecord
 from equilibrate.sinks import Row
 from equilibrate.types import Category
@@ -43,7 +44,9 @@ def all_figures(record: RunRecord) -> dict[str, Figure | None]:
             record, "general_helpfulness", "helpfulness on GENERAL", helpful_is_up=True
         ),
         "cost": _cost(record),
-        "multiplier": _curves(record.metrics, {"multiplier": ("lambda", "--purple")}, "lambda"),
+        "multiplier": _curves(
+            record.metrics, {"multiplier": ("lambda", "--purple")}, "lambda", smooth=False
+        ),
         "reward": _curves(record.metrics, {"reward": ("reward", "--blue")}, "reward"),
         "unsafe": _curves(
             record.metrics,
@@ -77,69 +80,83 @@ def all_figures(record: RunRecord) -> dict[str, Figure | None]:
 
 
 def _pareto(record: RunRecord, name: str, label: str, *, helpful_is_up: bool) -> Figure | None:
-    points = [(f"iteration {i}", table) for i, table in record.evaluations]
+    checkpoints = [(f"iteration {i}", table) for i, table in record.evaluations]
+    ends = [("base", record.base), ("aligned", record.aligned)]
+    points = checkpoints + [(text, table) for text, table in ends if table is not None]
+    if not points:
+        return None
     harm = [table.mean_harm for _, table in points]
     value = [float(getattr(table, name)) for _, table in points]
-    traces: list[Trace] = []
-    if points:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": "checkpoints",
-                "x": harm,
-                "y": value,
-                "text": [text for text, _ in points],
-                "line": {"color": "var(--faint)", "width": 1, "dash": "dot"},
-                "marker": {
-                    "size": 9,
-                    "color": [i for i, _ in record.evaluations],
-                    "colorscale": [[0, "var(--sky)"], [1, "var(--purple)"]],
-                    "line": {"color": "var(--card)", "width": 1},
-                },
-                "hovertemplate": HOVER,
-            }
-        )
     front = pareto_front(harm, value if helpful_is_up else [-v for v in value])
-    if len(front) > 1:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": "not beaten",
-                "x": [harm[i] for i in front],
-                "y": [value[i] for i in front],
-                "line": {"color": "var(--green)", "width": 2},
-                "hoverinfo": "skip",
-            }
-        )
-    for text, table, color, symbol in (
-        ("base", record.base, "var(--muted)", "diamond"),
-        ("aligned", record.aligned, "var(--green)", "star"),
-    ):
-        if table is not None:
-            traces.append(_marked(text, table, name, color, symbol))
+    num_checkpoints = len(checkpoints)
+    traces: list[Trace] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "not beaten",
+            "x": [harm[i] for i in front],
+            "y": [value[i] for i in front],
+            "line": {"color": "var(--green)", "width": 2},
+            "hoverinfo": "skip",
+        },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "checkpoints",
+            "x": harm[:num_checkpoints],
+            "y": value[:num_checkpoints],
+            "text": [text for text, _ in checkpoints],
+            "cliponaxis": False,
+            "marker": {
+                "size": 10,
+                "color": [i for i, _ in record.evaluations],
+                "colorscale": [[0, "var(--sky)"], [1, "var(--purple)"]],
+                "line": {"color": "var(--card)", "width": 1},
+            },
+            "hovertemplate": HOVER,
+        },
+    ]
+    for i, (text, _) in enumerate(points[num_checkpoints:], start=num_checkpoints):
+        traces.append(_marked(text, harm[i], value[i]))
     layout = {
-        "xaxis": {"title": {"text": "harmful compliance"}, "tickformat": ".0%", **RATE_AXIS},
-        "yaxis": {"title": {"text": label}, "tickformat": ".0%", **RATE_AXIS},
+        "xaxis": {
+            "title": {"text": "harmful compliance"},
+            "tickformat": ".0%",
+            "range": _room(harm),
+        },
+        "yaxis": {"title": {"text": label}, "tickformat": ".0%", "range": _room(value)},
+        "showlegend": True,
     }
-    return {"data": traces, "layout": layout} if traces else None
+    return {"data": traces, "layout": layout}
 
 
 HOVER = "%{text}<br>harm %{x:.1%}<br>%{y:.1%}<extra></extra>"
-RATE_AXIS = {"rangemode": "tozero", "automargin": True}
 
 
-def _marked(text: str, table: EvaluationTable, name: str, color: str, symbol: str) -> Trace:
+def _room(values: Sequence[float]) -> list[float]:
+    """An axis around the values with room for the names of the two ends."""
+    known = [value for value in values if not math.isnan(value)] or [0.0]
+    low, high = min(known), max(known)
+    pad = 0.18 * (high - low) + 0.01
+    return [low - pad, high + pad]
+
+
+def _marked(text: str, harm: float, value: float) -> Trace:
+    is_base = text == "base"
     return {
         "type": "scatter",
         "mode": "markers+text",
         "name": text,
-        "x": [table.mean_harm],
-        "y": [float(getattr(table, name))],
-        "text": [text],
+        "x": [harm],
+        "y": [value],
+        "text": [f"<b>{text}</b>"],
         "textposition": "top center",
-        "marker": {"size": 15, "color": color, "symbol": symbol},
+        "cliponaxis": False,
+        "marker": {
+            "size": 15,
+            "color": "var(--muted)" if is_base else "var(--green)",
+            "symbol": "diamond" if is_base else "star",
+        },
         "hovertemplate": HOVER,
     }
 
@@ -163,13 +180,19 @@ def _cost(record: RunRecord) -> Figure | None:
 
 
 def _curves(
-    rows: Sequence[Row], names: dict[str, tuple[str, str]], unit: str, *, tickformat: str = ""
+    rows: Sequence[Row],
+    names: dict[str, tuple[str, str]],
+    unit: str,
+    *,
+    tickformat: str = "",
+    smooth: bool = True,
 ) -> Figure | None:
     traces: list[Trace] = []
     for name, (label, color) in names.items():
         x, y = _series(rows, name)
         if x:
-            traces += _smoothed(x, y, label, color)
+            noisy = smooth and len(x) >= 3 * SMOOTHING
+            traces += (_smoothed if noisy else _plain)(x, y, label, color)
     layout = {
         "xaxis": {"title": {"text": "iteration"}},
         "yaxis": {"title": {"text": unit}, "tickformat": tickformat},
@@ -178,10 +201,12 @@ def _curves(
     return {"data": traces, "layout": layout} if traces else None
 
 
+def _plain(x: list[int], y: list[float], label: str, color: str) -> list[Trace]:
+    line = {"color": f"var({color})", "width": 2.2}
+    return [{"type": "scatter", "mode": "lines", "name": label, "x": x, "y": y, "line": line}]
+
+
 def _smoothed(x: list[int], y: list[float], label: str, color: str) -> list[Trace]:
-    if len(x) < 3 * SMOOTHING:
-        line = {"color": f"var({color})", "width": 2}
-        return [{"type": "scatter", "mode": "lines", "name": label, "x": x, "y": y, "line": line}]
     half = SMOOTHING // 2
     windows = [y[max(0, i - half) : i + half + 1] for i in range(len(y))]
     return [
@@ -236,11 +261,9 @@ def _mixture(rows: Sequence[Row]) -> Figure | None:
 def _seconds(rows: Sequence[Row]) -> Figure | None:
     """Seconds of each phase, and on top the part of the iteration that no phase claims."""
     traces = []
+    splits = [split_seconds(row["seconds"]) for row in rows]
     for phase, color in PHASE_COLORS.items():
-        y = [
-            _unclaimed(row["seconds"]) if phase == "other" else row["seconds"].get(phase, 0.0)
-            for row in rows
-        ]
+        y = [split.get(phase, 0.0) for split in splits]
         if any(value > 0 for value in y):
             traces.append(
                 {
@@ -261,9 +284,11 @@ def _seconds(rows: Sequence[Row]) -> Figure | None:
     return {"data": traces, "layout": layout} if traces else None
 
 
-def _unclaimed(seconds: dict[str, float]) -> float:
-    claimed = math.fsum(value for phase, value in seconds.items() if phase != "iteration")
-    return max(0.0, seconds.get("iteration", claimed) - claimed)
+def split_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Phases that add up: of a whole `iteration`, what its phases leave unclaimed is `other`."""
+    parts = {phase: value for phase, value in seconds.items() if phase != "iteration"}
+    claimed = math.fsum(parts.get(phase, 0.0) for phase in SECONDS if phase != "iteration")
+    return {**parts, "other": max(0.0, seconds.get("iteration", claimed) - claimed)}
 
 
 def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:

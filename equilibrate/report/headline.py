@@ -84,10 +84,10 @@ def headline_cards(record: RunRecord) -> list[Card]:
     if cost is not None and budget is not None:
         cards.append(
             Card(
-                title="Cost",
+                title="Learned cost",
                 before="",
-                after=f"{cost:.3f}",
-                note=f"learned cost, last iterations; budget {budget:g}",
+                after=f"{cost:.3f}".replace("-", "\N{MINUS SIGN}"),
+                note=f"last iterations, budget {budget:g}",
                 judgement="better" if cost <= budget else "worse",
             )
         )
@@ -131,6 +131,11 @@ def _pooled(cells: Mapping[str, Estimate]) -> Estimate | None:
 
 def percent(value: float) -> str:
     return "-" if value != value else f"{100 * value:.1f} %"
+
+
+def signed(value: float) -> str:
+    """Percentage points with a typographic minus."""
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _lines(

@@ -13,8 +13,8 @@ import jinja2
 from markupsafe import Markup
 
 from equilibrate.errors import ResourceError
-from equilibrate.report.figures import all_figures
-from equilibrate.report.headline import headline_cards, headline_groups, percent
+from equilibrate.report.figures import all_figures, split_seconds
+from equilibrate.report.headline import headline_cards, headline_groups, percent, signed
 from equilibrate.report.inputs import RunRecord, read_run
 
 REPORT_FILE = "report.html"
@@ -44,7 +44,7 @@ def render(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "signed": signed}
     return environment.get_template("page.html.j2").render(
         record=record,
         cards=headline_cards(record),
@@ -106,8 +106,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _seconds(record: RunRecord) -> list[tuple[str, float, float]]:
-    """Phase, seconds and share of the whole run's largest phase, longest first."""
-    phases = record.results.get("seconds_by_phase") or {}
+    """Phase, seconds and share of the longest phase, longest first."""
+    phases = split_seconds(record.results.get("seconds_by_phase") or {})
     longest = max(phases.values(), default=0.0)
     return [
         (name, value, value / longest if longest else 0.0)
