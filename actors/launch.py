@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from actors.cluster import StopRequest, ray_cluster
 from actors.groups import WorkerGroups
@@ -21,16 +19,22 @@ from equilibrate.config import RunConfig
 from equilibrate.config_files import dump_config, load_config
 from equilibrate.controllers import CostController, KLController
 from equilibrate.errors import EXIT_STOPPED, DataError
-from equilibrate.evaluation import check_disjoint
+from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
-from equilibrate.results import read_versions, write_run_results
+from equilibrate.report import (
+    installed_versions,
+    summarise_training,
+    write_report,
+    write_results,
+)
 from equilibrate.run_state import RunCheckpoints, settings_fixed_on_resume
-from equilibrate.sinks import open_sink
+from equilibrate.sinks import SAMPLES_FILE, open_sink, read_rows
 from equilibrate.types import Prompt
 
-logger = logging.getLogger(__name__)
+PHASES_FILE = "phases.jsonl"
+"""Seconds spent outside the loop."""
 
 
 def train(config: RunConfig) -> int:
@@ -45,6 +49,7 @@ def train(config: RunConfig) -> int:
         if _is_finished(run, config):
             print(f"{run} already holds this run; change a setting or the output to run again")
             return 0
+        (run / "report.html").unlink(missing_ok=True)
         (run / "config.yaml").write_text(dump_config(config))
         with ray_cluster():
             return _train_on_cluster(config, run)
@@ -64,7 +69,7 @@ def evaluate(run: Path) -> int:
             ):
                 groups.rollouts.sync(groups.weights_of_folder(folder, version))
                 assessor.in_full(name, version)
-    _write_outcome(config, run, assessor.prompts)
+    _write_outcome(config, run, assessor.prompts, inputs.judge)
     return 0
 
 
@@ -77,7 +82,9 @@ def _train_on_cluster(config: RunConfig, run: Path) -> int:
         return EXIT_STOPPED
     with (
         WorkerGroups(config, inputs) as groups,
-        CheckpointStore(run / "checkpoints", config.keep_checkpoints, read_versions()) as store,
+        CheckpointStore(
+            run / "checkpoints", config.keep_checkpoints, installed_versions()
+        ) as store,
     ):
         parts, assessor = _make_parts(config, run, inputs, groups, store, stop)
         iteration = driver.train(
@@ -93,7 +100,7 @@ def _train_on_cluster(config: RunConfig, run: Path) -> int:
             parts.learner.export(run / "aligned")
             assessor.in_full("aligned", iteration)
         parts.sink.close()
-    _write_outcome(config, run, assessor.prompts)
+    _write_outcome(config, run, assessor.prompts, inputs.judge)
     return 0
 
 
@@ -164,14 +171,24 @@ def _read(path: Path, codec: TextCodec, config: RunConfig) -> list[Prompt]:
     return rows.prompts
 
 
-def _write_outcome(config: RunConfig, run: Path, prompts: tuple[Prompt, ...]) -> None:
+def _write_outcome(config: RunConfig, run: Path, prompts: Sequence[Prompt], judge: Judge) -> None:
+    constraint = config.constraint
     if prompts:
         base, aligned = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
         rows = sample_rows({"base": base, "aligned": aligned})
-        (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        write_run_results(run, config, base.table, aligned.table, difference(base, aligned))
-    from equilibrate.report import write_report
-
+        (run / SAMPLES_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_results(
+            run / "results.json",
+            base=base.table,
+            aligned=aligned.table,
+            difference=difference(base, aligned),
+            training=summarise_training(run, scope=constraint.scope if constraint else "all"),
+            cost_budget=constraint.budget if constraint else None,
+            stage_seconds=_stage_seconds(run),
+            judge=judge.name,
+            versions=installed_versions(),
+            seed=config.seed,
+        )
     _say(f"report: {write_report(run)}")
 
 
@@ -192,11 +209,19 @@ def _config_of(run: Path) -> RunConfig:
 
 @contextmanager
 def _measured(run: Path, phase: str) -> Iterator[None]:
+    """Adds the seconds of a phase outside the loop, which a resumed run enters again."""
     start = time.perf_counter()
     yield
-    row: dict[str, Any] = {"phase": phase, "seconds": time.perf_counter() - start}
-    with (run / "phases.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    with (run / PHASES_FILE).open("a") as file:
+        file.write(json.dumps({phase: time.perf_counter() - start}) + "\n")
+
+
+def _stage_seconds(run: Path) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for row in read_rows(run / PHASES_FILE):
+        for phase, value in row.items():
+            seconds[phase] = seconds.get(phase, 0.0) + value
+    return seconds
 
 
 def _say(message: str) -> None:

@@ -8,8 +8,37 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from equilibrate.checkpoint import CheckpointStore
+from equilibrate.config import RunConfig
 from equilibrate.errors import ConfigError
 from equilibrate.interfaces import Learner, MetricSink
+
+
+CHANGEABLE = (
+    "output",
+    "iterations",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "evaluate_every",
+    "timeout_seconds",
+    "max_restarts",
+    "wandb_project",
+)
+"""Settings that a resumed run may change: they steer how it runs, not what it computes."""
+
+
+def settings_fixed_on_resume(config: RunConfig) -> dict[str, Any]:
+    """All others, by dotted key. Lists and mixtures count as one value."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and not prefix.endswith("mixture"):
+            for key, inner in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, inner)
+        elif prefix not in CHANGEABLE:
+            flat[prefix] = value
+
+    visit("", json.loads(config.model_dump_json()))
+    return flat
 
 
 class Stateful(Protocol):
