@@ -161,14 +161,15 @@ def verify_weights(weights: PackedWeights, expected_shapes: Mapping[str, Sequenc
     ):
         if bucket.nbytes % 8 or _checksum(bucket) != checksum:
             raise NumericsError(
-                f"weights: bucket {index + 1} of {len(weights.buckets)} ({bucket.nbytes} bytes) does "
-                "not match the checksum it was sent with; send this version again"
+                f"weights: bucket {index + 1} of {len(weights.buckets)} ({bucket.nbytes} bytes) "
+                "does not match the checksum it was sent with; send this version again"
             )
     shapes = {slot.name: slot.shape for slot in weights.slots}
     if missing := sorted(expected_shapes.keys() - shapes.keys()):
         raise NumericsError(
-            f"weights: {len(missing)} of {len(expected_shapes)} tensors were not sent, {missing[0]} "
-            "first; send every parameter of the model folder, and a tied head under its own name"
+            f"weights: {len(missing)} of {len(expected_shapes)} tensors were not sent, "
+            f"{missing[0]} first; send every parameter of the model folder, and a tied head under "
+            "its own name"
         )
     if unknown := sorted(shapes.keys() - expected_shapes.keys()):
         raise NumericsError(
