@@ -1,0 +1,364 @@
+"""One rank of the learner: policy, reward critic and cost critic, each a DeepSpeed engine.
+
+Every rank receives all rollouts of an iteration, runs the models on its share of the rows, and
+exchanges the results once; from there on each rank knows the whole batch (`learner_targets`). In a
+minibatch a rank again learns from its share, and losses are divided by global token counts, so the
+result does not depend on how many ranks there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from actors.device import Accelerator, Device, Dtype
+from actors.learner_ptx import PtxData
+from actors.learner_targets import (
+    are_finite,
+    batch_metrics,
+    derive_seed,
+    make_train_batch,
+    parity_gap,
+)
+from actors.learner_update import LossSettings, Passes, RowSpans, Update
+from actors.models import load_policy, load_scorer
+from actors.weights import PackedWeights, pack_weights, tied_names
+from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
+from equilibrate.errors import ParityError
+from equilibrate.ppo.batches import ScoredBatch, collate
+from equilibrate.types import ScoredRollout, UpdateMetrics
+
+MAX_GRAD_NORM = 1.0
+ADAM_BETAS = (0.9, 0.95)
+"""The second below the usual 0.999: the targets drift, so old squares mislead."""
+CHECKPOINT_TAG = "engine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """What a learner rank needs to know of a run."""
+
+    policy: str
+    """Model folders; the critics start as the reward and cost models."""
+    reward: str
+    cost: str
+    """Empty: no cost critic, plain PPO."""
+    ptx: str
+    """Data set folder; read only if `learner.ptx_coef` is above 0."""
+    device: Device
+    dtype: Dtype
+    cpu_threads: int
+    seed: int
+    iterations: int
+    """Length of the run, over which the learning rates fall."""
+    temperature: float
+    max_length: int
+    """Tokens to which pretraining text is cut."""
+    parity_tolerance: float
+    learner: LearnerConfig
+    ppo: PPOConfig
+    ama: AmaConfig | None
+
+
+class LearnerWorker:
+    """One rank. Its process must have RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."""
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        self._settings = settings
+        self._accelerator = Accelerator(settings.device, settings.dtype)
+        self._accelerator.prepare(threads=settings.cpu_threads)
+        _join_group(self._accelerator)
+        policy = load_policy(settings.policy, self._accelerator)
+        self._aliases = tied_names(policy.model)
+        critics = [
+            load_scorer(path, self._accelerator)
+            for path in (settings.reward, settings.cost)
+            if path
+        ]
+        rates = settings.learner.policy_lr, settings.learner.critic_lr
+        self._policy = self._trained(policy, rates[0])
+        self._critics = [self._trained(critic, rates[1]) for critic in critics]
+        self._passes = Passes(
+            policy=self._policy,
+            critic=self._critics[0],
+            cost_critic=self._critics[1] if settings.cost else None,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            micro_batch_size=settings.learner.micro_batch_size,
+            temperature=settings.temperature,
+            device=self._accelerator.torch_device,
+        )
+        self._ptx = None
+        if settings.learner.ptx_coef > 0:
+            self._ptx = PtxData(settings.ptx, settings.policy, settings.max_length)
+
+    def _trained(self, module: nn.Module, learning_rate: float) -> TrainedModel:
+        return TrainedModel(
+            module,
+            learning_rate,
+            zero_stage=self._settings.learner.zero_stage,
+            micro_batch_size=self._settings.learner.micro_batch_size,
+            minibatch_size=self._settings.ppo.minibatch_size,
+        )
+
+    @property
+    def _models(self) -> dict[str, TrainedModel]:
+        return dict(zip(("policy", "critic", "cost_critic"), (self._policy, *self._critics)))  # noqa: B905
+
+    def ready(self) -> bool:
+        """True once the constructor has finished: lets a caller wait for it."""
+        return True
+
+    def update(
+        self,
+        scored: Sequence[ScoredRollout],
+        *,
+        iteration: int,
+        multiplier: float,
+        kl_coef: float,
+    ) -> UpdateMetrics:
+        """All epochs and minibatches of one iteration; every rank returns the same metrics.
+
+        Args:
+            multiplier: lambda >= 0; without a cost critic it has no effect.
+        Returns: `skipped` if a score, a log-prob or a value is not finite (nothing moved), or if a
+            loss or gradient becomes so in a later minibatch (it and its followers are left out).
+        Raises: ParityError, before anything moves, if the learner's log-probs of the sampled tokens
+            differ from the generator's by more than the tolerance.
+        """
+        settings = self._settings
+        values = {"learning_rate": self._set_learning_rates(iteration)}
+        if not are_finite(scored):
+            return UpdateMetrics(values=values, skipped=True)
+        spans = RowSpans.of(scored)
+        batch = self._collated(scored)
+        before = self._passes.before(batch, spans)
+        if not all(bool(tensor.isfinite().all()) for tensor in before.values()):
+            return UpdateMetrics(values=values, skipped=True)
+        entropies = before.pop("entropies")
+        tokens = batch.with_learner_outputs(**before)
+        gap = parity_gap(tokens)
+        if not gap <= settings.parity_tolerance:
+            raise ParityError(
+                f"iteration {iteration}: generator and learner differ by {gap:.2e} nats on the "
+                f"same tokens, parity_tolerance allows {settings.parity_tolerance:.2e}; the last "
+                "weight sync is incomplete, or temperature or dtype differ between the two"
+            )
+        train = make_train_batch(
+            tokens,
+            multiplier=multiplier if settings.cost else 0.0,
+            kl_coef=kl_coef,
+            ppo=settings.ppo,
+            ama=settings.ama,
+            seed=derive_seed(settings.seed, iteration),
+        )
+        values |= batch_metrics(train, entropies) | {"parity_gap_nats": gap}
+        update = Update(
+            self._passes, train, spans, self._losses, iteration=iteration, ptx=self._ptx
+        )
+        learned, skipped = update.run()
+        return UpdateMetrics(values=values | learned, skipped=skipped)
+
+    def _collated(self, scored: Sequence[ScoredRollout]) -> ScoredBatch:
+        ama = self._settings.ama
+        batch = collate(scored, pad_token_id=0, ungated=ama.ungated if ama else ())
+        device = self._accelerator.torch_device
+        return ScoredBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
+
+    @property
+    def _losses(self) -> LossSettings:
+        ppo, ama = self._settings.ppo, self._settings.ama
+        return LossSettings(
+            minibatch_size=ppo.minibatch_size,
+            epochs=ppo.epochs,
+            clip_range=ppo.clip_range,
+            value_clip_range=ppo.value_clip_range,
+            divide_by_kept=ama is not None and ama.normalizer == "kept",
+            ptx_coef=self._settings.learner.ptx_coef,
+            seed=self._settings.seed,
+        )
+
+    def _set_learning_rates(self, iteration: int) -> float:
+        """Sets every model's rate for this iteration and returns the policy's."""
+        learner = self._settings.learner
+        share = schedule(learner.lr_schedule, iteration / self._settings.iterations)
+        self._policy.set_learning_rate(learner.policy_lr * share)
+        for critic in self._critics:
+            critic.set_learning_rate(learner.critic_lr * share)
+        return learner.policy_lr * share
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the policy, as in its model folder; all ranks must iterate.
+
+        A tensor is whole only until the next one is asked for, and must not be written to.
+        """
+        for name, tensor in self._policy.named_weights():
+            yield name.removeprefix("model."), tensor
+
+    def pack_weights(self) -> tuple[PackedWeights | None, int]:
+        """The policy for the generators, on rank 0; and this rank, as a receipt for the caller."""
+        if self._passes.rank == 0:
+            return pack_weights(self.named_weights(), aliases=self._aliases), 0
+        for _ in self.named_weights():
+            pass
+        return None, self._passes.rank
+
+    def save(self, folder: str | Path) -> None:
+        """Write models, optimizers and this rank's random state; all ranks must call."""
+        for name, model in self._models.items():
+            model.save(Path(folder) / name)
+        torch.save(self._accelerator.rng_state(), self._rng_file(folder))
+        dist.barrier()
+
+    def load(self, folder: str | Path) -> None:
+        """Continue from `save` with the same number of ranks and ZeRO stage, bit by bit."""
+        for name, model in self._models.items():
+            model.load(Path(folder) / name)
+        self._accelerator.set_rng_state(torch.load(self._rng_file(folder), weights_only=False))
+
+    def _rng_file(self, folder: str | Path) -> Path:
+        return Path(folder) / f"rng_rank{self._passes.rank}.pt"
+
+    def export(self, folder: str | Path) -> None:
+        """Write the policy as a Hugging Face folder with its tokenizer; all ranks must call."""
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.named_weights()}
+        if self._passes.rank == 0:
+            self._policy.module.model.save_pretrained(folder, state_dict=weights)
+            tokenizer = AutoTokenizer.from_pretrained(self._settings.policy, local_files_only=True)
+            tokenizer.save_pretrained(folder)
+        dist.barrier()
+
+
+class TrainedModel:
+    """A module with AdamW under DeepSpeed; gradients of all ranks are added up, not averaged."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        learning_rate: float,
+        *,
+        zero_stage: Literal[0, 1, 2, 3],
+        micro_batch_size: int,
+        minibatch_size: int,
+    ) -> None:
+        import deepspeed
+
+        self._zero_stage = zero_stage
+        self._world_size = dist.get_world_size()
+        num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config={
+                "train_batch_size": minibatch_size,
+                "train_micro_batch_size_per_gpu": micro_batch_size,
+                # At stage 0 `step` clips itself: DeepSpeed applies even a gradient of nan there.
+                "gradient_clipping": MAX_GRAD_NORM if zero_stage else 0.0,
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": 10**9,
+                "zero_optimization": {
+                    "stage": zero_stage,
+                    # DeepSpeed allocates whole buckets, by default of 500 million numbers each.
+                    "reduce_bucket_size": min(num_parameters, 500_000_000),
+                    "allgather_bucket_size": min(num_parameters, 500_000_000),
+                },
+            },
+        )
+
+    @property
+    def module(self) -> Any:
+        return self._engine.module
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        output: Tensor = self._engine(*inputs)
+        return output
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed divides the sum over ranks by their number.
+        self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        if self._zero_stage == 0:
+            norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRAD_NORM))
+            if not math.isfinite(norm):
+                return math.nan
+            self._engine.step()
+            return norm
+        self._engine.step()
+        return (
+            float(self._engine.get_global_grad_norm())
+            if self._engine.was_step_applied()
+            else math.nan
+        )
+
+    def discard(self) -> None:
+        self._engine.zero_grad()
+        if self._zero_stage == 0:
+            return
+        optimizer = self._engine.optimizer
+        optimizer.zero_grad()
+        if self._zero_stage < 3:
+            # DeepSpeed has no call for it: stages 1 and 2 keep what earlier micro-batches added.
+            optimizer.micro_step_id = -1
+            for group in optimizer.averaged_gradients:
+                optimizer.averaged_gradients[group] = None
+                optimizer.all_grad_tensors[group] = None
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        import deepspeed
+
+        for name, parameter in self.module.named_parameters():
+            if self._zero_stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.detach()
+            else:
+                yield name, parameter.detach()
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+
+
+def schedule(name: Literal["constant", "linear", "cosine"], progress: float) -> float:
+    """Share of the learning rate after this share of the run; 1 at its start, 0 at its end."""
+    match name:
+        case "constant":
+            return 1.0
+        case "linear":
+            return max(0.0, 1.0 - progress)
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _join_group(accelerator: Accelerator) -> None:
+    """Meet the other ranks, as the environment says where."""
+    # Read by DeepSpeed at import: it must not pick a GPU that the run does not use.
+    os.environ["DS_ACCELERATOR"] = accelerator.device
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend=accelerator.collective, auto_mpi_discovery=False, verbose=False
+        )

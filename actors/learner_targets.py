@@ -1,0 +1,157 @@
+"""From scored rollouts to what one update learns: the maths of PPO-Lagrangian and AMA, in order.
+
+Every rank holds the whole batch of an iteration and computes the same targets from it, so that
+baselines and token counts are global without any communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equilibrate.ama import baselines
+from equilibrate.ama.masks import gradient_mask
+from equilibrate.ama.signals import response_signal, token_signal
+from equilibrate.config import AmaConfig, PPOConfig
+from equilibrate.ppo.advantages import combine_advantages, gae
+from equilibrate.ppo.kl import kl_penalty
+from equilibrate.ppo.rewards import shape_rewards
+from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch
+
+SCORE_CLIP = 50.0
+"""Shaped rewards and costs are clamped to this size (Safe RLHF)."""
+
+
+def derive_seed(*numbers: int) -> int:
+    """One seed from several numbers, for example run seed, iteration and epoch."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def are_finite(scored: Sequence[ScoredRollout]) -> bool:
+    """Whether every score that an update would read is a finite number."""
+    return all(
+        np.isfinite([s.reward, s.cost]).all()
+        and np.isfinite(s.token_rewards).all()
+        and np.isfinite(s.token_costs).all()
+        and np.isfinite(s.ref_log_probs).all()
+        for s in scored
+    )
+
+
+def parity_gap(tokens: TokenBatch) -> float:
+    """Largest difference of generator and learner log-probs over response tokens, nats."""
+    gap = (tokens.rollout_log_probs - tokens.old_log_probs).abs()
+    return float(torch.where(tokens.response_mask, gap, 0.0).max())
+
+
+def make_train_batch(
+    tokens: TokenBatch,
+    *,
+    multiplier: float,
+    kl_coef: float,
+    ppo: PPOConfig,
+    ama: AmaConfig | None,
+    seed: int,
+) -> TrainBatch:
+    """Advantages, returns and gradient mask of one iteration.
+
+    Args:
+        multiplier: lambda >= 0; with 0 the advantages are those of plain PPO.
+        seed: of AMA's random control.
+    """
+    mask = tokens.response_mask
+    kl = kl_penalty(tokens.old_log_probs, tokens.ref_log_probs, mask)
+    rewards = shape_rewards(tokens.reward, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP)
+    costs = shape_rewards(tokens.cost, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP)
+    gamma, gae_lambda = ppo.gamma, ppo.gae_lambda
+    # Both signals at once: the recursion over T costs the same for twice the rows.
+    both, returns = gae(
+        torch.cat([rewards, costs]),
+        torch.cat([tokens.values, tokens.cost_values]),
+        torch.cat([mask, mask]),
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+    )
+    reward_advantages, cost_advantages = both.chunk(2)
+    reward_returns, cost_returns = returns.chunk(2)
+    advantages = combine_advantages(reward_advantages, cost_advantages, multiplier)
+    return TrainBatch(
+        tokens=tokens,
+        advantages=advantages,
+        reward_advantages=reward_advantages,
+        returns=reward_returns,
+        cost_advantages=cost_advantages,
+        cost_returns=cost_returns,
+        gradient_mask=mask
+        if ama is None
+        else _ama_mask(tokens, advantages, multiplier=multiplier, ama=ama, seed=seed),
+    )
+
+
+def batch_metrics(train: TrainBatch, entropies: Tensor) -> dict[str, float]:
+    """What the batch says before the update; entropies [B, T], nats, 0 outside the response."""
+    tokens = train.tokens
+    mask = tokens.response_mask
+    num_tokens = int(mask.sum())
+    divisor = max(1, num_tokens)
+    kl = kl_penalty(tokens.old_log_probs, tokens.ref_log_probs, mask)
+    return {
+        "num_tokens": float(num_tokens),
+        "kl": float(kl.sum()) / divisor,
+        "entropy": float(entropies.sum()) / divisor,
+        "kept_fraction": float(train.gradient_mask.sum()) / divisor,
+    }
+
+
+def _ama_mask(
+    tokens: TokenBatch, advantages: Tensor, *, multiplier: float, ama: AmaConfig, seed: int
+) -> Tensor:
+    signal = token_signal(
+        ama.source,
+        delta=ama.delta,
+        token_rewards=tokens.token_rewards,
+        token_costs=tokens.token_costs,
+        values=tokens.values,
+        cost_values=tokens.cost_values,
+        multiplier=multiplier,
+        response_mask=tokens.response_mask,
+    )
+    return gradient_mask(
+        signal,
+        advantages,
+        tokens.response_mask,
+        tokens.is_masked_row,
+        baseline=_baseline(signal, tokens.response_mask, ama),
+        level=ama.level,
+        delta=ama.delta,
+        pivot_rule=ama.pivots.rule,
+        pivot_value=ama.pivots.value,
+        response_scores=_response_scores(tokens, multiplier, ama),
+        control=torch.Generator().manual_seed(seed) if ama.random_control else None,
+    )
+
+
+def _baseline(signal: Tensor, response_mask: Tensor, ama: AmaConfig) -> Tensor:
+    match ama.baseline:
+        case "zero":
+            return baselines.constant(signal, 0.0)
+        case "batch_mean":
+            total, count = baselines.baseline_sums(signal, response_mask)
+            return baselines.batch_mean(total, count, signal)
+        case "sequence_mean":
+            return baselines.sequence_mean(signal, response_mask)
+        case value:
+            return baselines.constant(signal, float(value))
+
+
+def _response_scores(tokens: TokenBatch, multiplier: float, ama: AmaConfig) -> Tensor | None:
+    """Whose sign is the side of a whole response: its score, above the batch mean or above zero."""
+    if ama.side == "token":
+        return None
+    scores = response_signal(
+        ama.source, reward=tokens.reward, cost=tokens.cost, multiplier=multiplier
+    )
+    return scores - scores.mean() if ama.baseline == "batch_mean" else scores

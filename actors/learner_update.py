@@ -1,0 +1,384 @@
+"""The passes of one update over a batch, whatever trains the models underneath.
+
+A rank runs models on its share of the rows only. What it learns there is exchanged once before the
+first minibatch and summed once at the end; in between only gradients travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from actors.learner_targets import derive_seed
+from actors.models import first_response_token, suffix_log_probs
+from equilibrate.ppo.batches import Indices, ScoredBatch, minibatch_indices, shard_rows
+from equilibrate.ppo.log_probs import token_entropies
+from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss, policy_sums, ptx_loss
+from equilibrate.types import ScoredRollout, TrainBatch
+
+
+class Trainable(Protocol):
+    """A model with its optimizer; gradients of all ranks are added up, not averaged."""
+
+    def __call__(self, *inputs: Any) -> Tensor: ...
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add the gradient of this rank's part; `is_last` closes the minibatch."""
+
+    def step(self) -> float:
+        """Clip and apply; returns the norm before clipping, nan if nothing was applied."""
+
+    def discard(self) -> None:
+        """Forget the gradients of an unfinished minibatch."""
+
+
+class PtxRows(Protocol):
+    def draw(self, num_rows: int, seed: int) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpans:
+    """Where each row ends and where its response begins, known without asking the device."""
+
+    lengths: NDArray[np.int64]
+    firsts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, scored: Sequence[ScoredRollout]) -> RowSpans:
+        return cls(
+            np.array([len(s.rollout.token_ids) for s in scored]),
+            np.array([first_response_token(s.rollout) for s in scored]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """The models of one rank and how it cuts its rows."""
+
+    policy: Trainable
+    critic: Trainable
+    cost_critic: Trainable | None
+    rank: int
+    world_size: int
+    micro_batch_size: int
+    temperature: float
+    device: torch.device
+
+    def micro_batches(self, rows: Indices, spans: RowSpans) -> list[Indices]:
+        """Own share of the rows, similar lengths together; equally many on every rank."""
+        own = shard_rows(rows, self.rank, self.world_size)
+        own = own[np.argsort(-spans.lengths[own], kind="stable")]
+        size = self.micro_batch_size
+        return [own[start : start + size] for start in range(0, len(own), size)]
+
+    @torch.no_grad()
+    def before(self, batch: ScoredBatch, spans: RowSpans) -> dict[str, Tensor]:
+        """What the models say before the update, of all rows: each [B, T], 0 where not defined.
+
+        Args: batch: tensors on the device.
+        Returns: old_log_probs and entropies in nats, of response tokens; values and cost_values of
+            the prefix that ends before each token.
+        """
+        num_rows, width = batch.token_ids.shape
+        names = ("old_log_probs", "entropies", "values", "cost_values")
+        found = torch.zeros(len(names), num_rows, width, device=self.device)
+        for rows in self.micro_batches(np.arange(num_rows), spans):
+            length, first = int(spans.lengths[rows].max()), int(spans.firsts[rows].min())
+            index = torch.from_numpy(rows).to(self.device)
+            token_ids = batch.token_ids[index, :length]
+            logits = self.policy(token_ids, length - first + 1)
+            suffix = token_ids[:, first - 1 :]
+            outputs = [
+                suffix_log_probs(logits, token_ids, temperature=self.temperature),
+                pad(token_entropies(logits, suffix, temperature=self.temperature), (first - 1, 0)),
+                values_of(self.critic, token_ids),
+            ]
+            if self.cost_critic is not None:
+                outputs.append(values_of(self.cost_critic, token_ids))
+            for found_rows, output in zip(found, outputs, strict=False):
+                found_rows[index, :length] = output
+        if self.world_size > 1:
+            # Every rank filled its own rows and left the others 0.
+            dist.all_reduce(found)
+        found = torch.where(batch.response_mask, found, 0.0)
+        return dict(zip(names, found, strict=True))
+
+    def all_finite(self, loss: Tensor) -> bool:
+        """Whether the loss is finite on every rank; all ranks get one answer."""
+        finite = loss.detach().isfinite()
+        if self.world_size == 1:
+            return bool(finite)
+        flag = finite.float()
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag)
+
+    @property
+    def models(self) -> list[Trainable]:
+        critics = [self.critic] if self.cost_critic is None else [self.critic, self.cost_critic]
+        return [self.policy, *critics]
+
+
+def values_of(critic: Trainable, token_ids: Tensor) -> Tensor:
+    """[B, T], score of the prefix that ends just before each token; 0 before the first."""
+    return pad(critic(token_ids[:, :-1]), (1, 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """The numbers of the losses and of the schedule of minibatches."""
+
+    minibatch_size: int
+    epochs: int
+    clip_range: float
+    value_clip_range: float
+    divide_by_kept: bool
+    """The policy loss is a mean over kept tokens, or the same sum over all response tokens."""
+    ptx_coef: float
+    seed: int
+
+
+class Update:
+    """All epochs and minibatches of one iteration."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        train: TrainBatch,
+        spans: RowSpans,
+        settings: LossSettings,
+        *,
+        iteration: int,
+        ptx: PtxRows | None,
+    ) -> None:
+        self._passes = passes
+        self._train = train
+        self._spans = spans
+        self._settings = settings
+        self._iteration = iteration
+        self._ptx = ptx
+        self._num_kept = train.gradient_mask.sum(1).cpu().numpy()
+        self._num_response = train.tokens.response_mask.sum(1).cpu().numpy()
+        self._sums: dict[str, Tensor] = {}
+        self._grad_norms: list[float] = []
+
+    def run(self) -> tuple[dict[str, float], bool]:
+        """Learn from every minibatch until one is not finite, which is left out with its followers.
+
+        Returns: the metrics, one answer on all ranks, and whether something was left out.
+        """
+        num_done = num_clippable = 0
+        finished = True
+        for rows, ptx_seed in self._minibatches():
+            finished = self._learn(rows, ptx_seed)
+            if not finished:
+                for model in self._passes.models:
+                    model.discard()
+                break
+            num_done += 1
+            num_clippable += int(self._num_kept[rows].sum())
+        if num_done == 0:
+            return {}, not finished
+        sums = self._reduced_sums()
+        num_clipped = sums.pop("num_clipped", 0.0)
+        metrics = {name: total / num_done for name, total in sums.items()}
+        metrics["clip_fraction"] = num_clipped / max(1, num_clippable)
+        metrics["grad_norm"] = sum(self._grad_norms) / max(1, len(self._grad_norms))
+        return metrics, not finished
+
+    def _minibatches(self) -> Iterator[tuple[Indices, int]]:
+        """Rows of each minibatch, and the seed of its pretraining rows."""
+        run_seed, iteration = self._settings.seed, self._iteration
+        for epoch in range(self._settings.epochs):
+            order = minibatch_indices(
+                len(self._spans.lengths),
+                self._settings.minibatch_size,
+                derive_seed(run_seed, iteration, epoch),
+            )
+            for number, rows in enumerate(order):
+                yield rows, derive_seed(run_seed, iteration, epoch, number)
+
+    def _learn(self, rows: Indices, ptx_seed: int) -> bool:
+        """One optimiser step of every model; False if a number is not finite on any rank."""
+        passes = self._passes
+        ptx = None
+        if self._ptx is not None:
+            ptx = PtxShare.draw(self._ptx, len(rows), ptx_seed, passes)
+        # A momentum left from earlier steps must not move the policy where no token may.
+        has_policy_step = ptx is not None or bool(self._num_kept[rows].any())
+        chunks = passes.micro_batches(rows, self._spans)
+        for number, chunk in enumerate(chunks):
+            part = MicroBatch.of(self._train, chunk, self._spans, passes.device)
+            for model, loss in self._losses(
+                part, rows, has_policy_step, ptx.part(number) if ptx else None
+            ):
+                if not passes.all_finite(loss):
+                    return False
+                model.backward(loss, is_last=number == len(chunks) - 1)
+        if has_policy_step:
+            self._grad_norms.append(passes.policy.step())
+        critic_norms = [model.step() for model in passes.models[1:]]
+        return bool(np.isfinite([*self._grad_norms, *critic_norms]).all())
+
+    def _losses(
+        self, part: MicroBatch, rows: Indices, has_policy_step: bool, ptx: PtxPart | None
+    ) -> Iterator[tuple[Trainable, Tensor]]:
+        """One at a time, so that only one model's activations are in memory."""
+        num_response = int(self._num_response[rows].sum())
+        critics = {"value_loss": (self._passes.critic, part.values, part.returns)}
+        if self._passes.cost_critic is not None:
+            cost_critic = (self._passes.cost_critic, part.cost_values, part.cost_returns)
+            critics["cost_value_loss"] = cost_critic
+        for name, (critic, old_values, returns) in critics.items():
+            loss = clipped_value_loss(
+                values_of(critic, part.token_ids),
+                old_values,
+                returns,
+                part.response_mask,
+                value_clip_range=self._settings.value_clip_range,
+                num_tokens=num_response,
+            )
+            self._add(name, loss)
+            yield critic, loss
+        if has_policy_step:
+            yield self._passes.policy, self._policy_loss(part, rows, ptx)
+
+    def _policy_loss(self, part: MicroBatch, rows: Indices, ptx: PtxPart | None) -> Tensor:
+        settings = self._settings
+        num_kept, num_response = (int(n[rows].sum()) for n in (self._num_kept, self._num_response))
+        log_probs, ptx_log_probs = self._log_probs(part, ptx)
+        loss = clipped_policy_loss(
+            log_probs,
+            part.old_log_probs,
+            part.advantages,
+            part.gradient_mask,
+            clip_range=settings.clip_range,
+            num_tokens=num_kept if settings.divide_by_kept else num_response,
+        )
+        self._add("policy_loss", loss)
+        old, clip_range = part.old_log_probs, settings.clip_range
+        kept = policy_sums(log_probs, old, part.gradient_mask, clip_range=clip_range)
+        response = policy_sums(log_probs, old, part.response_mask, clip_range=clip_range)
+        self._add("num_clipped", kept.clipped)
+        self._add("approx_kl", response.approx_kl / max(1, num_response))
+        if ptx is None or ptx_log_probs is None:
+            return loss
+        text_loss = ptx_loss(ptx_log_probs, ptx.mask, num_tokens=ptx.num_tokens)
+        self._add("ptx_loss", text_loss)
+        return loss + settings.ptx_coef * text_loss
+
+    def _log_probs(self, part: MicroBatch, ptx: PtxPart | None) -> tuple[Tensor, Tensor | None]:
+        """Of the responses, at the sampling temperature, and of the pretraining text, at 1."""
+        temperature = self._passes.temperature
+        length = part.token_ids.shape[1]
+        if ptx is None:
+            logits = self._passes.policy(part.token_ids, length - part.first + 1)
+            return suffix_log_probs(logits, part.token_ids, temperature=temperature), None
+        # One forward for both: ZeRO-3 follows one forward per backward.
+        width = max(length, ptx.token_ids.shape[1])
+        both = (part.token_ids, ptx.token_ids)
+        stacked = torch.cat([pad(ids, (0, width - ids.shape[1])) for ids in both])
+        logits = self._passes.policy(stacked, width).split([len(ids) for ids in both])
+        return (
+            suffix_log_probs(logits[0][:, :length], part.token_ids, temperature=temperature),
+            suffix_log_probs(
+                logits[1][:, : ptx.token_ids.shape[1]], ptx.token_ids, temperature=1.0
+            ),
+        )
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        known = self._sums.get(name)
+        self._sums[name] = value if known is None else known + value
+
+    def _reduced_sums(self) -> dict[str, float]:
+        """Over ranks; the names, and so the shapes, are the same on all of them."""
+        totals = torch.stack(list(self._sums.values()))
+        if self._passes.world_size > 1:
+            dist.all_reduce(totals)
+        return dict(zip(self._sums, totals.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """What the losses of a few rows read, cut to the longest of them: [b, t]."""
+
+    token_ids: Tensor
+    response_mask: Tensor
+    gradient_mask: Tensor
+    old_log_probs: Tensor
+    advantages: Tensor
+    values: Tensor
+    returns: Tensor
+    cost_values: Tensor
+    cost_returns: Tensor
+    first: int
+    """Position of the first response token of any row."""
+
+    @classmethod
+    def of(
+        cls, train: TrainBatch, rows: Indices, spans: RowSpans, device: torch.device
+    ) -> MicroBatch:
+        index = torch.from_numpy(rows).to(device)
+        length = int(spans.lengths[rows].max())
+
+        def take(tensor: Tensor) -> Tensor:
+            return tensor[index, :length]
+
+        tokens = train.tokens
+        return cls(
+            token_ids=take(tokens.token_ids),
+            response_mask=take(tokens.response_mask),
+            gradient_mask=take(train.gradient_mask),
+            old_log_probs=take(tokens.old_log_probs),
+            advantages=take(train.advantages),
+            values=take(tokens.values),
+            returns=take(train.returns),
+            cost_values=take(tokens.cost_values),
+            cost_returns=take(train.cost_returns),
+            first=int(spans.firsts[rows].min()),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PtxPart:
+    """Pretraining rows of one micro-batch: [b, t]."""
+
+    token_ids: Tensor
+    mask: Tensor
+    num_tokens: int
+    """Learned tokens of the global minibatch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PtxShare:
+    """One rank's pretraining rows of one minibatch: as many as it has rollouts."""
+
+    token_ids: Tensor
+    mask: Tensor
+    num_tokens: int
+    micro_batch_size: int
+
+    @classmethod
+    def draw(cls, rows: PtxRows, num_rows: int, seed: int, passes: Passes) -> PtxShare:
+        token_ids, mask = rows.draw(num_rows, seed)
+        own = slice(passes.rank, None, passes.world_size)
+        return cls(
+            token_ids=token_ids[own].to(passes.device),
+            mask=mask[own].to(passes.device),
+            num_tokens=int(mask.sum()),
+            micro_batch_size=passes.micro_batch_size,
+        )
+
+    def part(self, number: int) -> PtxPart:
+        rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
+        return PtxPart(
+            token_ids=self.token_ids[rows], mask=self.mask[rows], num_tokens=self.num_tokens
+        )
