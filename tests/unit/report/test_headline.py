@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from equilibrate.evaluation import Estimate, EvaluationTable
+from equilibrate.report.headline import headline_cards, headline_groups, percent, signed
+from equilibrate.report.inputs import RunRecord, read_run
+
+
+def estimate(mean: float, half: float = 0.01) -> Estimate:
+    return Estimate(mean=mean, low=mean - half, high=mean + half, n=100)
+
+
+def table(harm: dict[str, Estimate], refusal: Estimate, helpfulness: Estimate) -> EvaluationTable:
+    return EvaluationTable(
+        harmful_compliance=harm,
+        over_refusal={"GENERAL": refusal},
+        helpfulness={"GENERAL": helpfulness, "EHD": estimate(0.0)},
+        malformed=estimate(0.02),
+    )
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    (tmp_path / "results.json").write_text('{"cost_mean": -0.25, "cost_budget": 0.0}')
+    zero = estimate(0.0)
+    return dataclasses.replace(
+        read_run(tmp_path),
+        base=table({"EHD": estimate(0.9), "IHD": estimate(0.7)}, estimate(0.1), estimate(0.5)),
+        aligned=table({"EHD": estimate(0.1), "IHD": estimate(0.1)}, estimate(0.3), estimate(0.5)),
+        difference=table(
+            {"EHD": estimate(-0.8), "IHD": estimate(-0.6, half=0.7)}, estimate(0.2), zero
+        ),
+    )
+
+
+def test_colours_follow_the_paired_interval(record: RunRecord):
+    harm, refusal, helpfulness, malformed = headline_groups(record)
+    assert [line.judgement for line in harm.lines] == ["better", "same"]  # IHD: -1.3 to 0.1
+    assert [line.judgement for line in refusal.lines] == ["worse"]
+    assert helpfulness.lines[0].judgement == "same"
+    assert malformed.lines[0].cell == "all prompts"
+
+
+def test_more_helpful_is_better(record: RunRecord):
+    gap = record.difference
+    better = dataclasses.replace(gap, helpfulness={"GENERAL": estimate(0.2)})
+    groups = headline_groups(dataclasses.replace(record, difference=better))
+    assert groups[2].lines[0].judgement == "better"
+
+
+def test_without_pairs_nothing_is_claimed(record: RunRecord):
+    groups = headline_groups(dataclasses.replace(record, difference=None))
+    assert {line.judgement for group in groups for line in group.lines} == {"same"}
+    cards = headline_cards(dataclasses.replace(record, difference=None))
+    assert [card.judgement for card in cards[:3]] == ["same"] * 3
+
+
+def test_cards_by_hand(record: RunRecord):
+    harm, refusal, helpfulness, cost = headline_cards(record)
+    assert (harm.before, harm.after) == ("80.0 %", "10.0 %")  # (0.9 + 0.7)/2, (0.1 + 0.1)/2
+    # Mean difference -0.7, half width hypot(0.01, 0.7)/2 = 0.35: leaves out zero.
+    assert harm.judgement == "better"
+    assert refusal.judgement == "worse"
+    assert (helpfulness.before, helpfulness.judgement) == ("50.0 %", "same")  # GENERAL alone
+    assert (cost.after, cost.judgement) == ("\N{MINUS SIGN}0.250", "better")
+
+
+def test_a_cost_above_its_budget_is_worse(record: RunRecord):
+    over = dataclasses.replace(record, results={"cost_mean": 0.1, "cost_budget": 0.0})
+    assert headline_cards(over)[-1].judgement == "worse"
+
+
+def test_an_unevaluated_run_has_neither(record: RunRecord):
+    empty = dataclasses.replace(record, base=None)
+    assert headline_groups(empty) == []
+    assert headline_cards(empty) == []
+
+
+def test_words_of_numbers():
+    assert percent(0.1234) == "12.3 %"
+    assert percent(float("nan")) == "-"
+    assert signed(-0.05) == "\N{MINUS SIGN}5.0"
+    assert signed(0.05) == "+5.0"

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from equilibrate.report.results import (
+    TrainingSummary,
+    installed_versions,
+    summarise_training,
+    write_results,
+)
+from tests.unit.report.runs import CELLS, tables
+
+SUMMARY = TrainingSummary(
+    parity_gap_nats_max=2.123456789e-6,
+    cost_mean=-0.01234567891,
+    multiplier_final=1.5,
+    seconds_by_phase={"rollout": 1.23456, "update": 2.0},
+)
+
+
+def write(path: Path, *, training: TrainingSummary = SUMMARY, cost_budget: float | None = 0.0):
+    base, aligned, difference = tables(4)
+    write_results(
+        path,
+        base=base,
+        aligned=aligned,
+        difference=difference,
+        training=training,
+        cost_budget=cost_budget,
+        stage_seconds={"base": 10.0},
+        judge="oracle",
+        versions={"torch": "2.13.0"},
+        seed=7,
+    )
+    return json.loads(path.read_text())
+
+
+def test_the_contract(tmp_path: Path):
+    results = write(tmp_path / "results.json")
+    harmful = {cell for cell, category in CELLS.items() if category.is_safety}
+    for stage in ("base", "aligned", "difference"):
+        assert set(results[stage]["harmful_compliance"]) == harmful
+        assert set(results[stage]["over_refusal"]) == {"GENERAL", "BORDERLINE"}
+        assert set(results[stage]["helpfulness"]["GENERAL"]) == {"mean", "low", "high", "n"}
+    assert results["parity_gap_nats_max"] == 2.12346e-6
+    assert results["cost_mean"] == -0.0123457
+    assert (results["cost_budget"], results["multiplier_final"]) == (0.0, 1.5)
+    assert results["seconds_by_phase"] == {"rollout": 1.235, "update": 2.0, "base": 10.0}
+    assert (results["versions"], results["seed"]) == ({"torch": "2.13.0"}, 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]  # no leftovers
+
+
+def test_null_where_a_number_does_not_apply(tmp_path: Path):
+    nothing = TrainingSummary(
+        parity_gap_nats_max=math.nan, cost_mean=None, multiplier_final=0.0, seconds_by_phase={}
+    )
+    results = write(tmp_path / "results.json", training=nothing, cost_budget=None)
+    for name in ("parity_gap_nats_max", "cost_mean", "cost_budget", "multiplier_final"):
+        assert results[name] is None
+
+
+def test_the_summary_by_hand(tmp_path: Path):
+    # 22 iterations with costs 0..21: the last 20 are 2..21, their mean is 11.5
+    rows = [
+        {
+            "iteration": i,
+            "safety_cost": i,
+            "cost": -i,
+            "multiplier": 0.5 * i,
+            "parity_gap_nats": None if i == 3 else 1e-6 * (i % 7),
+        }
+        for i in range(22)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    timings = [{"iteration": i, "seconds": {"rollout": 0.5, "iteration": 1.0}} for i in range(4)]
+    (tmp_path / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timings))
+    summary = summarise_training(tmp_path)
+    assert summary.cost_mean == 11.5
+    assert summary.multiplier_final == 10.5
+    assert summary.parity_gap_nats_max == pytest.approx(6e-6)
+    assert summary.seconds_by_phase == {"rollout": 2.0, "iteration": 4.0}
+    assert summarise_training(tmp_path, scope="all").cost_mean == -11.5
+
+
+def test_a_run_without_rows_has_an_empty_summary(tmp_path: Path):
+    assert summarise_training(tmp_path) == TrainingSummary(
+        parity_gap_nats_max=None, cost_mean=None, multiplier_final=None, seconds_by_phase={}
+    )
+
+
+def test_versions_name_what_is_installed():
+    versions = installed_versions()
+    assert versions["python"].startswith("3.")
+    assert "numpy" in versions
+    assert all(versions.values())
