@@ -24,11 +24,11 @@ define install
 	"$(2) is made for Python 3.11, but $(PYTHON) is %d.%d; try make PYTHON=python3.11" % v[:2])'
 	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
 	@echo "Installing $(2) into $(1): a few minutes the first time"
-	@torch=$$(grep '^torch==' $(2)); $(1)/bin/pip install -q --no-deps "$$torch" || { \
+	@torch=$$(grep '^torch==' $(2)); $(1)/bin/pip install -qq --no-deps "$$torch" || { \
 	echo "pip cannot find $$torch in its ordinary index: taking it from PyTorch's own, $(TORCH_INDEX)."; \
-	$(1)/bin/pip install -q --no-deps --index-url $(TORCH_INDEX) "$$torch"; }
-	@$(1)/bin/pip install -q --no-deps -r $(2)
-	@$(1)/bin/pip install -q --no-deps --no-build-isolation -e .
+	$(1)/bin/pip install -qq --no-deps --index-url $(TORCH_INDEX) "$$torch"; }
+	@$(1)/bin/pip install -qq --no-deps -r $(2)
+	@$(1)/bin/pip install -qq --no-deps --no-build-isolation -e .
 endef
 
 .venv/.installed: $(LOCK) pyproject.toml
