@@ -107,9 +107,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def _seconds(record: RunRecord) -> list[tuple[str, float, float]]:
     """Phase, seconds and share of the longest phase, longest first."""
-    phases = split_seconds(record.results.get("seconds_by_phase") or {})
+    split = split_seconds(record.results.get("seconds_by_phase") or {})
+    phases = {name: value for name, value in split.items() if value > 0}
     longest = max(phases.values(), default=0.0)
     return [
-        (name, value, value / longest if longest else 0.0)
+        (name, value, value / longest)
         for name, value in sorted(phases.items(), key=lambda phase: -phase[1])
     ]
