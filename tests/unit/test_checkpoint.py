@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from equilibrate import checkpoint
 from equilibrate.checkpoint import (
     CheckpointStore,
     DamagedError,
@@ -384,7 +384,7 @@ def test_file_system_without_locks_is_named(
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(ResourceError, match="No locks available"):
         FolderLock(tmp_path)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -275,6 +275,7 @@ def test_dumped_config_loads_to_the_same(tmp_path: Path, tree: dict[str, Any]) -
     assert dump_config(load_config([path])) == dump_config(config)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 1e6), st.floats(-1e6, 1e6), st.text(max_size=20))
 def test_numbers_and_texts_survive_the_dump(lr: float, budget: float, output: str) -> None:
     config = parse_config(

@@ -21,19 +21,17 @@ from equilibrate.types import (
 
 
 def make_rollout(**overrides: Any) -> Rollout:
-    return Rollout(
-        **{
-            "prompt_id": "p",
-            "copy": 1,
-            "category": Category.MHD,
-            "policy_version": 3,
-            "token_ids": np.array([5, 6, 7, 2], np.int64),
-            "response_mask": np.array([False, False, True, True]),
-            "rollout_log_probs": np.array([0, 0, -1.2, -0.1], np.float32),
-            "finish_reason": FinishReason.STOP,
-        }
-        | overrides
-    )
+    arguments: dict[str, Any] = {
+        "prompt_id": "p",
+        "copy": 1,
+        "category": Category.MHD,
+        "policy_version": 3,
+        "token_ids": np.array([5, 6, 7, 2], np.int64),
+        "response_mask": np.array([False, False, True, True]),
+        "rollout_log_probs": np.array([0, 0, -1.2, -0.1], np.float32),
+        "finish_reason": FinishReason.STOP,
+    } | overrides
+    return Rollout(**arguments)
 
 
 def make_scored() -> ScoredRollout:

@@ -37,7 +37,8 @@ def row(prompt: object = "hi", category: object = "GENERAL", **others: object) -
 def read(tmp_path: Path) -> Callable[..., PromptRows]:
     def read(*rows: object, **overrides: Any) -> PromptRows:
         path = write_lines(tmp_path / "rows.jsonl", *rows)
-        return read_prompts(path, encode, **{"max_tokens": 8, "control_ids": {END}} | overrides)
+        arguments: dict[str, Any] = {"max_tokens": 8, "control_ids": {END}} | overrides
+        return read_prompts(path, encode, **arguments)
 
     return read
 
