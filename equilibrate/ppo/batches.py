@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from equilibrate.types import Category, ScoredRollout, TokenBatch
 
 Indices = NDArray[np.int64]
-Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +75,6 @@ def collate(
         cost=torch.tensor([s.cost for s in rollouts], dtype=torch.float32),
         is_masked_row=torch.tensor([r.category not in ungated for r in plain]),
     )
-
-
-def take_rows(batch: Batch, indices: Indices | Tensor) -> Batch:
-    """The given rows of every tensor of a batch record, nested records included."""
-    rows = torch.as_tensor(indices)
-
-    def take(value: Any) -> Any:
-        return value[rows.to(value.device)] if isinstance(value, Tensor) else take_rows(value, rows)
-
-    taken = {field.name: take(getattr(batch, field.name)) for field in fields(batch)}  # type: ignore[arg-type]
-    return type(batch)(**taken)
 
 
 def minibatch_indices(num_rows: int, minibatch_size: int, seed: int) -> list[Indices]:

@@ -8,10 +8,9 @@ from equilibrate.ppo.batches import (
     collate,
     minibatch_indices,
     shard_rows,
-    take_rows,
     token_budget_batches,
 )
-from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout, TrainBatch
+from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
 
 
 def scored(prompt, response, category=Category.GENERAL, reward=1.0, cost=-1.0):
@@ -96,32 +95,15 @@ def test_collate_of_nothing_is_refused():
         collate([], pad_token_id=0)
 
 
-def full_batch():
-    batch = two_rows()
-    zeros = torch.zeros(2, 5)
-    tokens = batch.with_learner_outputs(old_log_probs=zeros, values=zeros + 1, cost_values=zeros)
-    return TrainBatch(
-        tokens=tokens,
-        advantages=torch.arange(10.0).view(2, 5),
-        reward_advantages=zeros,
-        returns=zeros,
-        cost_advantages=zeros,
-        cost_returns=zeros,
-        gradient_mask=batch.response_mask,
-    )
-
-
 def test_learner_outputs_complete_the_record():
-    tokens = full_batch().tokens
-    assert torch.all(tokens.values == 1)
-    assert tokens.token_ids.tolist() == two_rows().token_ids.tolist()
-
-
-def test_take_rows_reaches_nested_records():
-    taken = take_rows(full_batch(), np.array([1]))
-    assert taken.advantages.tolist() == [[5, 6, 7, 8, 9]]
-    assert taken.tokens.token_ids.tolist() == [[5, 8, 9, 7, 2]]
-    assert taken.tokens.cost.tolist() == [3.0]
+    batch, zeros = two_rows(), torch.zeros(2, 5)
+    tokens = batch.with_learner_outputs(
+        old_log_probs=zeros - 1, values=zeros + 1, cost_values=zeros + 2
+    )
+    assert tokens.token_ids is batch.token_ids
+    assert tokens.is_masked_row is batch.is_masked_row
+    means = [x.mean().item() for x in (tokens.old_log_probs, tokens.values, tokens.cost_values)]
+    assert means == [-1, 1, 2]
 
 
 sizes = st.integers(1, 60)
