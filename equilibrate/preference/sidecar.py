@@ -1,7 +1,7 @@
 """What a score means: the small JSON file beside a reward or cost model's weights.
 
-A model folder holds a head with one label and says nothing about signs, zero or reliability. Without
-that a budget on the cost has no meaning, so the file is required to use a scorer.
+A model folder holds a head with one label and says nothing about signs, zero or reliability.
+Without that a budget on the cost has no meaning, so the file is required to use a scorer.
 """
 
 from __future__ import annotations

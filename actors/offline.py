@@ -1,0 +1,248 @@
+"""The training that precedes PPO, each as one Ray Train run: SFT, reward model, cost model.
+
+A lost worker is replaced and training goes on from the last reported checkpoint, a quarter of the
+run back at most. On CPU in float32 the same arguments give the same bytes, interrupted or not.
+Every function may be called from a plain thread or Ray task, several at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from actors.offline_objectives import check_pair_data, check_sft_data
+from actors.offline_worker import Job, train_worker
+from actors.placement import Demand, check_capacity
+from equilibrate.errors import ConfigError, EquilibrateError, WorkerLostError
+from equilibrate.preference.sidecar import ScorerKind
+
+_STORAGE = ".train"
+_TRAIN_SETTINGS = {
+    # Ray Train looks every 2 s by default: as long as a short training would wait for its end.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # One process less; a preempted worker is a lost worker, and those are replaced anyway.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainWorkers:
+    """Who does the work. More than one worker: data parallel, each with its part of a batch."""
+
+    num_workers: int = 1
+    cpus: float = 1.0
+    """Reserved per worker."""
+    gpus: float = 0.0
+    threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast; parameters stay float32."""
+    max_restarts: int = 3
+    """Lost workers that are replaced before the run stops."""
+
+
+def train_sft(
+    model: Path,
+    dataset: Path,
+    out: Path,
+    *,
+    steps: int = 1500,
+    batch_size: int = 32,
+    lr: float = 2e-3,
+    max_length: int = 512,
+    seed: int = 0,
+    workers: TrainWorkers | None = None,
+) -> dict[str, float]:
+    """Supervised training on responses: AdamW (0.9, 0.98), 50 warm-up steps, cosine to 0.
+
+    Args:
+        model: Hugging Face folder of a causal model with its tokenizer.
+        dataset: folder of a saved data set with the columns prompt, response.
+        out: gets a plain Hugging Face folder.
+        batch_size: rows of the global batch.
+        max_length: longer rows are cut, in tokens.
+    Returns: num_steps and final_loss, nats per token over the last 50 steps.
+    Raises: DataError naming folder and column; NumericsError where the gradient is not finite;
+        ResourceError if the cluster is too small; WorkerLostError after max_restarts.
+    """
+    check_sft_data(dataset)
+    workers = workers or TrainWorkers()
+    job = _make_job(
+        "sft", model, dataset, out, workers, steps=steps, batch_size=batch_size, lr=lr,
+        max_length=max_length, seed=seed,
+    )  # fmt: skip
+    return _fit(job, workers)
+
+
+def train_reward(
+    base: Path,
+    preferences: Path,
+    out: Path,
+    *,
+    epochs: int = 2,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    regularization: float = 0.01,
+    token_wise: bool = True,
+    max_length: int = 512,
+    seed: int = 0,
+    workers: TrainWorkers | None = None,
+) -> dict[str, float]:
+    """Reward model from PKU-SafeRLHF columns (prompt, response_0, response_1, better_response_id).
+
+    Args:
+        base: Hugging Face folder of a causal model; its weights are the start.
+        out: gets an `AutoModelForSequenceClassification` folder with `equilibrate_score.json`.
+        batch_size: pairs of the global batch.
+        regularization: mu of the Safe-RLHF loss.
+        token_wise: compare at every token from the first difference on, not only at the end.
+    Returns: num_steps, final_loss and the calibration on 5 % held-out pairs: num_pairs,
+        ranking_accuracy, score_std, better_mean, worse_mean.
+    Raises: as `train_sft`.
+    """
+    check_pair_data("reward", preferences)
+    workers = workers or TrainWorkers()
+    job = _make_job(
+        "reward", base, preferences, out, workers, epochs=epochs, batch_size=batch_size, lr=lr,
+        regularization=regularization, token_wise=token_wise, max_length=max_length, seed=seed,
+    )  # fmt: skip
+    return _fit(job, workers)
+
+
+def train_cost(
+    base: Path,
+    preferences: Path,
+    out: Path,
+    *,
+    epochs: int = 2,
+    batch_size: int = 32,
+    lr: float = 5e-4,
+    regularization: float = 0.01,
+    token_wise: bool = True,
+    max_length: int = 512,
+    seed: int = 0,
+    workers: TrainWorkers | None = None,
+) -> dict[str, float]:
+    """Cost model from PKU-SafeRLHF columns: safer_response_id and is_response_{0,1}_safe.
+
+    Same arguments as `train_reward`.
+    Returns: num_steps, final_loss and the calibration on 5 % held-out pairs: num_pairs,
+        ranking_accuracy, score_std, sign_accuracy, unsafe_mean, safe_mean. A mean cost between the
+        two means reads as a share of unsafe responses: a budget is placed by it.
+    Raises: as `train_sft`.
+    """
+    check_pair_data("cost", preferences)
+    workers = workers or TrainWorkers()
+    job = _make_job(
+        "cost", base, preferences, out, workers, epochs=epochs, batch_size=batch_size, lr=lr,
+        regularization=regularization, token_wise=token_wise, max_length=max_length, seed=seed,
+    )  # fmt: skip
+    return _fit(job, workers)
+
+
+class _LeanTrainer(TorchTrainer):
+    """Without the process that frees the reservation of a dead controller: Ray frees it as well
+    when the driver ends, and that process floods the log where the dashboard is off.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [
+            callback
+            for callback in super()._create_default_callbacks()
+            if type(callback).__name__ != "PlacementGroupCleanerCallback"
+        ]
+
+
+def _make_job(
+    kind: Literal["sft"] | ScorerKind,
+    model: Path,
+    dataset: Path,
+    out: Path,
+    workers: TrainWorkers,
+    *,
+    batch_size: int,
+    lr: float,
+    max_length: int,
+    seed: int,
+    steps: int = 0,
+    epochs: int = 0,
+    regularization: float = 0.0,
+    token_wise: bool = False,
+) -> Job:
+    if batch_size % workers.num_workers:
+        lower = max(1, batch_size // workers.num_workers) * workers.num_workers
+        raise ConfigError(
+            f"batch_size ({batch_size}) must be a multiple of num_workers "
+            f"({workers.num_workers}); try {lower}"
+        )
+    return Job(
+        kind=kind,
+        model=str(model.resolve()),
+        dataset=str(dataset.resolve()),
+        out=str(out.resolve()),
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        token_wise=token_wise,
+        regularization=regularization,
+        max_length=max_length,
+        seed=seed,
+        num_workers=workers.num_workers,
+        threads=workers.threads,
+        device=workers.device,
+        dtype=workers.dtype,
+    )
+
+
+def _fit(job: Job, workers: TrainWorkers) -> dict[str, float]:
+    demand = Demand(
+        name="training", num_workers=job.num_workers, cpus=workers.cpus, gpus=workers.gpus
+    )
+    check_capacity([demand], [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    for name, value in _TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    storage = Path(job.out) / _STORAGE
+    storage.mkdir(parents=True, exist_ok=True)
+    trainer = _LeanTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.num_workers,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus}
+            | ({"GPU": workers.gpus} if workers.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{job.kind}-{_fingerprint(job)}",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_restarts),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except ray.train.WorkerGroupError as error:
+        raise WorkerLostError(
+            f"{job.kind} training lost its workers more than {workers.max_restarts} times; the "
+            f"last failure: {error}"
+        ) from error
+    if isinstance(outcome, EquilibrateError):
+        raise outcome
+    shutil.rmtree(storage)
+    return dict(outcome)
+
+
+def _fingerprint(job: Job) -> str:
+    """A second call with other settings must not continue from this one's checkpoints."""
+    return hashlib.sha256(json.dumps(asdict(job), sort_keys=True).encode()).hexdigest()[:12]
