@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -275,7 +275,6 @@ def test_dumped_config_loads_to_the_same(tmp_path: Path, tree: dict[str, Any]) -
     assert dump_config(load_config([path])) == dump_config(config)
 
 
-@settings(deadline=None)
 @given(st.floats(1e-12, 1e6), st.floats(-1e6, 1e6), st.text(max_size=20))
 def test_numbers_and_texts_survive_the_dump(lr: float, budget: float, output: str) -> None:
     config = parse_config(
@@ -318,9 +317,7 @@ class TestWanted:
             ("constraint={type: pid, kpp: 1}", "constraint.kpp is not a known key; did you mean"),
             ("constraint={type: pid, kp: -1}", "constraint.kp (-1): Input should be greater"),
             ("ppo.kl={type: fixed, cof: 1}", "ppo.kl.cof is not a known key; did you mean 'coef'?"),
-            ("ama.ungated=[GENERL]", "ama.ungated.0 ('GENERL'): Input should be 'GENERAL'"),
             ("fdc.mixture={GENRAL: 1}", "fdc.mixture.GENRAL ('GENRAL'): Input should be"),
-            ("ama.level=sequenze", "ama.level ('sequenze'): Input should be"),
             ("ama.baseline=zer", "ama.baseline ('zer'): Input should be 'zero', 'batch_mean'"),
         ],
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from equilibrate.errors import DataError
@@ -50,7 +50,6 @@ def test_released_counts_against_general_data() -> None:
     assert GENERAL_COUNT == 260_000
 
 
-@settings(deadline=None)
 @given(mixtures, st.integers(1, 400))
 def test_every_class_stays_within_one_of_its_ideal(
     mixture: dict[Category, float], total: int

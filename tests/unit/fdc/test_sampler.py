@@ -150,7 +150,7 @@ def test_order_does_not_depend_on_the_hash_seed() -> None:
     assert outputs == {f"{ids(make_sampler().next_batch(0))}\n"}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 20), st.integers(1, 60), st.integers(1, 40))
 def test_resumed_sampler_continues_exactly(done: int, per_class: int, batch: int) -> None:
     straight = make_sampler(per_class=per_class, prompts_per_iteration=batch)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from equilibrate.fdc.schedules import FixedSchedule, SaturationSchedule, make_schedule
@@ -127,7 +127,6 @@ histories = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(histories)
 def test_shares_sum_to_one_keep_the_floor_and_spare_harmless_classes(
     history: list[tuple[Category, int, int]],
@@ -143,7 +142,6 @@ def test_shares_sum_to_one_keep_the_floor_and_spare_harmless_classes(
             assert shares[safety] >= 0.25 * MIXTURE[safety] - 1e-12
 
 
-@settings(deadline=None)
 @given(histories, histories)
 def test_state_survives_json_exactly(
     before: list[tuple[Category, int, int]], after: list[tuple[Category, int, int]]
