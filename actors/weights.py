@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def unpack_weights(weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
         buckets = [torch.from_numpy(bucket) for bucket in weights.buckets]
     for slot in weights.slots:
         dtype: torch.dtype = getattr(torch, slot.dtype)
-        size = int(np.prod(slot.shape, dtype=np.int64)) * dtype.itemsize
+        size = math.prod(slot.shape) * dtype.itemsize
         region = buckets[slot.bucket][slot.offset : slot.offset + size]
         yield slot.name, region.view(dtype).view(slot.shape)
 
