@@ -248,3 +248,12 @@ def test_open_sink_writes_files_and_lines(tmp_path: Path):
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
     assert stream.getvalue().startswith("iteration 1/1  reward 0.000")
+
+
+def test_opening_a_file_cuts_the_line_that_a_kill_left_torn(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"iteration": 0}\n{"iter')
+    file = JsonlFile(path)
+    file.append({"iteration": 1})
+    file.close()
+    assert read_rows(path) == [{"iteration": 0}, {"iteration": 1}]

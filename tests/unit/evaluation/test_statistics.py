@@ -104,3 +104,9 @@ def test_estimate_round_trip_and_refusal():
     assert again.low == pytest.approx(figure.low, abs=1e-6)
     with pytest.raises(DataError, match="mean, low, high, n"):
         Estimate.from_json({"mean": 1.0})
+
+
+def test_bootstrap_width_is_that_of_95_percent():
+    # Gaps of +1 and -1: s = 1, so half the width is near 1.96 / sqrt(400) = 0.098 (90 %: 0.082).
+    figure = paired_difference([0.0] * 400, [1.0, -1.0] * 200)
+    assert (figure.high - figure.low) / 2 == pytest.approx(0.098, abs=0.008)

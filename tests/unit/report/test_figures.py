@@ -55,3 +55,23 @@ def test_the_constrained_cost_follows_the_scope(tmp_path: Path):
 def test_nothing_recorded_draws_nothing(tmp_path: Path):
     (tmp_path / "metrics.jsonl").touch()
     assert set(all_figures(read_run(tmp_path)).values()) == {None}
+
+
+def test_less_refusal_is_better_and_more_help_is_better(tmp_path: Path):
+    def table(harm: float, refusal: float, helpfulness: float) -> dict:
+        def figure(mean: float) -> dict:
+            return {"mean": mean, "low": 0.0, "high": 1.0, "n": 4}
+
+        return {
+            "harmful_compliance": {"IHD": figure(harm)},
+            "over_refusal": {"GENERAL": figure(refusal)},
+            "helpfulness": {"GENERAL": figure(helpfulness)},
+            "malformed": figure(0.0),
+        }
+
+    # Aligned pays for less harm with refusals, and is more helpful all the same.
+    results = {"base": table(0.9, 0.0, 0.5), "aligned": table(0.1, 0.2, 0.6)}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    figures = all_figures(read_run(tmp_path))
+    assert figures["harm_refusal"]["data"][0]["x"] == [0.1, 0.9]  # neither beats the other
+    assert figures["harm_helpfulness"]["data"][0]["x"] == [0.1]  # aligned beats base
