@@ -14,12 +14,21 @@ from equilibrate.types import Category
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _off_is_none(value: object) -> object:
     """YAML 1.1 reads a bare `off` as False; both spellings switch the feature off."""
     return None if value is False or value == "off" else value
+
+
+def _type_is(default: str) -> BeforeValidator:
+    """`constraint.budget=0.1` alone keeps the kind of controller that is the default."""
+
+    def fill(value: object) -> object:
+        return {"type": default, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(fill)
 
 
 class WorkerGroup(Config):
@@ -79,7 +88,7 @@ class PPOConfig(Config):
     value_clip_range: float = Field(5.0, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type")] = FixedKL()
+    kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), _type_is("fixed")] = FixedKL()
 
 
 class MultiplierConfig(Config):
@@ -115,7 +124,11 @@ class PidMultiplier(MultiplierConfig):
 
 
 Constraint = Annotated[
-    Annotated[LogSgdMultiplier | ProjectedMultiplier | PidMultiplier, Field(discriminator="type")]
+    Annotated[
+        LogSgdMultiplier | ProjectedMultiplier | PidMultiplier,
+        Field(discriminator="type"),
+        _type_is("pid"),
+    ]
     | None,
     BeforeValidator(_off_is_none),
 ]
@@ -246,15 +259,21 @@ class RunConfig(Config):
         if rollouts % minibatch:
             raise ValueError(
                 f"rollout.prompts_per_iteration x rollout.copies ({rollouts}) must be a multiple "
-                f"of ppo.minibatch_size ({minibatch}); try {_nearest_divisor(rollouts, minibatch)}"
+                f"of ppo.minibatch_size ({minibatch}); try ppo.minibatch_size="
+                f"{_nearest_divisor(rollouts, minibatch)}"
             )
-        per_pass = self.learner.num_workers * self.learner.micro_batch_size
+        workers = self.learner.num_workers
+        if minibatch % workers:
+            raise ValueError(
+                f"ppo.minibatch_size ({minibatch}) must be a multiple of learner.num_workers "
+                f"({workers}); try learner.num_workers={_nearest_divisor(minibatch, workers)}"
+            )
+        per_pass = workers * self.learner.micro_batch_size
         if minibatch % per_pass:
-            share = max(1, minibatch // self.learner.num_workers)
             raise ValueError(
                 f"ppo.minibatch_size ({minibatch}) must be a multiple of learner.num_workers x "
                 f"learner.micro_batch_size ({per_pass}); try learner.micro_batch_size="
-                f"{_nearest_divisor(share, self.learner.micro_batch_size)}"
+                f"{_nearest_divisor(minibatch // workers, self.learner.micro_batch_size)}"
             )
         return self
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from equilibrate.config import RunConfig
 from equilibrate.errors import ConfigError
+
+_PYDANTIC_STEP = re.compile(r"\[key\]|literal\[.*\]|float")
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
@@ -70,9 +73,11 @@ def _parse_override(override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: the value {text!r} is not YAML") from None
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    *parents, last = key.split(".")
+    tree: dict[str, Any] = {last: value}
+    for part in reversed(parents):
+        tree = {part: tree}
+    return tree
 
 
 def _merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
@@ -86,26 +91,60 @@ def _merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
 
 def _explain(detail: Any) -> str:
     location = [str(part) for part in detail["loc"]]
-    path = ".".join(location) or "config"
-    if detail["type"] == "extra_forbidden":
-        siblings = _sibling_keys(location[:-1])
-        close = difflib.get_close_matches(location[-1], siblings, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(siblings)}"
-        return f"{path} is not a known key; {hint}"
+    written, siblings = _as_written(location)
+    path = ".".join(written) or "config"
+    kind, value = detail["type"], detail["input"]
     message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "value_error" and len(location) == 0:
+    if kind == "extra_forbidden":
+        known = f"{path} is not a known key"
+        return f"{known}; {_nearest(written[-1], siblings) or f'valid keys: {_join(siblings)}'}"
+    if kind == "union_tag_invalid":
+        tags = _quoted(detail["ctx"]["expected_tags"])
+        tag = detail["ctx"]["tag"]
+        hint = _nearest(tag, tags)
+        return f"{path}.type ({tag!r}) must be one of {_join(tags)}" + (f"; {hint}" if hint else "")
+    if kind in ("model_type", "model_attributes_type", "dict_type", "dict_attributes_type"):
+        _, keys = _as_written([*location, ""])
+        return f"{path} ({value!r}) must hold keys: {_join(keys)}"
+    if kind in ("enum", "literal_error"):
+        hint = _nearest(str(value), _quoted(detail["ctx"]["expected"]))
+        message += f"; {hint}" if hint else ""
+    if kind == "value_error" and not location:
         return str(message)
-    return f"{path} ({detail['input']!r}): {message}"
+    return f"{path} ({value!r}): {message}"
 
 
-def _sibling_keys(parents: Sequence[str]) -> list[str]:
-    """Field names next to a key; walks models and tagged unions along the error's location."""
+def _nearest(word: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall("'([^']*)'", text)
+
+
+def _join(words: Sequence[str]) -> str:
+    return ", ".join(words)
+
+
+def _as_written(location: Sequence[str]) -> tuple[list[str], list[str]]:
+    """An error's location as the user spells it, and the valid keys beside its last part.
+
+    Pydantic also names the member of a union (`kl.fixed.coef`) and its own steps (`[key]`).
+    """
     models: list[type[BaseModel]] = [RunConfig]
-    for part in parents:
-        children = [child for model in models for child in _models_in(model.model_fields.get(part))]
-        tagged = [child for child in models if _tag(child) == part]
-        models = children or tagged or models
-    return sorted({name for model in models for name in model.model_fields})
+    written: list[str] = []
+    for index, part in enumerate(location):
+        fields = sorted({name for model in models for name in model.model_fields})
+        tagged = [model for model in models if _tag(model) == part]
+        if tagged and part not in fields:
+            models = tagged
+        elif not _PYDANTIC_STEP.fullmatch(part):
+            written.append(part)
+            if index < len(location) - 1:
+                found = (child for m in models for child in _models_in(m.model_fields.get(part)))
+                models = list(found)
+    return written, sorted({name for model in models for name in model.model_fields})
 
 
 def _tag(model: type[BaseModel]) -> object:

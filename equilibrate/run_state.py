@@ -12,7 +12,6 @@ from equilibrate.config import RunConfig
 from equilibrate.errors import ConfigError
 from equilibrate.interfaces import Learner, MetricSink
 
-
 CHANGEABLE = (
     "output",
     "iterations",

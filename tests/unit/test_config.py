@@ -300,9 +300,7 @@ def test_every_setting_is_closed_and_frozen() -> None:
     assert len(seen) >= 12
 
 
-# Wanted of the loader.
-@pytest.mark.xfail(strict=True, reason="the loader does not do this yet")
-class TestWanted:
+class TestMessages:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
