@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,11 +81,9 @@ class LearnerWorker:
         _join_group(self._accelerator)
         policy = load_policy(settings.policy, self._accelerator)
         self._aliases = tied_names(policy.model)
-        critics = [
-            load_scorer(path, self._accelerator)
-            for path in (settings.reward, settings.cost)
-            if path
-        ]
+        critics = [load_scorer(settings.reward, "reward", self._accelerator)]
+        if settings.cost:
+            critics.append(load_scorer(settings.cost, "cost", self._accelerator))
         rates = settings.learner.policy_lr, settings.learner.critic_lr
         self._policy = self._trained(policy, rates[0])
         self._critics = [self._trained(critic, rates[1]) for critic in critics]
@@ -355,8 +354,13 @@ def _join_group(accelerator: Accelerator) -> None:
     """Meet the other ranks, as the environment says where."""
     # Read by DeepSpeed at import: it must not pick a GPU that the run does not use.
     os.environ["DS_ACCELERATOR"] = accelerator.device
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 announces to drop; every step.
+    warnings.filterwarnings("ignore", ".*is deprecated. Please use", FutureWarning)
     import deepspeed
 
+    # One rank per GPU or machine is the rule: shared-memory sums are not worth a C++ compilation of
+    # a minute in the first run.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not dist.is_initialized():
         deepspeed.init_distributed(

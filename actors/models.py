@@ -6,8 +6,6 @@ after it. So no attention mask is built, and what stands at the padding is never
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from actors.device import Accelerator
 from equilibrate.errors import DataError
 from equilibrate.ppo.log_probs import token_log_probs
+from equilibrate.preference.sidecar import ScorerKind, ScorerSidecar, read_sidecar
 from equilibrate.types import Rollout
-
-SCORE_FILE = "equilibrate_score.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """From the head's raw output to the unit of the run: sign * (raw - bias) / scale."""
-
-    sign: float = 1.0
-    bias: float = 0.0
-    scale: float = 1.0
-
-
-def load_calibration(folder: str | Path) -> Calibration:
-    """What the sidecar of a reward or cost model says; a folder without one is used as it is.
-
-    Raises: DataError if the file holds something else than numbers with sign +-1 and scale > 0.
-    """
-    file = Path(folder) / SCORE_FILE
-    if not file.is_file():
-        return Calibration()
-    try:
-        entries = json.loads(file.read_text())
-        known = {
-            name: float(entries[name]) for name in ("sign", "bias", "scale") if name in entries
-        }
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{file}: {error}; sign, bias and scale must be numbers") from error
-    calibration = Calibration(**known)
-    if abs(calibration.sign) != 1.0 or not calibration.scale > 0:
-        raise DataError(
-            f"{file}: sign ({calibration.sign:g}) must be 1 or -1 and scale "
-            f"({calibration.scale:g}) above 0; train the model again to get a valid file"
-        )
-    return calibration
 
 
 class PolicyModel(nn.Module):
@@ -75,20 +39,24 @@ class PolicyModel(nn.Module):
 class ScoreModel(nn.Module):
     """A reward or cost model, and the critic that starts as its copy: one score per prefix."""
 
-    def __init__(self, model: Any, calibration: Calibration, accelerator: Accelerator) -> None:
+    def __init__(self, model: Any, sidecar: ScorerSidecar, accelerator: Accelerator) -> None:
         super().__init__()
         self.model = model
-        self._calibration = calibration
+        self._scale = sidecar.scale
+        # Zero is the boundary everywhere else.
+        self._bias = sidecar.bias - sidecar.threshold
         self._accelerator = accelerator
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """Args: token_ids [B, T]. Returns: [B, T] float32, score of the prefix ending at each."""
+        """Args: token_ids [B, T].
+
+        Returns: [B, T] float32, score of the prefix that ends at each token, minus the threshold.
+        """
         with self._accelerator.autocast():
             hidden = self.model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
         # The head stays float32: eight bits of mantissa are too few for a calibrated number.
         raw = self.model.score(hidden.float()).squeeze(-1)
-        calibration = self._calibration
-        return (raw - calibration.bias) * (calibration.sign / calibration.scale)
+        return self._scale * raw + self._bias
 
 
 def load_policy(folder: str | Path, accelerator: Accelerator) -> PolicyModel:
@@ -97,10 +65,11 @@ def load_policy(folder: str | Path, accelerator: Accelerator) -> PolicyModel:
     return PolicyModel(model, accelerator).to(accelerator.torch_device).eval()
 
 
-def load_scorer(folder: str | Path, accelerator: Accelerator) -> ScoreModel:
-    """A reward or cost model with its calibration, float32, without dropout.
+def load_scorer(folder: str | Path, kind: ScorerKind, accelerator: Accelerator) -> ScoreModel:
+    """A reward or cost model in the units its sidecar states, float32, without dropout.
 
-    Raises: DataError if the folder holds no causal model with one score per position.
+    Raises: DataError if the folder or its sidecar is missing or of another kind, or if it is not a
+        causal model with one score per position.
     """
     model = _load(AutoModelForSequenceClassification, folder, num_labels=1)
     if not isinstance(getattr(model, "score", None), nn.Linear):
@@ -108,7 +77,7 @@ def load_scorer(folder: str | Path, accelerator: Accelerator) -> ScoreModel:
             f"{folder}: {type(model).__name__} has no linear head named score; give a causal "
             "sequence-classification model with num_labels=1"
         )
-    scorer = ScoreModel(model, load_calibration(folder), accelerator)
+    scorer = ScoreModel(model, read_sidecar(Path(folder), kind=kind), accelerator)
     return scorer.to(accelerator.torch_device).eval()
 
 

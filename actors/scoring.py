@@ -37,8 +37,8 @@ class ScoringWorker:
         """
         self._accelerator = Accelerator(device, dtype)
         self._accelerator.prepare(threads=cpu_threads)
-        self._reward = load_scorer(reward, self._accelerator)
-        self._cost = load_scorer(cost, self._accelerator) if cost else None
+        self._reward = load_scorer(reward, "reward", self._accelerator)
+        self._cost = load_scorer(cost, "cost", self._accelerator) if cost else None
         self._reference = load_policy(reference, self._accelerator)
         self._max_tokens = max_tokens_per_batch
         self._temperature = temperature
