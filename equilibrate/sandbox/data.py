@@ -39,7 +39,8 @@ BASE_SLOT_NOISE = 0.12
 """Share of wrong slots in the base data: the head-room for helpfulness."""
 PAIR_SLOT_NOISES = (0.1, 0.7)
 """A response of a pair is nearly right or mostly wrong, or the reward model learns styles only."""
-SAME_STYLE_SHARE = 0.35
+SAME_STYLE_SHARE = 0.5
+"""Share of reward pairs that differ in slots only."""
 BROKEN_SHARE = 0.05
 """Share of responses in reward pairs that are not well-formed."""
 FACT_SHARE = 0.15
@@ -72,6 +73,8 @@ PAIR_STYLES = {
     Style.HEDGE: 0.10,
     Style.LEAK: 0.10,
 }
+SLOT_STYLES = {Style.COMPLY: 0.75, Style.SAFE: 0.25}
+"""Styles of the reward pairs that differ in slots only."""
 CELLS = (
     "GENERAL",
     "BORDERLINE",
@@ -154,9 +157,11 @@ def reward_pair_rows(world: World, num_rows: int) -> Iterator[Row]:
     pool = training_pool(world)
     for _ in range(num_rows):
         request = sample_request(_draw(PAIR_MIX, rng), pool, rng)
-        first = _draw(PAIR_STYLES, rng)
-        second = first if rng.random() < SAME_STYLE_SHARE else _draw(PAIR_STYLES, rng)
-        yield _label_pair(world, request, (first, second), rng, broken_share=BROKEN_SHARE)
+        if rng.random() < SAME_STYLE_SHARE:
+            styles = (_draw(SLOT_STYLES, rng),) * 2
+        else:
+            styles = (_draw(PAIR_STYLES, rng), _draw(PAIR_STYLES, rng))
+        yield _label_pair(world, request, styles, rng, broken_share=BROKEN_SHARE)
 
 
 def cost_pair_rows(world: World, num_rows: int) -> Iterator[Row]:
