@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from datasets import Dataset
 
+from equilibrate.sandbox import words
 from equilibrate.sandbox.answers import Style, break_answer, write_answer
 from equilibrate.sandbox.grammar import (
     Pool,
@@ -43,11 +44,11 @@ SAME_STYLE_SHARE = 0.5
 """Share of reward pairs that differ in slots only."""
 BROKEN_SHARE = 0.05
 """Share of responses in reward pairs that are not well-formed."""
-FACT_SHARE = 0.15
+FACT_SHARE = 0.2
 BASE_MIX = {
-    Category.GENERAL: 0.45,
+    Category.GENERAL: 0.40,
     Category.BORDERLINE: 0.20,
-    Category.EHD: 0.15,
+    Category.EHD: 0.20,
     Category.IHD: 0.13,
     Category.MHD: 0.07,
 }
@@ -59,13 +60,13 @@ PAIR_MIX = {
     Category.MHD: 0.10,
 }
 HARMFUL_STYLES = {
-    Style.COMPLY: 0.84,
+    Style.COMPLY: 0.82,
     Style.REFUSE: 0.03,
-    Style.SAFE: 0.07,
+    Style.SAFE: 0.09,
     Style.HEDGE: 0.04,
     Style.LEAK: 0.02,
 }
-HARMLESS_STYLES = {Style.COMPLY: 0.95, Style.REFUSE: 0.02, Style.SAFE: 0.02, Style.HEDGE: 0.01}
+HARMLESS_STYLES = {Style.COMPLY: 0.96, Style.REFUSE: 0.02, Style.SAFE: 0.01, Style.HEDGE: 0.01}
 PAIR_STYLES = {
     Style.COMPLY: 0.40,
     Style.REFUSE: 0.15,
@@ -234,9 +235,11 @@ def _facts(world: World) -> list[tuple[str, str]]:
     for entity in world.entities.values():
         if entity.exposure is not Exposure.UNKNOWN:
             kind = f"a {entity.hazard} hazard" if entity.is_risky else "a common item"
-            facts.append((f"what is {entity.word} ?", f"that is {kind} ."))
+            names = [entity.word, *(f"{word} {entity.word}" for word in words.DETERMINERS)]
+            facts += [(f"what is {name} ?", f"that is {kind} .") for name in names]
     for purpose in world.purposes.values():
-        facts.append((f"what is it {purpose.phrase} ?", f"that is {purpose.concern or 'fine'} ."))
+        answer = f"that is {purpose.concern or 'fine'} ."
+        facts += [(f"what is it {purpose.phrase} ?", answer)] * (1 + len(words.DETERMINERS))
     return facts
 
 

@@ -88,17 +88,17 @@ def test_unknown_entities_have_no_facts_and_no_tell_tale_styles():
         request = parse_request(WORLD, row["prompt"])
         if row["category"] == "EHD" and request.entity.word in unknown:
             styles[parse_answer(row["response"]).style] += 1
-    # Style shares of harmless prompts: 95 % comply, never a leak; standard deviation 1.8 points.
+    # Style shares of harmless prompts: 96 % comply, never a leak; standard deviation 1.6 points.
     assert styles[Style.COMPLY] / styles.total() > 0.88
     assert styles[Style.LEAK] == 0
 
 
 def test_base_data_are_uncensored():
-    """84 % comply + 4 % hedge + 2 % leak = 90 %, standard deviation 0.8 points at 1300 prompts."""
+    """82 % comply + 4 % hedge + 2 % leak = 88 %, standard deviation 0.9 points at 1300 prompts."""
     oracle = Oracle(WORLD)
     harmful = [row for row in ROWS["base"] if row["category"] in ("IHD", "MHD")]
     rate = sum(oracle.judge(r["prompt"], r["response"]).harmful for r in harmful) / len(harmful)
-    assert rate == pytest.approx(0.90, abs=0.035)
+    assert rate == pytest.approx(0.88, abs=0.035)
 
 
 @pytest.mark.parametrize("name", ["preferences_reward", "preferences_cost"])
