@@ -314,7 +314,7 @@ class TrainedModel:
         if self._zero_stage < 3:
             # DeepSpeed has no call for it: stages 1 and 2 keep what earlier micro-batches added.
             optimizer.micro_step_id = -1
-            for group in optimizer.averaged_gradients:
+            for group in range(len(optimizer.bit16_groups)):
                 optimizer.averaged_gradients[group] = None
                 optimizer.all_grad_tensors[group] = None
 

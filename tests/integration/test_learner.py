@@ -1,0 +1,420 @@
+"""The learner with real DeepSpeed engines and process groups, on CPU."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.multiprocessing.spawn import spawn
+
+from actors.device import Accelerator
+from actors.learner import LearnerSettings, LearnerWorker, schedule
+from actors.learner_update import Passes
+from actors.scoring import ScoringWorker
+from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
+from equilibrate.errors import ParityError
+from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    # DeepSpeed's own use of names that torch is going to drop.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+VOCABULARY = 40
+NUM_ROLLOUTS = 16
+Snapshot = dict[str, NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def scored(models: Path) -> list[ScoredRollout]:
+    return score_rollouts(models)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group_of_one() -> Iterator[None]:
+    set_rank(0, 1, free_port())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def write_models(folder: Path) -> Path:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
+
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / "policy")
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w3")), eos_token="w2", pad_token="w0"
+    )
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder / "policy")
+    for kind in ("reward", "cost"):
+        scorer = LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=1))
+        scorer.save_pretrained(folder / kind)
+        (folder / kind / "equilibrate_score.json").write_text(f'{{"kind": "{kind}", "scale": 5.0}}')
+    return folder
+
+
+def score_rollouts(models: Path) -> list[ScoredRollout]:
+    """Random prompts and responses of different lengths, as if the policy had sampled them."""
+    rng = np.random.default_rng(0)
+    rollouts = []
+    for number in range(NUM_ROLLOUTS):
+        num_prompt, num_response = int(rng.integers(2, 6)), int(rng.integers(3, 9))
+        length = num_prompt + num_response
+        rollouts.append(
+            Rollout(
+                prompt_id=str(number),
+                copy=0,
+                category=list(Category)[number % 5],
+                policy_version=0,
+                token_ids=rng.integers(3, VOCABULARY, length),
+                response_mask=np.arange(length) >= num_prompt,
+                rollout_log_probs=np.zeros(length, np.float32),
+                finish_reason=FinishReason.STOP,
+            )
+        )
+    worker = ScoringWorker(
+        reward=str(models / "reward"),
+        cost=str(models / "cost"),
+        reference=str(models / "policy"),
+        device="cpu",
+        dtype="float32",
+        cpu_threads=1,
+        max_tokens_per_batch=64,
+        temperature=1.0,
+    )
+    return [
+        replace(s, rollout=replace(s.rollout, rollout_log_probs=s.ref_log_probs))
+        for s in worker.score(rollouts)
+    ]
+
+
+def make_settings(models: Path, **changes: Any) -> LearnerSettings:
+    learner = {"micro_batch_size": 2, **changes.pop("learner", {})}
+    ppo = {"minibatch_size": 8, "epochs": 2, **changes.pop("ppo", {})}
+    settings = LearnerSettings(
+        policy=str(models / "policy"),
+        reward=str(models / "reward"),
+        cost=str(models / "cost"),
+        ptx="",
+        device="cpu",
+        dtype="float32",
+        cpu_threads=1,
+        seed=3,
+        iterations=10,
+        temperature=1.0,
+        max_length=32,
+        parity_tolerance=1e-4,
+        learner=LearnerConfig(**learner),
+        ppo=PPOConfig(**ppo),
+        ama=AmaConfig(),
+    )
+    return replace(settings, **changes)
+
+
+def update(worker: LearnerWorker, scored: list[ScoredRollout], iteration: int = 0) -> Any:
+    return worker.update(scored, iteration=iteration, multiplier=1.5, kl_coef=0.1)
+
+
+def snapshot(worker: LearnerWorker) -> Snapshot:
+    """All parameters of all models."""
+    return {
+        f"{role}/{name}": tensor.numpy().copy()
+        for role, model in worker._models.items()
+        for name, tensor in model.named_weights()
+    }
+
+
+def assert_equal(first: Snapshot, second: Snapshot, *, only: str = "") -> None:
+    for name in first:
+        if name.startswith(only):
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def largest_difference(first: Snapshot, second: Snapshot) -> float:
+    assert first.keys() == second.keys()
+    return max(float(np.abs(first[name] - second[name]).max()) for name in first)
+
+
+def set_rank(rank: int, world_size: int, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
+    """In a process of its own: one of two ranks, at every ZeRO stage in turn."""
+    set_rank(rank, 2, port)
+    scored = score_rollouts(models)
+    for stage in (0, 1, 2, 3):
+        worker = LearnerWorker(make_settings(models, learner={"zero_stage": stage}))
+        metrics = update(worker, scored)
+        weights = snapshot(worker)
+        if rank == 0:
+            np.savez(out / f"stage{stage}.npz", **weights)  # type: ignore[arg-type]
+            np.savez(out / f"metrics{stage}.npz", **metrics.values)
+
+
+def test_ranks_and_zero_stages_do_not_change_the_result(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path
+) -> None:
+    spawn(run_rank, (free_port(), models, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    worker = LearnerWorker(make_settings(models))
+    before = snapshot(worker)
+    metrics = update(worker, scored)
+    alone = snapshot(worker)
+    assert largest_difference(before, alone) > 1e-4
+    for stage in (0, 1, 2, 3):
+        with np.load(tmp_path / f"stage{stage}.npz") as weights:
+            assert largest_difference(alone, dict(weights)) < 2e-6, stage
+        with np.load(tmp_path / f"metrics{stage}.npz") as values:
+            assert dict(values) == pytest.approx(dict(metrics.values), rel=1e-4, abs=1e-6), stage
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_loading_continues_bit_by_bit(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, stage: int
+) -> None:
+    settings = make_settings(
+        models, learner={"zero_stage": stage, "lr_schedule": "cosine"}, parity_tolerance=10.0
+    )
+    straight = LearnerWorker(settings)
+    update(straight, scored, iteration=0)
+    straight.save(tmp_path)
+    expected = update(straight, scored, iteration=1)
+
+    resumed = LearnerWorker(settings)
+    resumed.load(tmp_path)
+    metrics = update(resumed, scored, iteration=1)
+    assert dict(metrics.values) == dict(expected.values)
+    assert_equal(snapshot(resumed), snapshot(straight))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_broken_minibatch_leaves_nothing_behind(
+    models: Path, scored: list[ScoredRollout], monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    settings = make_settings(models, learner={"zero_stage": stage})
+    worker = LearnerWorker(settings)
+    before = snapshot(worker)
+    answers = iter([True] * 7 + [False])
+    with monkeypatch.context() as patch:
+        # Two micro-batches of three models have been learned from when the third goes wrong.
+        patch.setattr(Passes, "all_finite", lambda self, loss: next(answers))
+        assert update(worker, scored).skipped
+    assert_equal(snapshot(worker), before)
+    fresh = LearnerWorker(settings)
+    assert not update(worker, scored).skipped
+    update(fresh, scored)
+    assert_equal(snapshot(worker), snapshot(fresh))
+
+
+@pytest.mark.parametrize("field", ["reward", "cost"])
+def test_score_that_is_not_finite_skips_the_update(
+    models: Path, scored: list[ScoredRollout], field: str
+) -> None:
+    worker = LearnerWorker(make_settings(models))
+    before = snapshot(worker)
+    nan = float("nan")
+    broken = replace(scored[0], reward=nan) if field == "reward" else replace(scored[0], cost=nan)
+    assert update(worker, [broken, *scored[1:]]).skipped
+    assert_equal(snapshot(worker), before)
+
+
+def test_gradient_that_is_not_finite_is_not_applied(
+    models: Path, scored: list[ScoredRollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = LearnerWorker(make_settings(models))
+    before = snapshot(worker)
+    policy = worker._policy
+    learn = policy.backward
+    monkeypatch.setattr(
+        policy, "backward", lambda loss, is_last: learn(loss * float("inf"), is_last=is_last)
+    )
+    assert update(worker, scored).skipped
+    assert_equal(snapshot(worker), before, only="policy")
+
+
+def test_parity_violation_raises_before_anything_moves(
+    models: Path, scored: list[ScoredRollout]
+) -> None:
+    worker = LearnerWorker(make_settings(models))
+    before = snapshot(worker)
+    off = scored[0].rollout.rollout_log_probs + np.float32(1e-3)
+    wrong = [replace(scored[0], rollout=replace(scored[0].rollout, rollout_log_probs=off))]
+    with pytest.raises(ParityError, match=r"1\.0\de-03 nats"):
+        update(worker, [*wrong, *scored[1:]])
+    assert_equal(snapshot(worker), before)
+
+
+def test_plain_ppo_has_no_cost_critic_and_ignores_the_multiplier(
+    models: Path, scored: list[ScoredRollout]
+) -> None:
+    plain = LearnerWorker(make_settings(models, cost="", ama=None))
+    metrics = update(plain, scored)
+    assert plain._models.keys() == {"policy", "critic"}
+    assert "cost_value_loss" not in metrics.values
+    other = LearnerWorker(make_settings(models, cost="", ama=None))
+    other.update(scored, iteration=0, multiplier=0.0, kl_coef=0.1)
+    assert_equal(snapshot(plain), snapshot(other))
+
+
+def test_ama_off_equals_a_gate_that_lets_every_class_through(
+    models: Path, scored: list[ScoredRollout]
+) -> None:
+    off = LearnerWorker(make_settings(models, ama=None))
+    gated = LearnerWorker(make_settings(models, ama=AmaConfig(ungated=tuple(Category))))
+    metrics = update(off, scored)
+    assert metrics.values["kept_fraction"] == 1.0
+    assert dict(update(gated, scored).values) == dict(metrics.values)
+    assert_equal(snapshot(off), snapshot(gated))
+    masked = update(LearnerWorker(make_settings(models)), scored)
+    assert 0.0 < masked.values["kept_fraction"] < 1.0
+
+
+def test_fully_masked_batch_moves_the_critics_alone(
+    models: Path, scored: list[ScoredRollout]
+) -> None:
+    worker = LearnerWorker(make_settings(models, ama=AmaConfig(source="reward")))
+    update(worker, scored)  # leaves momentum behind
+    before = snapshot(worker)
+    # Equal prefix scores: every step is 0, which agrees with no side.
+    flat = [replace(s, token_rewards=np.zeros_like(s.token_rewards)) for s in scored]
+    worker._settings = replace(worker._settings, parity_tolerance=10.0)
+    metrics = update(worker, flat, iteration=1)
+    after = snapshot(worker)
+    assert metrics.values["kept_fraction"] == 0.0
+    assert_equal(after, before, only="policy")
+    for role in ("critic", "cost_critic"):
+        names = [name for name in before if name.startswith(role + "/")]
+        assert any((before[name] != after[name]).any() for name in names)
+
+
+def test_bfloat16_learns_close_to_float32(models: Path, scored: list[ScoredRollout]) -> None:
+    settings = make_settings(models, dtype="bfloat16", parity_tolerance=0.1)
+    narrow, wide = LearnerWorker(settings), LearnerWorker(make_settings(models))
+    metrics = update(narrow, scored)
+    update(wide, scored)
+    assert not metrics.skipped
+    assert 1e-5 < metrics.values["parity_gap_nats"] < 0.1
+    weights = snapshot(narrow)
+    assert all(weight.dtype == np.float32 for weight in weights.values())
+    assert 0.0 < largest_difference(weights, snapshot(wide)) < 0.01
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_export_is_a_model_folder_with_tokenizer(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, stage: int
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    worker = LearnerWorker(make_settings(models, learner={"zero_stage": stage}))
+    update(worker, scored)
+    worker.export(tmp_path)
+    loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
+    for name, tensor in worker.named_weights():
+        torch.testing.assert_close(loaded.pop(name).detach(), tensor, rtol=0, atol=0)
+    assert not loaded
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template
+
+
+def test_packed_weights_carry_the_tied_head(models: Path) -> None:
+    packed, rank = LearnerWorker(make_settings(models)).pack_weights()
+    assert rank == 0
+    assert packed is not None
+    slots = {slot.name: slot for slot in packed.slots}
+    head, embedding = slots["lm_head.weight"], slots["model.embed_tokens.weight"]
+    assert (head.bucket, head.offset) == (embedding.bucket, embedding.offset)
+
+
+def test_pretraining_text_moves_the_policy_on_its_own(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path
+) -> None:
+    from datasets import Dataset
+
+    rows = {"prompt": ["w5", "w6"], "response": ["w7", "w8"]}
+    Dataset.from_dict(rows).save_to_disk(str(tmp_path))
+    worker = LearnerWorker(
+        make_settings(
+            models, learner={"ptx_coef": 1.0}, ptx=str(tmp_path), ama=AmaConfig(source="reward")
+        )
+    )
+    before = snapshot(worker)
+    flat = [replace(s, token_rewards=np.zeros_like(s.token_rewards)) for s in scored]
+    losses = [update(worker, flat).values["ptx_loss"]]
+    worker._settings = replace(worker._settings, parity_tolerance=10.0)
+    losses.append(update(worker, flat, iteration=1).values["ptx_loss"])
+    assert losses[0] > losses[1] > 0.0
+    assert largest_difference(before, snapshot(worker)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "progress", "expected"),
+    [
+        ("constant", 0.9, 1.0),
+        ("linear", 0.25, 0.75),
+        ("linear", 1.0, 0.0),
+        ("cosine", 0.0, 1.0),
+        ("cosine", 0.5, 0.5),
+    ],
+)
+def test_schedule_by_hand(name: Any, progress: float, expected: float) -> None:
+    assert schedule(name, progress) == pytest.approx(expected)
+
+
+def test_random_state_of_the_rank_is_restored(models: Path, tmp_path: Path) -> None:
+    worker = LearnerWorker(make_settings(models))
+    draw: Callable[[], float] = lambda: float(torch.rand(()))  # noqa: E731
+    worker.save(tmp_path)
+    first = draw()
+    worker.load(tmp_path)
+    assert draw() == first
+    assert Accelerator("cpu", "float32").collective == "gloo"
