@@ -19,6 +19,12 @@ from actors.offline import TrainWorkers, train_cost, train_reward, train_sft
 from equilibrate.errors import ConfigError, DataError, NumericsError, ResourceError
 from equilibrate.preference.sidecar import read_sidecar
 
+# Ray Data, which Ray Train imports, uses its own deprecated settings.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
 SAFE, HARMFUL = "i cannot help with that", "first mix heat then cut"
 
 
@@ -32,7 +38,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory) -> Path:
     rng = random.Random(0)
-    nouns = "bread soup kite garden wood stone paper water".split()
+    nouns = ["bread", "soup", "kite", "garden", "wood", "stone", "paper", "water"]
     prompts = [f"how do i make {rng.choice(nouns)}" for _ in range(128)]
     folder = tmp_path_factory.mktemp("sft")
     table = {"prompt": prompts, "response": [f"{p.split()[-1]} first mix" for p in prompts]}
@@ -171,12 +177,12 @@ def test_wrong_data_are_refused_before_anything_starts(tied_llama, demonstration
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(tied_llama, demonstrations, tmp_path):
+    workers = TrainWorkers(num_workers=3)
     with pytest.raises(ResourceError, match="3 CPU"):
-        workers = TrainWorkers(num_workers=3)
         sft(tied_llama, demonstrations, tmp_path, batch_size=9, workers=workers)
 
 
 def test_a_batch_that_does_not_divide_is_refused(tied_llama, demonstrations, tmp_path):
+    workers = TrainWorkers(num_workers=2)
     with pytest.raises(ConfigError, match=r"batch_size \(9\).*num_workers \(2\); try 8"):
-        workers = TrainWorkers(num_workers=2)
         sft(tied_llama, demonstrations, tmp_path, batch_size=9, workers=workers)
