@@ -53,7 +53,7 @@ def ray_cluster() -> Iterator[None]:
             address=address,
             include_dashboard=False if address == "local" else None,
             logging_level=logging.WARNING,
-            log_to_driver=True,
+            log_to_driver=False,
             runtime_env={"env_vars": {"RAY_DEDUP_LOGS": "1"}} if address == "local" else None,
         )
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:

@@ -1,0 +1,139 @@
+"""Whole runs: what they leave behind, and that no death along the way changes a number."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from equilibrate.sinks import read_rows
+from tests.integration import runs
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def straight(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    output = tmp_path_factory.mktemp("runs") / "straight"
+    assert runs.finish(runs.start(settings, output)) == 0, output.with_suffix(".log").read_text()
+    return output
+
+
+def metrics(output: Path) -> bytes:
+    return (output / "metrics.jsonl").read_bytes()
+
+
+def test_every_iteration_is_recorded_and_in_parity(straight: Path) -> None:
+    rows = read_rows(straight / "metrics.jsonl")
+    assert [row["iteration"] for row in rows] == list(range(runs.ITERATIONS))
+    assert max(row["parity_gap_nats"] for row in rows) <= 1e-4
+    assert all(row["skipped"] == 0.0 for row in rows)
+    # The first update starts at the reference: no KL yet, and afterwards some.
+    assert abs(rows[0]["kl"]) < 1e-5 < abs(rows[-1]["kl"])
+
+
+def test_results_keep_the_contract(straight: Path) -> None:
+    results = json.loads((straight / "results.json").read_text())
+    harmful = {"IHD", "MHD", "EHD_seen", "EHD_heldout_known", "EHD_heldout_unknown"}
+    for stage in ("base", "aligned"):
+        assert set(results[stage]["harmful_compliance"]) == harmful
+        assert set(results[stage]["over_refusal"]) == {"GENERAL", "BORDERLINE"}
+        figure = results[stage]["helpfulness"]["GENERAL"]
+        assert set(figure) >= {"mean", "low", "high", "n"}
+        assert figure["n"] == runs.SMALL.evaluation_per_cell
+    assert results["parity_gap_nats_max"] <= 1e-4
+    assert results["cost_budget"] == 0.0
+    assert results["multiplier_final"] >= 0.0
+    assert set(results["seconds_by_phase"]) >= {"rollout", "score", "update", "sync", "iteration"}
+    assert results["seed"] == 0
+    assert "ray" in results["versions"]
+
+
+def test_report_and_trace_are_there(straight: Path) -> None:
+    assert "<html" in (straight / "report.html").read_text()[:200]
+    trace = read_rows(straight / "evaluations.jsonl")
+    assert [row["iteration"] for row in trace] == [0, 2, 4]
+
+
+def test_aligned_model_is_a_plain_folder_that_moved(straight: Path, settings: Path) -> None:
+    aligned = AutoModelForCausalLM.from_pretrained(straight / "aligned")
+    base = AutoModelForCausalLM.from_pretrained(settings.parent / "policy")
+    pairs = zip(aligned.parameters(), base.parameters(), strict=True)
+    assert any(not torch.equal(new, old) for new, old in pairs)
+    tokenizer = AutoTokenizer.from_pretrained(straight / "aligned")
+    messages = [{"role": "user", "content": "how do i clean the lamp ?"}]
+    assert "<sep>" in tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_second_call_finds_the_first(straight: Path, settings: Path) -> None:
+    before = metrics(straight), (straight / "report.html").stat().st_mtime_ns
+    assert runs.finish(runs.start(settings, straight), seconds=60) == 0
+    assert (metrics(straight), (straight / "report.html").stat().st_mtime_ns) == before
+    assert "already holds this run" in straight.with_suffix(".log").read_text()
+
+
+def test_second_run_in_the_folder_of_a_running_one_is_refused(
+    settings: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "shared"
+    first = runs.start(settings, output)
+    runs.wait_until((output / "config.yaml").exists, first)
+    try:
+        assert runs.finish(runs.start(settings, output), seconds=60) == 4
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_killed_workers_change_no_number(straight: Path, settings: Path, tmp_path: Path) -> None:
+    output = tmp_path / "workers"
+    run = runs.start(settings, output)
+    for rows, worker in ((1, "RolloutWorker"), (2, "ScoringWorker"), (3, "LearnerWorker")):
+        runs.wait_until(lambda rows=rows: runs.num_rows(output) >= rows, run)
+        runs.worker_of(run, worker).kill()
+    assert runs.finish(run) == 0, output.with_suffix(".log").read_text()
+    assert metrics(output) == metrics(straight)
+    log = output.with_suffix(".log").read_text()
+    assert "replacing it" in log
+    assert f"resuming at iteration {runs.CHECKPOINT_EVERY}" in log
+
+
+def test_killed_and_stopped_driver_change_no_number(
+    straight: Path, settings: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "driver"
+    first = runs.start(settings, output)
+    # One iteration beyond the checkpoint: it must be forgotten and done again.
+    runs.wait_until(lambda: runs.num_rows(output) >= runs.CHECKPOINT_EVERY + 1, first)
+    first.kill()
+    first.wait()
+    second = runs.start(settings, output)
+    runs.wait_until(lambda: runs.num_rows(output) == runs.CHECKPOINT_EVERY + 1, second)
+    second.send_signal(signal.SIGTERM)
+    assert runs.finish(second) == 143
+    assert 0 < runs.num_rows(output) < runs.ITERATIONS + 1
+    assert runs.finish(runs.start(settings, output)) == 0, output.with_suffix(".log").read_text()
+    assert metrics(output) == metrics(straight)
+    aligned = [folder / "aligned" / "model.safetensors" for folder in (output, straight)]
+    assert aligned[0].read_bytes() == aligned[1].read_bytes()
+
+
+def test_missing_data_exits_3(settings: Path, tmp_path: Path) -> None:
+    run = runs.start(settings, tmp_path / "none", "data.reward=/nowhere")
+    assert runs.finish(run, seconds=60) == 3
+
+
+def test_too_small_a_cluster_exits_4_and_says_what_is_missing(
+    settings: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "large"
+    assert runs.finish(runs.start(settings, output, "learner.cpus=4096"), seconds=120) == 4
+    assert "learner 4096" in output.with_suffix(".log").read_text()
