@@ -67,10 +67,13 @@ def write_inputs(folder: Path) -> Path:
 
 def start(settings: Path, output: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "equilibrate", "train", "--config", str(settings)]
-    log = output.with_suffix(".log").open("a")
-    return subprocess.Popen(
-        [*command, f"output={output}", *overrides], stdout=log, stderr=subprocess.STDOUT, text=True
-    )
+    with output.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(
+            [*command, f"output={output}", *overrides],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
 
 def finish(run: subprocess.Popen[str], seconds: float = 300) -> int:

@@ -152,9 +152,9 @@ def test_what_does_not_fit_is_named(demands: list[Demand], message: str) -> None
 
 
 def test_busy_cluster_is_a_resource_error_after_the_deadline() -> None:
-    first = Reservation([demand("a", 1, 2.0)], timeout_seconds=30)
+    first = Reservation([demand("a", 1, 1.5)], timeout_seconds=30)
     try:
         with pytest.raises(ResourceError, match="large enough but not free"):
-            Reservation([demand("b", 1, 1.0)], timeout_seconds=1)
+            Reservation([demand("b", 1, 1.5)], timeout_seconds=1)
     finally:
         first.release()
