@@ -60,10 +60,11 @@ class Accelerator:
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
     def rng_state(self) -> dict[str, Any]:
-        """States of all global generators of this process."""
+        """States of all global generators of this process, as plain numbers and tensors."""
+        name, keys, *rest = np.random.get_state(legacy=True)
         state = {
             "python": random.getstate(),
-            "numpy": np.random.get_state(),
+            "numpy": (name, keys.tolist(), *rest),
             "torch": torch.get_rng_state(),
         }
         if self.device == "cuda":
@@ -72,7 +73,8 @@ class Accelerator:
 
     def set_rng_state(self, state: Mapping[str, Any]) -> None:
         random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, np.array(keys, np.uint32), *rest))
         torch.set_rng_state(state["torch"])
         if self.device == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.torch_device)

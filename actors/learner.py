@@ -223,7 +223,7 @@ class LearnerWorker:
         """Continue from `save` with the same number of ranks and ZeRO stage, bit by bit."""
         for name, model in self._models.items():
             model.load(Path(folder) / name)
-        self._accelerator.set_rng_state(torch.load(self._rng_file(folder), weights_only=False))
+        self._accelerator.set_rng_state(torch.load(self._rng_file(folder)))
 
     def _rng_file(self, folder: str | Path) -> Path:
         return Path(folder) / f"rng_rank{self._passes.rank}.pt"
