@@ -1,0 +1,207 @@
+"""What the driver loop costs with 1 to 64 workers that only sleep.
+
+The real loop, pools, sampler, controllers and sink; each stub is an actor of its own and plays
+rollout worker, scoring worker and learner rank. The batch stays the same, so an ideal loop would
+take as long with any number of workers; what it takes longer is the price of talking to them. All
+stubs live on this machine and share its cores with the driver: the CPU seconds of the driver's
+process alone are given beside the wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.harness import Quartiles, Result, make_parser, publish, settings_of
+
+PHASES = ("rollout", "score", "update", "sync")
+TIMEOUT_SECONDS = 600.0
+RESPONSE_TOKENS = 32
+PROMPT_TOKENS = 12
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("workers", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--batch", type=int, default=64, help="rollouts of an iteration")
+    parser.add_argument("--weight-bytes", type=int, default=3_300_000)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        nargs=len(PHASES),
+        default=[0.4, 0.1, 0.4, 0.02],
+        metavar=("ROLLOUT", "SCORE", "UPDATE", "SYNC"),
+        help="that each phase sleeps",
+    )
+    arguments = parser.parse_args(argv)
+    arguments.workers = sorted({1, *arguments.workers})
+    publish(measure(arguments), arguments.json)
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    try:
+        with TemporaryDirectory() as folder:
+            return _measure_loops(Path(folder), arguments)
+    finally:
+        ray.shutdown()
+
+
+def _measure_loops(folder: Path, arguments: argparse.Namespace) -> Result:
+    phases = dict(zip(PHASES, arguments.seconds, strict=True))
+    actors = _start_stubs(max(arguments.workers), phases, arguments.weight_bytes)
+    loops = {
+        count: Loop(folder / str(count), actors[:count], arguments.batch)
+        for count in arguments.workers
+    }
+    # Sizes take turns, like ours and the reference elsewhere.
+    for _ in range(arguments.warmups + arguments.repeats):
+        for loop in loops.values():
+            loop.run_one()
+    ideal, largest = sum(phases.values()), arguments.workers[-1]
+    wall = {n: loop.wall_seconds[-arguments.repeats :] for n, loop in loops.items()}
+    cpu = {n: loop.cpu_seconds[-arguments.repeats :] for n, loop in loops.items()}
+    overheads = {n: Quartiles.of(values).median - ideal for n, values in wall.items()}
+    return Result(
+        name="driver_cost",
+        ratio=Quartiles.of([a / b for a, b in zip(wall[1], wall[largest], strict=True)]),
+        reference="the same loop with one worker",
+        limit_fraction=ideal / Quartiles.of(wall[largest]).median,
+        config=settings_of(arguments),
+        details={
+            "ideal_seconds": ideal,
+            "overhead_seconds": {str(n): seconds for n, seconds in overheads.items()},
+            "driver_cpu": {str(n): Quartiles.of(values).median for n, values in cpu.items()},
+            "growth": growth(overheads),
+            "is_sub_linear": growth(overheads) < largest,
+        },
+    )
+
+
+def growth(overheads: Mapping[int, float]) -> float:
+    """How many times the overhead of the fewest workers the most workers have."""
+    return overheads[max(overheads)] / overheads[min(overheads)]
+
+
+def _start_stubs(count: int, seconds: Mapping[str, float], weight_bytes: int) -> list[Any]:
+    import ray
+
+    from benchmarks.stubs import StubWorker
+
+    stub = ray.remote(StubWorker).options(num_cpus=0)
+    actors = [
+        stub.remote(seconds, response_tokens=RESPONSE_TOKENS, weight_bytes=weight_bytes)
+        for _ in range(count)
+    ]
+    ray.get([actor.ready.remote() for actor in actors], timeout=TIMEOUT_SECONDS)
+    return actors
+
+
+class Loop:
+    """One driver loop over some stubs, run an iteration at a time."""
+
+    def __init__(self, folder: Path, actors: Sequence[Any], batch: int) -> None:
+        from equilibrate.sinks import RunSink
+
+        self._checkpoints = NoCheckpoints()
+        self.wall_seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        loop = self
+
+        class Sink(RunSink):
+            def write_seconds(self, iteration: int, seconds: Mapping[str, float]) -> None:
+                super().write_seconds(iteration, seconds)
+                loop.wall_seconds.append(seconds["iteration"])
+                loop.cpu_seconds.append(time.process_time() - loop._cpu_start)
+
+        self._parts = _make_parts(Sink(folder), self._checkpoints, actors, batch, self._note_start)
+        self._cpu_start = 0.0
+
+    def _note_start(self, iteration: int) -> None:
+        self._cpu_start = time.process_time()
+
+    def run_one(self) -> None:
+        from equilibrate.driver import train
+
+        train(
+            self._parts,
+            iterations=self._checkpoints.iteration + 1,
+            checkpoint_every=1_000_000,
+            max_restarts=0,
+        )
+
+
+class NoCheckpoints:
+    """Remembers where the loop is, and writes nothing: checkpoints are not what is measured."""
+
+    iteration = 0
+
+    def save(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def restore(self) -> int:
+        return self.iteration
+
+
+def _make_parts(
+    sink: Any, checkpoints: NoCheckpoints, actors: Sequence[Any], batch: int, evaluate: Any
+) -> Any:
+    from functools import partial
+
+    from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
+    from actors.rollout import request_seed
+    from equilibrate.config import FdcConfig, FixedKL, PidMultiplier
+    from equilibrate.controllers import CostController, KLController
+    from equilibrate.driver import Parts
+    from equilibrate.fdc.sampler import FdcSampler
+    from equilibrate.fdc.schedules import make_schedule
+    from equilibrate.types import Category, Prompt
+
+    prompts = [
+        Prompt(prompt_id=f"{c}{i}", text="", token_ids=(1,) * PROMPT_TOKENS, category=c)
+        for c in Category
+        for i in range(1000)
+    ]
+    pools = {
+        name: WorkerPool(
+            name,
+            lambda index: actors[index],
+            num_workers=len(actors),
+            timeout_seconds=TIMEOUT_SECONDS,
+            max_restarts=0,
+        )
+        for name in ("rollout", "scoring")
+    }
+    return Parts(
+        sampler=FdcSampler(
+            prompts,
+            make_schedule("fixed", FdcConfig().mixture),
+            prompts_per_iteration=batch,
+            iterations=1,
+        ),
+        rollouts=RayRolloutPool(pools["rollout"], partial(request_seed, 0)),
+        scorer=RayScorer(pools["scoring"]),
+        learner=RayLearnerGroup(lambda: list(actors), timeout_seconds=TIMEOUT_SECONDS),
+        multiplier=CostController(PidMultiplier()),
+        kl=KLController(FixedKL()),
+        sink=sink,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        should_stop=lambda: False,
+    )
+
+
+if __name__ == "__main__":
+    main()

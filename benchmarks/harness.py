@@ -1,0 +1,221 @@
+"""What every benchmark shares: pairs of measurements, quartiles, the roof, the result file.
+
+    ratio = seconds of the reference / our seconds     1 is equal, larger is better
+
+Ours and the reference take turns, so that a busy neighbour disturbs both; the ratio is taken pair
+by pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.limits import Roof
+from equilibrate.report import installed_versions
+
+ROOF_TOLERANCE = 0.1
+"""Relative move of the roof within a run above which its numbers deserve doubt."""
+COPY_BYTES = 2**27
+"""Larger than any cache."""
+PROBE_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Quartiles:
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        """Of at least one value; between two neighbours the value is interpolated."""
+        low, median, high = (float(v) for v in np.quantile(values, (0.25, 0.5, 0.75)))
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Seconds of each measured round."""
+
+    ours: tuple[float, ...]
+    reference: tuple[float, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [b / a for a, b in zip(self.ours, self.reference, strict=True)]
+
+
+Round = Callable[[int], object]
+"""One measured call; it is given the number of its round, warm-ups included."""
+
+
+def measure_pairs(ours: Round, reference: Round, *, repeats: int, warmups: int) -> Pairs:
+    """Ours, reference, ours, reference ...; the first `warmups` rounds are not counted."""
+    seconds = [
+        (_seconds(ours, number), _seconds(reference, number)) for number in range(warmups + repeats)
+    ]
+    first, second = zip(*seconds[warmups:], strict=True)
+    return Pairs(first, second)
+
+
+def _seconds(call: Round, number: int) -> float:
+    start = time.perf_counter()
+    call(number)
+    return time.perf_counter() - start
+
+
+def measure_roof(shapes: Sequence[tuple[int, int, int]]) -> Roof:
+    """Best rate of a float32 product over shapes (m, k, n), and of a copy, with torch's threads."""
+    import torch
+
+    rates = []
+    for m, k, n in shapes:
+        left, right, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
+        product = 2 * m * k * n
+        rates.append(
+            product * _calls_per_second(lambda a=left, b=right, c=out: torch.mm(a, b, out=c))
+        )
+    source = torch.ones(COPY_BYTES // 4)
+    target = torch.empty_like(source)
+    copies = _calls_per_second(lambda: target.copy_(source))
+    return Roof(flops_per_second=max(rates), bytes_per_second=2 * COPY_BYTES * copies)
+
+
+def _calls_per_second(call: Callable[[], object]) -> float:
+    """The fastest of several stretches: a roof is what the machine can do at all."""
+    call()
+    best, end = 0.0, time.perf_counter() + PROBE_SECONDS
+    while time.perf_counter() < end:
+        calls, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < PROBE_SECONDS / 10:
+            call()
+            calls += 1
+        best = max(best, calls / elapsed)
+    return best
+
+
+class RoofWatch:
+    """Measures the roof when made and when asked for the outcome."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        self._shapes = list(shapes)
+        self._before = measure_roof(self._shapes)
+
+    def finish(self) -> tuple[Roof, dict[str, Any]]:
+        """The roof to divide by, and what to write about it."""
+        return settle_roof(self._before, measure_roof(self._shapes))
+
+
+def settle_roof(before: Roof, after: Roof) -> tuple[Roof, dict[str, Any]]:
+    """The better of two measurements, and what to write about them: before, after, difference."""
+    pairs = [
+        (before.flops_per_second, after.flops_per_second),
+        (before.bytes_per_second, after.bytes_per_second),
+    ]
+    moved = max(abs(b - a) / max(a, b) for a, b in pairs)
+    flops, bandwidth = (max(pair) for pair in pairs)
+    return Roof(flops_per_second=flops, bytes_per_second=bandwidth), {
+        "gflops_per_second": [rate / 1e9 for rate in pairs[0]],
+        "gbytes_per_second": [rate / 1e9 for rate in pairs[1]],
+        "moved_fraction": moved,
+        "is_steady": moved <= ROOF_TOLERANCE,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a benchmark says; `details` is for people, the rest is a contract."""
+
+    name: str
+    ratio: Quartiles
+    reference: str
+    """What the ratio compares with, in words."""
+    limit_fraction: float | None
+    """Least seconds that physics allows / our median seconds; at most 1, larger is better."""
+    config: Mapping[str, Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "machine": machine()}
+
+
+def machine() -> dict[str, Any]:
+    """The kind of machine, not its name."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average": round(os.getloadavg()[0], 2),
+        "versions": installed_versions(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")
+
+
+def make_parser(document: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; each adds its sizes."""
+    parser = argparse.ArgumentParser(
+        description=document, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
+    parser.add_argument("--repeats", type=_positive, default=10, help="measured rounds")
+    parser.add_argument("--warmups", type=int, default=3, help="rounds before them")
+    parser.add_argument(
+        "--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of torch"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What to repeat the run with; without the file that the result goes to."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(arguments).items()
+        if name != "json"
+    }
+
+
+def publish(result: Result, file: Path | None) -> None:
+    """Print a short table, and write the file if one is named."""
+    ratio = result.ratio
+    print(f"{result.name}: {ratio.median:.3f} of {result.reference}")
+    print(f"  quartiles        {ratio.low:.3f} to {ratio.high:.3f}")
+    if result.limit_fraction is not None:
+        print(f"  share of limit   {result.limit_fraction:.3f}")
+    for name, value in result.details.items():
+        print(f"  {name:<16} {_short(value)}")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name} {_short(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_short, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,164 @@
+"""LearnerWorker.update against a bare PyTorch loop that does the same maths.
+
+One rank, same process and threads. Both run three models over the same micro-batches: a pass
+before the update, targets from the same functions, fused AdamW with clipped gradients. The bare
+loop leaves out what makes an update safe and visible: DeepSpeed, checks for non-finite numbers,
+parity with the generator, and metrics. Both start from the same weights, and the result says how
+far apart they are after the first update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import (
+    Quartiles,
+    Result,
+    RoofWatch,
+    make_parser,
+    measure_pairs,
+    publish,
+    settings_of,
+)
+from benchmarks.limits import pass_flops, shape_of
+
+NUM_MODELS = 3
+STEER = {"multiplier": 1.0, "kl_coef": 0.02}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--batch", type=int, default=64, help="rollouts of one update")
+    parser.add_argument("--minibatch", type=int, default=32, help="rollouts of one step")
+    parser.add_argument("--micro-batch", type=int, default=32, help="rollouts of one backward")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--response-tokens", type=int, default=32, help="longest; the least is 1/4")
+    arguments = parser.parse_args(argv)
+    publish(measure(arguments), arguments.json)
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    import torch
+
+    from actors.learner import LearnerWorker
+    from benchmarks.bare_update import BareLearner
+    from benchmarks.workloads import make_prompts, make_rollouts, score_rollouts, write_models
+
+    _become_rank_zero()
+    with TemporaryDirectory() as folder:
+        models = write_models(Path(folder))
+        shape = shape_of(models.policy)
+        rollouts = make_rollouts(
+            make_prompts(models.policy, arguments.batch),
+            vocabulary=_vocabulary_size(models.policy),
+            min_tokens=max(1, arguments.response_tokens // 4),
+            max_tokens=arguments.response_tokens,
+        )
+        scored = score_rollouts(models, rollouts, arguments.threads)
+        settings = _settings(asdict(models), arguments)
+        worker, bare = LearnerWorker(settings), BareLearner(settings)
+
+    def ours(number: int) -> None:
+        if worker.update(scored, iteration=number, **STEER).skipped:
+            raise RuntimeError("the update was skipped: a number was not finite")
+
+    def reference(number: int) -> None:
+        bare.update(scored, iteration=number, **STEER)
+
+    num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+    watch = RoofWatch(shape.gemm_shapes(num_tokens * arguments.micro_batch // arguments.batch))
+    # The first warm-up comes apart: after one update the two must hold the same weights.
+    ours(0)
+    reference(0)
+    difference = _difference(worker, bare)
+    pairs = measure_pairs(
+        lambda number: ours(number + 1),
+        lambda number: reference(number + 1),
+        repeats=arguments.repeats,
+        warmups=max(0, arguments.warmups - 1),
+    )
+    roof, about_roof = watch.finish()
+    torch.distributed.destroy_process_group()
+    flops = pass_flops(
+        shape.num_parameters,
+        num_tokens,
+        forwards=NUM_MODELS,
+        trainings=NUM_MODELS * arguments.epochs,
+    )
+    limit = flops / roof.flops_per_second
+    seconds = Quartiles.of(pairs.ours)
+    return Result(
+        name="update",
+        ratio=Quartiles.of(pairs.ratios),
+        reference="a bare PyTorch loop of the same maths",
+        limit_fraction=limit / seconds.median,
+        config=settings_of(arguments) | {"num_parameters": shape.num_parameters},
+        details={
+            "seconds": seconds.median,
+            "bare_seconds": Quartiles.of(pairs.reference).median,
+            "limit_seconds": limit,
+            "flops": flops,
+            "num_tokens": num_tokens,
+            "weight_difference": difference,
+            "roof": about_roof,
+        },
+    )
+
+
+def _vocabulary_size(policy: str) -> int:
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(policy, local_files_only=True).vocab_size)
+
+
+def _settings(models: dict[str, str], arguments: argparse.Namespace) -> Any:
+    from actors.learner import LearnerSettings
+    from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
+
+    return LearnerSettings(
+        **models,
+        ptx="",
+        device="cpu",
+        dtype="float32",
+        cpu_threads=arguments.threads,
+        seed=0,
+        iterations=1_000_000,
+        temperature=1.0,
+        max_length=128,
+        # The same rollouts serve every round, while the policy moves away from them.
+        parity_tolerance=math.inf,
+        learner=LearnerConfig(micro_batch_size=arguments.micro_batch),
+        ppo=PPOConfig(minibatch_size=arguments.minibatch, epochs=arguments.epochs),
+        ama=AmaConfig(),
+    )
+
+
+def _become_rank_zero() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(group | {"MASTER_PORT": str(port)})
+
+
+def _difference(worker: Any, bare: Any) -> float:
+    """Largest difference of any parameter of the policies."""
+    theirs = dict(bare.policy.model.named_parameters())
+    return max(
+        float(np.abs((tensor - theirs[name].detach()).numpy()).max())
+        for name, tensor in worker.named_weights()
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Models and rollouts of the built-in world, untrained, at the shapes of the main job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+from transformers.utils.logging import disable_progress_bar
+
+from actors.scoring import ScoringWorker
+from actors.text import TextCodec
+from equilibrate.preference.sidecar import ScorerKind, ScorerSidecar, write_sidecar
+from equilibrate.sandbox.data import prompt_rows
+from equilibrate.sandbox.model import build_model
+from equilibrate.sandbox.tokenizer import build_tokenizer
+from equilibrate.sandbox.world import build_world
+from equilibrate.types import Category, FinishReason, Prompt, Rollout, ScoredRollout
+
+SEED = 0
+KINDS: tuple[ScorerKind, ...] = ("reward", "cost")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolders:
+    policy: str
+    reward: str
+    cost: str
+
+
+def write_models(folder: Path) -> ModelFolders:
+    """A policy with its tokenizer, and two scorers of the same body."""
+    disable_progress_bar()
+    tokenizer = build_tokenizer()
+    policy = build_model(tokenizer, seed=SEED)
+    policy.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    for kind in KINDS:
+        torch.manual_seed(SEED)
+        config = deepcopy(policy.config)
+        config.num_labels = 1
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / kind)
+        write_sidecar(folder / kind, ScorerSidecar(kind=kind))
+    policy_folder, reward, cost = (str(folder / name) for name in ("policy", *KINDS))
+    return ModelFolders(policy=policy_folder, reward=reward, cost=cost)
+
+
+def write_prompts(file: Path, num_per_class: int) -> None:
+    rows = prompt_rows(build_world(SEED), num_per_class)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_prompts(policy: str, count: int) -> list[Prompt]:
+    """Prompts of all classes in turn, as the given model's tokenizer writes them."""
+    codec = TextCodec(policy)
+    num_classes = len(Category)
+    per_class = -(-count // num_classes)
+    rows = list(prompt_rows(build_world(SEED), per_class))
+    mixed = (rows[c * per_class + i] for i in range(per_class) for c in range(num_classes))
+    return [
+        Prompt(
+            prompt_id=f"p{number}",
+            text=str(row["prompt"]),
+            token_ids=tuple(codec.encode_prompt(str(row["prompt"]))),
+            category=Category(row["category"]),
+        )
+        for number, row in enumerate(islice(mixed, count))
+    ]
+
+
+def make_rollouts(
+    prompts: Sequence[Prompt], *, vocabulary: int, min_tokens: int, max_tokens: int
+) -> list[Rollout]:
+    """Random responses, their lengths uniform from `min_tokens` to `max_tokens`."""
+    rng = np.random.default_rng(SEED)
+    rollouts = []
+    for prompt in prompts:
+        response = rng.integers(0, vocabulary, int(rng.integers(min_tokens, max_tokens + 1)))
+        token_ids = np.array((*prompt.token_ids, *response), dtype=np.int64)
+        rollouts.append(
+            Rollout(
+                prompt_id=prompt.prompt_id,
+                copy=0,
+                category=prompt.category,
+                policy_version=0,
+                token_ids=token_ids,
+                response_mask=np.arange(len(token_ids)) >= len(prompt.token_ids),
+                rollout_log_probs=np.zeros(len(token_ids), np.float32),
+                finish_reason=FinishReason.STOP,
+            )
+        )
+    return rollouts
+
+
+def score_rollouts(
+    models: ModelFolders, rollouts: Sequence[Rollout], threads: int
+) -> list[ScoredRollout]:
+    """Scored, and with the reference's log-probs as if the generator had reported them."""
+    worker = ScoringWorker(
+        reward=models.reward,
+        cost=models.cost,
+        reference=models.policy,
+        device="cpu",
+        dtype="float32",
+        cpu_threads=threads,
+        max_tokens_per_batch=8192,
+        temperature=1.0,
+    )
+    return [
+        replace(scored, rollout=replace(scored.rollout, rollout_log_probs=scored.ref_log_probs))
+        for scored in worker.score(rollouts)
+    ]
