@@ -339,7 +339,13 @@ class TrainedModel:
         self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
 
 
-def schedule(name: Literal["constant", "linear", "cosine"], progress: float) -> float:
+COOLDOWN_SHARE = 0.3
+"""Share of a run in which the learning rate falls, under that schedule."""
+
+
+def schedule(
+    name: Literal["constant", "linear", "cosine", "cooldown"], progress: float
+) -> float:
     """Share of the learning rate after this share of the run; 1 at its start, 0 at its end."""
     match name:
         case "constant":
@@ -348,6 +354,8 @@ def schedule(name: Literal["constant", "linear", "cosine"], progress: float) -> 
             return max(0.0, 1.0 - progress)
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        case "cooldown":
+            return schedule("cosine", max(0.0, (progress - 1.0) / COOLDOWN_SHARE + 1.0))
 
 
 def _join_group(accelerator: Accelerator) -> None:

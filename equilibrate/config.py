@@ -61,8 +61,8 @@ class LearnerConfig(WorkerGroup):
     micro_batch_size: int = Field(32, gt=0)
     policy_lr: float = Field(1e-4, gt=0)
     critic_lr: float = Field(5e-4, gt=0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How both learning rates fall to zero over the run."""
+    lr_schedule: Literal["constant", "linear", "cosine", "cooldown"] = "constant"
+    """How both learning rates fall to zero over the run; cooldown falls in its last 30 % only."""
     ptx_coef: float = Field(0.0, ge=0)
     """Weight of the pretraining loss on `data.ptx`; 0 leaves it out."""
 
@@ -78,7 +78,7 @@ class AdaptiveKL(Config):
     target: float = Field(0.05, gt=0)
     """Wanted mean KL to the reference, nats per token."""
     horizon: int = Field(10_000, gt=0)
-    """Rollouts over which the coefficient may move by one factor of e."""
+    """Rollouts over which the coefficient may move by a fifth."""
 
 
 class PPOConfig(Config):
@@ -213,7 +213,7 @@ class SandboxConfig(Config):
     seed: int = Field(0, ge=0)
     base_steps: int = Field(1500, gt=0)
     reward_pairs: int = Field(10_000, gt=0)
-    cost_pairs: int = Field(4_000, gt=0)
+    cost_pairs: int = Field(6_000, gt=0)
     evaluation_per_cell: int = Field(256, gt=0)
 
 
