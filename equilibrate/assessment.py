@@ -11,6 +11,7 @@ from typing import Any
 
 from equilibrate.evaluation import EvaluationTable, Judge, Verdict, compare, tabulate
 from equilibrate.interfaces import RolloutPool
+from equilibrate.sinks import EVALUATIONS_FILE, JsonlFile
 from equilibrate.types import Prompt, PromptBatch
 
 TRACE_PROMPTS_PER_CELL = 64
@@ -67,8 +68,9 @@ class Assessor:
         if self._every and iteration % self._every == 0:
             trace = self._assess(_first_of_each_cell(self.prompts), policy_version=iteration)
             row = {"iteration": iteration, "table": trace.table.to_json()}
-            with (self._folder / "evaluations.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            trace_file = JsonlFile(self._folder / EVALUATIONS_FILE)
+            trace_file.append(row)
+            trace_file.close()
 
     def in_full(self, name: str, policy_version: int) -> Assessment:
         """Measure on all prompts and write `<name>.json`."""
