@@ -61,7 +61,9 @@ class Accelerator:
 
     def rng_state(self) -> dict[str, Any]:
         """States of all global generators of this process, as plain numbers and tensors."""
-        name, keys, *rest = np.random.get_state(legacy=True)
+        # numpy states the type of either form of its answer at once.
+        legacy: tuple[Any, ...] = np.random.get_state(legacy=True)  # type: ignore[assignment]
+        name, keys, *rest = legacy
         state = {
             "python": random.getstate(),
             "numpy": (name, keys.tolist(), *rest),
