@@ -175,7 +175,7 @@ class UpdateMetrics:
 
     values: Mapping[str, float]
     skipped: bool = False
-    """True if a non-finite number stopped the step on all ranks; no parameter moved."""
+    """True if a non-finite number stopped the update on all ranks; what follows it was left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

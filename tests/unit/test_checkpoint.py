@@ -54,9 +54,7 @@ def names(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.name != ".lock")
 
 
-def test_saved_folder_is_the_latest_and_holds_a_manifest(
-    store: CheckpointStore, root: Path
-) -> None:
+def test_saved_folder_is_latest_and_has_a_manifest(store: CheckpointStore, root: Path) -> None:
     saved = store.save(0, writer("a"))
     assert saved == store.latest()
     assert saved.iteration == 0
@@ -124,9 +122,7 @@ def test_manifest_of_another_folder_or_format_is_refused(store: CheckpointStore)
     assert verify_checkpoint(folder).iteration == 5
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(
-    store: CheckpointStore,
-) -> None:
+def test_a_run_with_only_damaged_checkpoints_does_not_start_anew(store: CheckpointStore) -> None:
     folder = store.save(3, writer("a")).folder
     (folder / "state.json").unlink()
     with pytest.raises(ResourceError, match=r"no checkpoint verifies.*state\.json is missing"):
@@ -348,9 +344,7 @@ def test_foreign_owner_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -
             store.latest()
 
 
-def test_second_run_is_refused_with_the_pid_of_the_first(
-    store: CheckpointStore, root: Path
-) -> None:
+def test_second_run_is_refused_and_names_the_pid(store: CheckpointStore, root: Path) -> None:
     with pytest.raises(ResourceError, match=f"in use by process {os.getpid()}"):
         CheckpointStore(root, keep=2)
     store.close()
