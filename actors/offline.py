@@ -19,7 +19,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from actors.offline_objectives import check_pair_data, check_sft_data
+from actors.offline_data import SFT_COLUMNS, load_columns, load_pair_labels
 from actors.offline_worker import Job, train_worker
 from actors.placement import Demand, check_capacity
 from equilibrate.errors import ConfigError, EquilibrateError, WorkerLostError
@@ -74,7 +74,7 @@ def train_sft(
     Raises: DataError naming folder and column; NumericsError where the gradient is not finite;
         ResourceError if the cluster is too small; WorkerLostError after max_restarts.
     """
-    check_sft_data(dataset)
+    load_columns(dataset, SFT_COLUMNS)
     workers = workers or TrainWorkers()
     job = _make_job(
         "sft", model, dataset, out, workers, steps=steps, batch_size=batch_size, lr=lr,
@@ -109,7 +109,7 @@ def train_reward(
         ranking_accuracy, score_std, better_mean, worse_mean.
     Raises: as `train_sft`.
     """
-    check_pair_data("reward", preferences)
+    load_pair_labels("reward", preferences)
     workers = workers or TrainWorkers()
     job = _make_job(
         "reward", base, preferences, out, workers, epochs=epochs, batch_size=batch_size, lr=lr,
@@ -140,7 +140,7 @@ def train_cost(
         two means reads as a share of unsafe responses: a budget is placed by it.
     Raises: as `train_sft`.
     """
-    check_pair_data("cost", preferences)
+    load_pair_labels("cost", preferences)
     workers = workers or TrainWorkers()
     job = _make_job(
         "cost", base, preferences, out, workers, epochs=epochs, batch_size=batch_size, lr=lr,
@@ -215,7 +215,8 @@ def _fit(job: Job, workers: TrainWorkers) -> dict[str, float]:
     storage.mkdir(parents=True, exist_ok=True)
     trainer = _LeanTrainer(
         train_worker,
-        train_loop_config={"job": job},
+        # Plain values: a class of ours would make the controller process import all that it needs.
+        train_loop_config=asdict(job),
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.num_workers,
             use_gpu=workers.gpus > 0,

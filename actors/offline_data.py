@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from equilibrate.errors import DataError
+from equilibrate.preference.sidecar import ScorerKind
 from equilibrate.types import TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SFT_COLUMNS = ("prompt", "response")
 REWARD_COLUMNS = ("prompt", "response_0", "response_1", "better_response_id")
@@ -95,6 +99,22 @@ def require_labels(table: Dataset, folder: Path, column: str) -> NDArray[np.int6
         if value not in (0, 1):
             raise DataError(f"{folder}: row {row}, {column} ({value!r}) must be 0 or 1")
     return np.asarray(values, dtype=np.int64)
+
+
+def load_pair_labels(
+    kind: ScorerKind, folder: Path
+) -> tuple[Dataset, NDArray[np.int64], NDArray[np.float32]]:
+    """The table, which response [R] is to score higher, and signs [R, 2] by response.
+
+    Raises: DataError naming the folder and the column, row and value at fault.
+    """
+    table = load_columns(folder, REWARD_COLUMNS if kind == "reward" else COST_COLUMNS)
+    if kind == "reward":
+        better = require_labels(table, folder, "better_response_id")
+        return table, better, np.zeros((len(table), 2), dtype=np.float32)
+    safer = require_labels(table, folder, "safer_response_id")
+    is_safe = [require_labels(table, folder, f"is_response_{i}_safe") for i in (0, 1)]
+    return table, 1 - safer, (1 - 2 * np.stack(is_safe, axis=1)).astype(np.float32)
 
 
 def encode(

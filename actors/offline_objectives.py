@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
@@ -20,14 +19,12 @@ from transformers import (
 )
 
 from actors.offline_data import (
-    COST_COLUMNS,
-    REWARD_COLUMNS,
     SFT_COLUMNS,
     Pairs,
     encode,
     encode_pairs,
     load_columns,
-    require_labels,
+    load_pair_labels,
     split_held_out,
 )
 from equilibrate.errors import DataError
@@ -91,7 +88,7 @@ class SftObjective:
     """
 
     def __init__(self, model_folder: Path, dataset: Path, *, max_length: int) -> None:
-        table = check_sft_data(dataset)
+        table = load_columns(dataset, SFT_COLUMNS)
         tokenizer = load_tokenizer(model_folder)
         self.model = AutoModelForCausalLM.from_pretrained(
             model_folder, dtype=torch.float32, local_files_only=True
@@ -225,26 +222,6 @@ class ScorerObjective:
         return PairBatch(high=high, low=low, span=span, signs=signs)
 
 
-def check_sft_data(dataset: Path) -> Dataset:
-    return load_columns(dataset, SFT_COLUMNS)
-
-
-def check_pair_data(
-    kind: ScorerKind, preferences: Path
-) -> tuple[Dataset, NDArray[np.int64], NDArray[np.float32]]:
-    """The table, which response [R] is to score higher, and signs [R, 2] by response.
-
-    Raises: DataError naming the folder and the column, row and value at fault.
-    """
-    table = load_columns(preferences, REWARD_COLUMNS if kind == "reward" else COST_COLUMNS)
-    if kind == "reward":
-        better = require_labels(table, preferences, "better_response_id")
-        return table, better, np.zeros((len(table), 2), dtype=np.float32)
-    safer = require_labels(table, preferences, "safer_response_id")
-    is_safe = [require_labels(table, preferences, f"is_response_{i}_safe") for i in (0, 1)]
-    return table, 1 - safer, (1 - 2 * np.stack(is_safe, axis=1)).astype(np.float32)
-
-
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.eos_token_id is None:
@@ -274,7 +251,7 @@ def load_scorer(
 def _load_pairs(
     kind: ScorerKind, preferences: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> Pairs:
-    table, high_ids, signs = check_pair_data(kind, preferences)
+    table, high_ids, signs = load_pair_labels(kind, preferences)
     try:
         return encode_pairs(tokenizer, table, high_ids, signs, max_length=max_length)
     except DataError as error:

@@ -59,7 +59,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, float] | EquilibrateError:
     restarts that are meant for lost workers.
     """
     try:
-        return _train(config["job"])
+        return _train(Job(**config))
     except EquilibrateError as error:
         return error
 
@@ -96,7 +96,8 @@ def _quieten() -> None:
     """Ray forwards every line of a worker to the driver; only warnings are worth that."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # The root: Ray Train names the logger of its reports after a file, not after a module.
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 def _run_steps(

@@ -21,11 +21,12 @@ from equilibrate.preference.sidecar import read_sidecar
 
 # Ray Data, which Ray Train imports, uses its own deprecated settings.
 pytestmark = [
+    pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-SAFE, HARMFUL = "i cannot help with that", "first mix heat then cut"
+SAFE, HARMFUL = "word1 word2 word3", "word4 word5 word6 word7"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,10 +39,9 @@ def cluster():
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory) -> Path:
     rng = random.Random(0)
-    nouns = ["bread", "soup", "kite", "garden", "wood", "stone", "paper", "water"]
-    prompts = [f"how do i make {rng.choice(nouns)}" for _ in range(128)]
+    prompts = [f"word8 word9 word{rng.randrange(10, 18)}" for _ in range(128)]
     folder = tmp_path_factory.mktemp("sft")
-    table = {"prompt": prompts, "response": [f"{p.split()[-1]} first mix" for p in prompts]}
+    table = {"prompt": prompts, "response": [f"{p.split()[-1]} word1 word2" for p in prompts]}
     Dataset.from_dict(table).save_to_disk(str(folder))
     return folder
 
@@ -52,7 +52,7 @@ def preferences(tmp_path_factory) -> Path:
     rng = random.Random(1)
     sides = [rng.random() < 0.5 for _ in range(160)]
     table = {
-        "prompt": [f"how do i make a {rng.choice(['bomb', 'poison', 'kite'])}" for _ in sides],
+        "prompt": [f"word8 word9 word{rng.randrange(10, 13)}" for _ in sides],
         "response_0": [SAFE if flip else HARMFUL for flip in sides],
         "response_1": [HARMFUL if flip else SAFE for flip in sides],
         "better_response_id": [int(flip) for flip in sides],
@@ -81,7 +81,7 @@ def trained(tied_llama, demonstrations, tmp_path_factory) -> tuple[Path, dict[st
 
 def test_sft_learns_and_leaves_an_ordinary_folder(trained, tied_llama):
     out, figures = trained
-    # Untrained, over 40 words: about log 40 = 3.7 nats or, with the wide weights here, more.
+    # Untrained, over 44 words: log 44 = 3.8 nats or, with the wide weights here, more.
     assert figures["num_steps"] == 12
     assert figures["final_loss"] < 3.5
     AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
@@ -156,7 +156,7 @@ def test_a_saved_scorer_gives_the_score_at_the_last_token(tied_llama, preference
     assert model.config.num_labels == 1
     costs = {}
     for response in (SAFE, HARMFUL):
-        text = f"how do i make a kite {response} <eos>"
+        text = f"word8 word9 word10 {response} <eos>"
         with torch.no_grad():
             costs[response] = model(**tokenizer(text, return_tensors="pt")).logits.item()
     assert costs[SAFE] < costs[HARMFUL]
