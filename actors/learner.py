@@ -343,9 +343,7 @@ COOLDOWN_SHARE = 0.3
 """Share of a run in which the learning rate falls, under that schedule."""
 
 
-def schedule(
-    name: Literal["constant", "linear", "cosine", "cooldown"], progress: float
-) -> float:
+def schedule(name: Literal["constant", "linear", "cosine", "cooldown"], progress: float) -> float:
     """Share of the learning rate after this share of the run; 1 at its start, 0 at its end."""
     match name:
         case "constant":
