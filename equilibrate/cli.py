@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns: 0, or 2 settings, 3 data, 4 resources, 5 numerics, 143 stopped (saved, can be resumed).
     """
     try:
-        return tyro.extras.subcommand_cli_from_dict(
+        code: int = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="python -m equilibrate",
             description="Align a language model: helpful by reward, harmless by constraint.",
@@ -116,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cause = getattr(error, "cause", None)
         print(f"error: {cause if isinstance(cause, EquilibrateError) else error}", file=sys.stderr)
         return error.exit_code
+    return code
 
 
 def _require_siblings(package: str = "actors") -> None:
