@@ -1,5 +1,7 @@
 """Tokenizing, batching and the learning rate of the training before PPO, without Ray."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,11 @@ from actors.offline_data import (
     require_labels,
     split_held_out,
 )
+from actors.offline_objectives import ScorerObjective, SftObjective
+from actors.offline_worker import learning_rate
 from equilibrate.errors import DataError
+from equilibrate.preference.losses import cost_loss
+from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
 
 TOKENIZER = build_tokenizer()
@@ -149,3 +155,101 @@ def test_a_label_that_is_not_0_or_1_is_named(tmp_path):
     table = Dataset.from_dict({"better_response_id": [0, 1, 2]})
     with pytest.raises(DataError, match=r"row 2, better_response_id \(2\) must be 0 or 1"):
         require_labels(table, tmp_path, "better_response_id")
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "expected"),
+    [
+        (0, 1050, 0.02),  # first of 50 warm-up steps: 1 / 50
+        (49, 1050, 1.0),  # last of them
+        (50, 1050, 1.0),  # cosine of 0 of the other 1000
+        (550, 1050, 0.5),  # half-way down: (1 + cos(pi / 2)) / 2
+        (300, 1050, 0.5 + math.sqrt(0.125)),  # a quarter down: (1 + cos(pi / 4)) / 2
+        (0, 8, 0.5),  # a quarter of a short run warms up: 2 steps
+        (0, 1, 1.0),
+    ],
+)
+def test_learning_rate_by_hand(step, steps, expected):
+    assert learning_rate(step, steps=steps, peak=1.0) == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    build_model(TOKENIZER, seed=0).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    labels = {"safer_response_id": 0, "is_response_0_safe": True, "is_response_1_safe": False}
+    row = PAIR | labels | {"better_response_id": 1}
+    return save(tmp_path_factory.mktemp("pairs"), [row] * 20)
+
+
+def make_scorer(kind, base, pairs, *, token_wise=True):
+    options = {"token_wise": token_wise, "regularization": 0.0, "max_length": 64, "seed": 0}
+    return ScorerObjective(kind, base, pairs, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("reward", math.log(2)),  # -log sigma(0)
+        ("cost", 3 * math.log(2)),  # the order of the pair and two signs
+    ],
+)
+def test_a_head_of_zeros_gives_the_loss_of_knowing_nothing(base, pairs, kind, expected):
+    objective = make_scorer(kind, base, pairs)
+    objective.model.score.weight.data.zero_()
+    loss = objective.loss(objective.module, np.arange(8), slice(None))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["reward", "cost"])
+def test_the_shards_of_a_batch_add_up(base, pairs, kind):
+    objective = make_scorer(kind, base, pairs)
+    rows = np.arange(8)
+    parts = [objective.loss(objective.module, rows, slice(rank, None, 3)) for rank in range(3)]
+    whole = objective.loss(objective.module, rows, slice(None))
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_sequence_wise_looks_at_the_ends_only(base, pairs):
+    """The scores that transformers itself computes for the two responses, in the published loss."""
+    objective = make_scorer("cost", base, pairs, token_wise=False)
+    ends = {
+        name: objective.model(
+            torch.tensor(
+                [encode_prompt(TOKENIZER, PAIR["prompt"]) + encode_response(TOKENIZER, PAIR[name])]
+            )
+        ).logits[:, 0]
+        for name in ("response_0", "response_1")
+    }
+    expected = cost_loss(
+        ends["response_0"],
+        ends["response_1"],
+        torch.tensor([-1.0]),
+        torch.tensor([1.0]),
+        regularization=0.0,
+        num_pairs=1,
+    )
+    loss = objective.loss(objective.module, np.arange(4), slice(None))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_sft_teaches_responses_and_no_prompts(base, tmp_path):
+    row = {"prompt": PAIR["prompt"], "response": PAIR["response_0"]}
+    objective = SftObjective(base, save(tmp_path / "sft", [row] * 2), max_length=64)
+    prompt, response = (
+        encode_prompt(TOKENIZER, row["prompt"]),
+        encode_response(TOKENIZER, row["response"]),
+    )
+    ids = torch.tensor([prompt + response])
+    log_probs = objective.model(ids).logits.log_softmax(-1)[0]
+    expected = -sum(
+        log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(response)
+    )
+    loss = objective.loss(objective.module, np.arange(2), slice(None))
+    assert loss.item() == pytest.approx(expected / len(response), rel=1e-5)
