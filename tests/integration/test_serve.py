@@ -45,7 +45,13 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     run = tmp_path_factory.mktemp("runs") / "tiny"
     tokenizer = build_tokenizer()
-    build_model(tokenizer, seed=0).save_pretrained(run / "aligned")
+    model = build_model(tokenizer, seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Fresh weights only repeat the last token.
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(run / "aligned")
     tokenizer.save_pretrained(run / "aligned")
     settings = {"max_model_len": 64, "memory_gib": 0.1}
     config = RunConfig.model_validate({"output": str(run), "rollout": settings})
