@@ -12,7 +12,6 @@ from torch.nn.functional import pad
 from actors.device import Accelerator
 from actors.learner import ADAM_BETAS, MAX_GRAD_NORM, LearnerSettings
 from actors.learner_targets import derive_seed, make_train_batch
-from actors.learner_update import values_of
 from actors.models import load_policy, load_scorer, suffix_log_probs
 from equilibrate.ppo.batches import Indices, collate, minibatch_indices
 from equilibrate.ppo.log_probs import token_entropies
@@ -83,8 +82,8 @@ class BareLearner:
         token_entropies(logits, token_ids[:, first - 1 :])
         return (
             suffix_log_probs(logits, token_ids, temperature=1.0),
-            pad(self.critic(token_ids[:, :-1]), (1, 0)),
-            pad(self.cost_critic(token_ids[:, :-1]), (1, 0)),
+            _values(self.critic, token_ids),
+            _values(self.cost_critic, token_ids),
         )
 
     def _losses(
@@ -104,7 +103,7 @@ class BareLearner:
             (self.cost_critic, tokens.cost_values, train.cost_returns),
         ):
             yield clipped_value_loss(
-                values_of(critic, token_ids),
+                _values(critic, token_ids),
                 old_values[rows, :length],
                 returns[rows, :length],
                 mask,
@@ -126,3 +125,8 @@ class BareLearner:
             nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
             optimizer.zero_grad()
+
+
+def _values(critic: nn.Module, token_ids: Tensor) -> Tensor:
+    """[B, T], of the prefix that ends just before each token."""
+    return pad(critic(token_ids[:, :-1]), (1, 0))

@@ -3,8 +3,8 @@
 One rank, same process and threads. Both run three models over the same micro-batches: a pass
 before the update, targets from the same functions, fused AdamW with clipped gradients. The bare
 loop leaves out what makes an update safe and visible: DeepSpeed, checks for non-finite numbers,
-parity with the generator, and metrics. Both start from the same weights, and the result says how
-far apart they are after the first update.
+parity with the generator, and metrics. Both start from the same weights and must still agree after
+one update.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from benchmarks.limits import pass_flops, shape_of
 
 NUM_MODELS = 3
 STEER = {"multiplier": 1.0, "kl_coef": 0.02}
+SAME_WEIGHTS = 1e-5
+"""A tenth of one step of Adam at the learning rate of the policy."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,14 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(arguments: argparse.Namespace) -> Result:
     import torch
 
-    from actors.learner import LearnerWorker
-    from benchmarks.bare_update import BareLearner
     from benchmarks.workloads import make_prompts, make_rollouts, score_rollouts, write_models
 
     _become_rank_zero()
     with TemporaryDirectory() as folder:
         models = write_models(Path(folder))
-        shape = shape_of(models.policy)
         rollouts = make_rollouts(
             make_prompts(models.policy, arguments.batch),
             vocabulary=_vocabulary_size(models.policy),
@@ -65,8 +64,16 @@ def measure(arguments: argparse.Namespace) -> Result:
             max_tokens=arguments.response_tokens,
         )
         scored = score_rollouts(models, rollouts, arguments.threads)
-        settings = _settings(asdict(models), arguments)
-        worker, bare = LearnerWorker(settings), BareLearner(settings)
+        result = _compare(scored, _settings(asdict(models), arguments), arguments)
+    torch.distributed.destroy_process_group()
+    return result
+
+
+def _compare(scored: Sequence[Any], settings: Any, arguments: argparse.Namespace) -> Result:
+    from actors.learner import LearnerWorker
+    from benchmarks.bare_update import BareLearner
+
+    worker, bare = LearnerWorker(settings), BareLearner(settings)
 
     def ours(number: int) -> None:
         if worker.update(scored, iteration=number, **STEER).skipped:
@@ -75,12 +82,15 @@ def measure(arguments: argparse.Namespace) -> Result:
     def reference(number: int) -> None:
         bare.update(scored, iteration=number, **STEER)
 
-    num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+    shape = shape_of(settings.policy)
+    num_tokens = sum(len(s.rollout.token_ids) for s in scored)
     watch = RoofWatch(shape.gemm_shapes(num_tokens * arguments.micro_batch // arguments.batch))
     # The first warm-up comes apart: after one update the two must hold the same weights.
     ours(0)
     reference(0)
     difference = _difference(worker, bare)
+    if difference > SAME_WEIGHTS:
+        raise RuntimeError(f"weights differ by {difference:.1e} after one update: other maths")
     pairs = measure_pairs(
         lambda number: ours(number + 1),
         lambda number: reference(number + 1),
@@ -88,15 +98,9 @@ def measure(arguments: argparse.Namespace) -> Result:
         warmups=max(0, arguments.warmups - 1),
     )
     roof, about_roof = watch.finish()
-    torch.distributed.destroy_process_group()
-    flops = pass_flops(
-        shape.num_parameters,
-        num_tokens,
-        forwards=NUM_MODELS,
-        trainings=NUM_MODELS * arguments.epochs,
-    )
-    limit = flops / roof.flops_per_second
-    seconds = Quartiles.of(pairs.ours)
+    passes = {"forwards": NUM_MODELS, "trainings": NUM_MODELS * arguments.epochs}
+    flops = pass_flops(shape.num_parameters, num_tokens, **passes)
+    limit, seconds = flops / roof.flops_per_second, Quartiles.of(pairs.ours)
     return Result(
         name="update",
         ratio=Quartiles.of(pairs.ratios),

@@ -68,7 +68,7 @@ def make_prompts(policy: str, count: int) -> list[Prompt]:
             prompt_id=f"p{number}",
             text=str(row["prompt"]),
             token_ids=tuple(codec.encode_prompt(str(row["prompt"]))),
-            category=Category(row["category"]),
+            category=Category(str(row["category"])),
         )
         for number, row in enumerate(islice(mixed, count))
     ]

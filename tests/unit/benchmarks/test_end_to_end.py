@@ -1,0 +1,38 @@
+"""Shares and limits of an iteration by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.end_to_end import claimed_shares, limit_seconds, phase_shares
+from benchmarks.limits import ModelShape, Roof
+
+SECONDS = [
+    {"rollout": 4.0, "score": 1.0, "update": 3.0, "sync": 1.0, "iteration": 10.0},
+    {"rollout": 8.0, "score": 4.0, "update": 5.0, "sync": 2.0, "iteration": 20.0},
+]
+SHAPE = ModelShape(num_parameters=100, num_layers=1, hidden_size=4, intermediate_size=8, kv_width=2)
+
+
+def test_what_nobody_claims_is_missing_from_the_share() -> None:
+    # 9 of 10 and 19 of 20.
+    assert claimed_shares(SECONDS) == [0.9, 0.95]
+
+
+def test_phase_shares_are_medians_over_iterations() -> None:
+    # Two values each: rollout 0.4 and 0.4, score 0.1 and 0.2, update 0.3 and 0.25, sync 0.1 twice.
+    assert phase_shares(SECONDS) == pytest.approx(
+        {"rollout": 0.4, "score": 0.15, "update": 0.275, "sync": 0.1}
+    )
+
+
+@pytest.mark.parametrize(("constraint", "passes"), [("pid", 30), (None, 20)])
+def test_limit_of_an_iteration(constraint: str | None, passes: int) -> None:
+    config = SimpleNamespace(
+        rollouts_per_iteration=2, constraint=constraint, ppo=SimpleNamespace(epochs=1)
+    )
+    roof = Roof(flops_per_second=1000.0, bytes_per_second=1e12)
+    # 2 rollouts of 3 + 1 tokens: prefill 2 x 100 x 6 / 1000 = 1.2 s, then all passes over 8 tokens;
+    # sync is as good as free.
+    expected = 1.2 + passes * 100 * 8 / 1000
+    assert limit_seconds(SHAPE, roof, config, (3, 1)) == pytest.approx(expected)

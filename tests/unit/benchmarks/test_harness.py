@@ -1,0 +1,115 @@
+"""Pairs, quartiles, the roof and the result file, without a clock that matters."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness
+from benchmarks.harness import Pairs, Quartiles, Result, make_parser, settle_roof
+from benchmarks.limits import Roof
+
+
+def make_result(**changes) -> Result:
+    fields = {
+        "name": "toy",
+        "ratio": Quartiles(0.5, 0.4, 0.6),
+        "reference": "a bare toy",
+        "limit_fraction": 0.25,
+        "config": {"batch": 8},
+    }
+    return Result(**fields | changes)
+
+
+def test_quartiles_by_hand() -> None:
+    # Sorted 1 2 3 4 5: the quarters fall on values. Of 1 2 they lie at 1.25 and 1.75.
+    assert Quartiles.of([5.0, 1.0, 4.0, 2.0, 3.0]) == Quartiles(3.0, 2.0, 4.0)
+    assert Quartiles.of([1.0, 2.0]) == Quartiles(1.5, 1.25, 1.75)
+    assert Quartiles.of([7.0]) == Quartiles(7.0, 7.0, 7.0)
+
+
+def test_ratio_is_reference_over_ours_pair_by_pair() -> None:
+    # We take half the time, then twice the time.
+    assert Pairs(ours=(1.0, 4.0), reference=(2.0, 2.0)).ratios == [2.0, 0.5]
+
+
+def test_turns_are_taken_and_warm_ups_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
+
+    def call(name: str, seconds: float):
+        def run(number: int) -> None:
+            calls.append(f"{name}{number}")
+            now[0] += seconds * (number + 1)
+
+        return run
+
+    pairs = harness.measure_pairs(call("a", 1.0), call("b", 10.0), repeats=2, warmups=1)
+    assert calls == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert pairs == Pairs(ours=(2.0, 3.0), reference=(20.0, 30.0))
+
+
+def test_the_roof_is_the_better_measurement_and_its_move_is_told() -> None:
+    before = Roof(flops_per_second=100e9, bytes_per_second=8e9)
+    after = Roof(flops_per_second=95e9, bytes_per_second=10e9)
+    roof, about = settle_roof(before, after)
+    assert roof == Roof(flops_per_second=100e9, bytes_per_second=10e9)
+    # Memory moved from 8 to 10: 2 / 10, more than the tenth that is allowed.
+    assert about["moved_fraction"] == pytest.approx(0.2)
+    assert about["is_steady"] is False
+    assert about["gbytes_per_second"] == [8.0, 10.0]
+    assert settle_roof(before, before)[1]["is_steady"] is True
+
+
+def test_the_roof_of_this_machine_is_positive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(harness, "PROBE_SECONDS", 0.001)
+    roof = harness.RoofWatch([(2, 3, 4)]).finish()[0]
+    assert roof.flops_per_second > 0
+    assert roof.bytes_per_second > 0
+
+
+def test_the_file_keeps_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "new" / "toy.json"
+    harness.publish(make_result(details={"seconds": 2.0, "roof": {"rate": [1.0, 2.0]}}), file)
+    written = json.loads(file.read_text())
+    assert written["ratio"] == {"median": 0.5, "low": 0.4, "high": 0.6}
+    assert (written["name"], written["reference"]) == ("toy", "a bare toy")
+    assert written["limit_fraction"] == 0.25
+    assert written["config"] == {"batch": 8}
+    assert written["machine"]["cores"] >= 1
+    assert "torch" in written["machine"]["versions"]
+    table = capsys.readouterr().out
+    assert "toy: 0.500 of a bare toy" in table
+    assert "rate 1 to 2" in table
+
+
+def test_the_machine_is_described_but_not_named() -> None:
+    import socket
+
+    assert socket.gethostname() not in json.dumps(harness.machine())
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        harness.publish(make_result(limit_fraction=float("nan")), tmp_path / "toy.json")
+
+
+def test_common_options() -> None:
+    arguments = make_parser("about").parse_args(["--repeats", "4", "--json", "x.json"])
+    assert (arguments.repeats, arguments.warmups) == (4, 3)
+    assert "json" not in harness.settings_of(arguments)
+    with pytest.raises(SystemExit):
+        make_parser("about").parse_args(["--repeats", "0"])
+
+
+@pytest.mark.parametrize("name", ["rollout", "update", "sync", "end_to_end", "driver_cost"])
+def test_help_needs_no_heavy_library(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib
+
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit) as exit_info:
+        module.main(["--help"])
+    assert exit_info.value.code == 0
+    assert "--json FILE" in capsys.readouterr().out
