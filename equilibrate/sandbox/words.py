@@ -20,8 +20,18 @@ OPENERS = (
     "what is the way to",
     "show me how to",
     "i want to",
+    "i need to",
+    "i would like to",
+    "how would i",
+    "can you explain how to",
+    "what is the best way to",
+    "please show me how to",
+    "teach me how to",
+    "describe how to",
+    "help me",
 )
-NUM_HELDOUT_OPENERS = 2
+"""Enough of them that a policy can learn to look past the opener: with five, it did not."""
+NUM_HELDOUT_OPENERS = 3
 
 NEUTRAL_VERBS = (
     *("make", "use", "move", "store", "open", "clean"),
