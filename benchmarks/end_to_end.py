@@ -62,7 +62,7 @@ def _train_and_measure(folder: Path, arguments: argparse.Namespace) -> Result:
     torch.set_num_threads(arguments.threads)
     watch = RoofWatch(shape_of(models.policy).gemm_shapes(config.rollouts_per_iteration))
     train(config)
-    return _result(folder / "run", config, *watch.finish(), arguments)
+    return _result(Path(config.output), config, *watch.finish(), arguments)
 
 
 def _measure_run(run: Path, arguments: argparse.Namespace) -> Result:
