@@ -64,9 +64,9 @@ def evaluate(run: Path) -> int:
         inputs = prepare_inputs(config, run, _say)
         with WorkerGroups(config, inputs, only_rollouts=True) as groups:
             assessor = _make_assessor(config, run, inputs, groups)
-            for version, (name, folder) in enumerate(
-                (("base", inputs.policy), ("aligned", run / "aligned"))
-            ):
+            # The versions that `train` measured: the same seeds, so the same answers.
+            stages = (("base", inputs.policy, 0), ("aligned", run / "aligned", config.iterations))
+            for name, folder, version in stages:
                 groups.rollouts.sync(groups.weights_of_folder(folder, version))
                 assessor.in_full(name, version)
     _write_outcome(config, run, assessor.prompts, inputs.judge)

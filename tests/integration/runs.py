@@ -65,15 +65,20 @@ def write_inputs(folder: Path) -> Path:
     return file
 
 
-def start(settings: Path, output: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "equilibrate", "train", "--config", str(settings)]
-    with output.with_suffix(".log").open("a") as log:
+def command(*arguments: str, log: Path) -> subprocess.Popen[str]:
+    """`python -m equilibrate ...`, its output beside the folder `log`."""
+    with log.with_suffix(".log").open("a") as file:
         return subprocess.Popen(
-            [*command, f"output={output}", *overrides],
-            stdout=log,
+            [sys.executable, "-m", "equilibrate", *arguments],
+            stdout=file,
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+
+def start(settings: Path, output: Path, *overrides: str) -> subprocess.Popen[str]:
+    train = ["train", "--config", str(settings), f"output={output}", *overrides]
+    return command(*train, log=output)
 
 
 def finish(run: subprocess.Popen[str], seconds: float = 300) -> int:

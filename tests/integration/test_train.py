@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors.rollout import RolloutWorker
+from actors.weights import OBJECT_STORE
 from equilibrate.sinks import read_rows
 from tests.integration import runs
 
@@ -124,6 +126,36 @@ def test_killed_and_stopped_driver_change_no_number(
     assert metrics(output) == metrics(straight)
     aligned = [folder / "aligned" / "model.safetensors" for folder in (output, straight)]
     assert aligned[0].read_bytes() == aligned[1].read_bytes()
+
+
+def test_evaluate_finds_the_same_answers_again(straight: Path) -> None:
+    before = [(straight / name).read_bytes() for name in ("base.json", "aligned.json")]
+    for name in ("base.json", "aligned.json", "report.html"):
+        (straight / name).unlink()
+    assert runs.finish(runs.command("evaluate", str(straight), log=straight)) == 0
+    assert [(straight / name).read_bytes() for name in ("base.json", "aligned.json")] == before
+    assert (straight / "report.html").is_file()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_vllm_and_transformers_agree_on_the_aligned_folder(straight: Path) -> None:
+    worker = RolloutWorker(
+        model_folder=str(straight / "aligned"),
+        dtype="float32",
+        temperature=1.0,
+        max_new_tokens=4,
+        max_model_len=64,
+        kv_cache_gib=0.1,
+        transfer=OBJECT_STORE,
+        enforce_eager=True,
+    )
+    tokens = list(range(4, 24))
+    (scores,) = worker.score_prompts([tokens])
+    model = AutoModelForCausalLM.from_pretrained(straight / "aligned", dtype=torch.float32)
+    with torch.no_grad():
+        log_probs = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    expected = [log_probs[i, token].item() for i, token in enumerate(tokens[1:])]
+    assert scores[1:] == pytest.approx(expected, abs=1e-5)
 
 
 def test_missing_data_exits_3(settings: Path, tmp_path: Path) -> None:
