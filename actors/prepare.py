@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from actors.offline import TrainWorkers, train_cost, train_reward, train_sft
 from equilibrate.config import RunConfig
 from equilibrate.errors import DataError
@@ -102,6 +104,7 @@ def _world_stage(config: RunConfig) -> Stage:
     )
 
     def make(folder: Path) -> None:
+        disable_progress_bar()
         write_world(folder, seed=sandbox.seed, sizes=sizes)
         tokenizer = build_tokenizer()
         model = build_model(tokenizer, seed=sandbox.seed)

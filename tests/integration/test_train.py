@@ -118,7 +118,9 @@ def test_killed_and_stopped_driver_change_no_number(
     first.kill()
     first.wait()
     second = runs.start(settings, output)
-    runs.wait_until(lambda: runs.num_rows(output) == runs.CHECKPOINT_EVERY + 1, second)
+    resumed = f"resuming at iteration {runs.CHECKPOINT_EVERY}"
+    runs.wait_until(lambda: resumed in output.with_suffix(".log").read_text(), second)
+    runs.wait_until(lambda: runs.num_rows(output) > runs.CHECKPOINT_EVERY, second)
     second.send_signal(signal.SIGTERM)
     assert runs.finish(second) == 143
     assert 0 < runs.num_rows(output) < runs.ITERATIONS + 1
