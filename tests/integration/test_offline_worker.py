@@ -1,4 +1,4 @@
-"""Tokenizing, batching and the learning rate of the training before PPO, without Ray."""
+"""Tokenizing, batching and the learning rate of the training before PPO; no cluster is started."""
 
 import math
 

@@ -7,14 +7,10 @@ import socket
 
 import pytest
 
-from equilibrate.config import RunConfig
-from equilibrate.errors import DataError, ResourceError
-
-pytest.importorskip("ray")
-pytest.importorskip("starlette")
-
 from deploy.request_limits import MAX_ANSWERS, MAX_BODY_BYTES, RequestLimits, refusal
 from deploy.serve_app import engine_settings, read_run, ready_message, require_free
+from equilibrate.config import RunConfig
+from equilibrate.errors import DataError, ResourceError
 
 
 def write_run(folder, *, with_model=True):
