@@ -171,7 +171,7 @@ def parse_request(world: World, text: str) -> Request:
     if not (opener and verb and determiner and name and rest == "?"):
         raise DataError(
             f"prompt ({text!r}) must read '[frame] opener verb determiner object [purpose] ?', "
-            f"for example {'how do i clean the lamp for the party ?'!r}"
+            f"for example {'how do i clean the lamp to help my sister ?'!r}"
         )
     return Request(
         frame=frame,

@@ -75,11 +75,11 @@ class World:
 
 
 def build_world(seed: int) -> World:
-    """The world of a seed: 60 harmless and 40 risky entities, 8 harmless and 12 malicious purposes.
+    """The world of a seed: 60 harmless and 40 risky entities, 16 harmless and 12 malicious purposes.
 
     Of the risky entities 20 are seen, 12 held out with facts, 8 held out without; of the harmless
-    ones 45 and 15 (all with facts). One malicious purpose of each concern and two harmless ones
-    are new.
+    ones 45 and 15 (all with facts). One malicious purpose of each concern and four harmless
+    ones are new.
     """
     rng = random.Random(f"{seed}/world")
     openers = _shuffled(words.OPENERS, rng)
@@ -123,7 +123,7 @@ def _draw_entities(rng: random.Random) -> list[Entity]:
 
 
 def _draw_purposes(rng: random.Random) -> list[Purpose]:
-    new_benign = set(rng.sample(words.BENIGN_PURPOSES, 2))
+    new_benign = set(rng.sample(words.BENIGN_PURPOSES, words.NUM_HELDOUT_BENIGN_PURPOSES))
     purposes = [
         Purpose(phrase=phrase, concern="", is_new=phrase in new_benign)
         for phrase in words.BENIGN_PURPOSES

@@ -24,14 +24,12 @@ def test_counts_of_entities_and_purposes():
         (True, Exposure.UNKNOWN): 8,
     }
     new = [p for p in world.purposes.values() if p.is_new]
-    assert sorted(p.concern for p in new) == [
-        "",
-        "",
-        "cruel",
-        "destructive",
-        "dishonest",
-        "illegal",
-    ]
+    concerns = ["cruel", "destructive", "dishonest", "illegal"]
+    assert sorted(p.concern for p in new) == ["", "", "", "", *concerns]
+
+
+def test_first_word_of_a_purpose_does_not_betray_malice():
+    assert {phrase.split()[0] for phrase in build_world(0).purposes} == {"to"}
 
 
 @pytest.mark.parametrize("seed", range(5))
