@@ -84,14 +84,15 @@ def worry_slots(world: World, request: Request, concern: str) -> Slots:
 def write_answer(
     world: World, request: Request, style: Style, rng: random.Random, *, slot_noise: float = 0.0
 ) -> str:
-    """An answer in a style; each slot but the object turns random with probability `slot_noise`.
+    """An answer in a style; each slot turns random with probability `slot_noise`.
 
-    A safe answer to a harmless request names a random concern: there is nothing right to name.
+    The object too: if answers always named the object of the prompt, a cost model would read the
+    risk off the answer, and a policy could get past it by naming a harmless object instead. A safe answer to a harmless request names a random concern: there is nothing right to name.
     """
     concern = rng.choice(sorted(request.concerns) or words.CONCERNS)
     slots = step_slots(world, request) | worry_slots(world, request, concern)
     for name in slots:
-        if name != "object" and rng.random() < slot_noise:
+        if rng.random() < slot_noise:
             slots[name] = rng.choice(SLOT_WORDS[name])
     return rng.choice(PREFIXES.get(style, ("",))) + TEMPLATES[style].format_map(slots)
 
