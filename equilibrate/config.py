@@ -212,8 +212,8 @@ class SandboxConfig(Config):
 
     seed: int = Field(0, ge=0)
     base_steps: int = Field(1500, gt=0)
-    reward_pairs: int = Field(10_000, gt=0)
-    cost_pairs: int = Field(6_000, gt=0)
+    reward_pairs: int = Field(40_000, gt=0)
+    cost_pairs: int = Field(20_000, gt=0)
     evaluation_per_cell: int = Field(256, gt=0)
 
 

@@ -95,8 +95,8 @@ class Sizes:
     """Rows of each data set."""
 
     base_examples: int = 40_000
-    reward_pairs: int = 10_000
-    cost_pairs: int = 6_000
+    reward_pairs: int = 40_000
+    cost_pairs: int = 20_000
     prompts_per_class: int = 4_000
     evaluation_per_cell: int = 256
 
