@@ -16,9 +16,9 @@ from equilibrate import driver
 from equilibrate.assessment import Assessor, difference, read_assessment, sample_rows
 from equilibrate.checkpoint import CheckpointStore, FolderLock
 from equilibrate.config import RunConfig
-from equilibrate.config_files import dump_config, load_config
+from equilibrate.config_files import dump_config, load_run_config
 from equilibrate.controllers import CostController, KLController
-from equilibrate.errors import EXIT_STOPPED, DataError
+from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.fdc.sampler import FdcSampler
@@ -59,11 +59,11 @@ def train(config: RunConfig) -> int:
 
 def evaluate(run: Path) -> int:
     """Sample base and aligned model of a finished run again, and write results and report anew."""
-    config = _config_of(run)
+    config = load_run_config(run)
     with ray_cluster():
         inputs = prepare_inputs(config, run, _say)
         with WorkerGroups(config, inputs, only_rollouts=True) as groups:
-            assessor = _make_assessor(config, run, inputs, groups)
+            assessor = _make_assessor(config, run, inputs, groups, TextCodec(inputs.policy))
             # The versions that `train` measured: the same seeds, so the same answers.
             stages = (("base", inputs.policy, 0), ("aligned", run / "aligned", config.iterations))
             for name, folder, version in stages:
@@ -114,7 +114,7 @@ def _make_parts(
 ) -> tuple[driver.Parts, Assessor]:
     codec = TextCodec(inputs.policy)
     prompts = _read(inputs.prompts, codec, config)
-    assessor = _make_assessor(config, run, inputs, groups)
+    assessor = _make_assessor(config, run, inputs, groups, codec)
     check_disjoint(prompts, assessor.prompts)
     sampler = FdcSampler(
         prompts,
@@ -150,8 +150,9 @@ def _make_parts(
     return parts, assessor
 
 
-def _make_assessor(config: RunConfig, run: Path, inputs: Inputs, groups: WorkerGroups) -> Assessor:
-    codec = TextCodec(inputs.policy)
+def _make_assessor(
+    config: RunConfig, run: Path, inputs: Inputs, groups: WorkerGroups, codec: TextCodec
+) -> Assessor:
     prompts = _read(inputs.evaluation, codec, config) if inputs.evaluation else []
     return Assessor(
         run,
@@ -199,12 +200,6 @@ def _is_finished(run: Path, config: RunConfig) -> bool:
         and written.is_file()
         and written.read_text() == dump_config(config)
     )
-
-
-def _config_of(run: Path) -> RunConfig:
-    if not (run / "config.yaml").is_file():
-        raise DataError(f"{run}: is not the folder of a run (it has no config.yaml)")
-    return load_config([run / "config.yaml"])
 
 
 @contextmanager

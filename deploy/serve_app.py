@@ -19,7 +19,7 @@ import ray
 
 from actors.rollout import engine_environment
 from equilibrate.config import RunConfig
-from equilibrate.config_files import load_config
+from equilibrate.config_files import load_run_config
 from equilibrate.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
@@ -59,15 +59,14 @@ def read_run(run: Path) -> tuple[RunConfig, Path]:
 
     Raises: DataError if either is missing.
     """
-    if not (run / "config.yaml").is_file():
-        raise DataError(f"{run}: is not the folder of a run (it has no config.yaml)")
+    config = load_run_config(run)
     model = run / "aligned"
     if not (model / "config.json").is_file():
         raise DataError(
             f"{model}: there is no aligned model; finish the run first with "
             f"`python -m equilibrate train --config {run / 'config.yaml'}`"
         )
-    return load_config([run / "config.yaml"]), model
+    return config, model
 
 
 def require_free(port: int) -> None:

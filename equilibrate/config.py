@@ -288,6 +288,16 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _multiplier_starts_below_its_cap(self) -> Self:
+        constraint = self.constraint
+        if constraint is not None and constraint.init > constraint.max:
+            raise ValueError(
+                f"constraint.init ({constraint.init}) must be at most constraint.max "
+                f"({constraint.max}); try {constraint.max}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _paths_come_together(self) -> Self:
         needed = {
             "policy": self.data.policy,

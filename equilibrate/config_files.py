@@ -16,9 +16,23 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from equilibrate.config import RunConfig
-from equilibrate.errors import ConfigError
+from equilibrate.errors import ConfigError, DataError
 
 _PYDANTIC_STEP = re.compile(r"\[key\]|literal\[.*\]|float")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is written twice: plain YAML forgets the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                first = seen[key.value]
+                raise yaml.YAMLError(f"line {line}: {key.value} is already set in line {first}")
+            seen[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
@@ -42,6 +56,17 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
         raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from None
 
 
+def load_run_config(run: Path) -> RunConfig:
+    """The settings that a run folder was made with.
+
+    Raises: DataError if the folder holds no run, ConfigError if its settings were broken since.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise DataError(f"{run}: is not the folder of a run (it has no config.yaml)")
+    return load_config([file])
+
+
 def dump_config(config: RunConfig) -> str:
     """The resolved tree as YAML; `load_config` of it gives an equal config."""
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
@@ -49,7 +74,7 @@ def dump_config(config: RunConfig) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"

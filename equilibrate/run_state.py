@@ -22,7 +22,9 @@ CHANGEABLE = (
     "max_restarts",
     "wandb_project",
 )
-"""Settings that a resumed run may change: they steer how it runs, not what it computes."""
+"""Settings that a resumed run may change: they steer how it runs, not what an iteration computes.
+`iterations` is among them so that a run can be prolonged; a falling learning-rate schedule then
+counts from the new end."""
 
 
 def settings_fixed_on_resume(config: RunConfig) -> dict[str, Any]:

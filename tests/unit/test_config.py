@@ -18,8 +18,8 @@ from equilibrate.config import (
     ProjectedMultiplier,
     RunConfig,
 )
-from equilibrate.config_files import dump_config, load_config, parse_config
-from equilibrate.errors import ConfigError
+from equilibrate.config_files import dump_config, load_config, load_run_config, parse_config
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.types import Category
 
 
@@ -187,6 +187,10 @@ def test_every_broken_rule_has_its_line() -> None:
             "rollout.max_new_tokens (128) must be below rollout.max_model_len (128); try 64",
         ),
         (
+            ("constraint.init=3", "constraint.max=2"),
+            "constraint.init (3.0) must be at most constraint.max (2.0); try 2.0",
+        ),
+        (
             ("data.policy=p", "data.reward=r", "data.prompts=x"),
             "data.policy is given, so data.cost must be given too (or leave both out)",
         ),
@@ -233,6 +237,15 @@ def test_override_that_is_not_yaml() -> None:
         (b"- 1\n", "must hold `key: value` lines, not a list"),
         (b"word\n", "must hold `key: value` lines, not a str"),
         (b"a: [1\n", "is not YAML"),
+        (
+            b"seed: 1\nppo: {epochs: 1}\nseed: 2\n",
+            "is not YAML (line 3: seed is already set in line 1",
+        ),
+        (b"{seed: 1, seed: 2}\n", "is not YAML (line 1: seed is already set in line 1"),
+        (
+            b"ppo:\n  epochs: 1\n  epochs: 2\n",
+            "is not YAML (line 3: epochs is already set in line 2",
+        ),
         (b"a: \xff\n", "is not YAML"),
         (b"a: !!python/object/apply:os.getpid []\n", "is not YAML"),
     ],
@@ -244,6 +257,13 @@ def test_broken_file_is_named(tmp_path: Path, content: bytes, message: str) -> N
         load_config([path])
     assert str(caught.value).startswith(f"{path}: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_folder_without_settings_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is not the folder of a run \(it has no config\.yaml\)"):
+        load_run_config(tmp_path)
+    write(tmp_path / "config.yaml", "seed: 4\n")
+    assert load_run_config(tmp_path).seed == 4
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
