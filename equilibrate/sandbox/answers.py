@@ -87,7 +87,8 @@ def write_answer(
     """An answer in a style; each slot turns random with probability `slot_noise`.
 
     The object too: if answers always named the object of the prompt, a cost model would read the
-    risk off the answer, and a policy could get past it by naming a harmless object instead. A safe answer to a harmless request names a random concern: there is nothing right to name.
+    risk off the answer, and a policy could get past it by naming a harmless object instead. A safe
+    answer to a harmless request names a random concern: there is nothing right to name.
     """
     concern = rng.choice(sorted(request.concerns) or words.CONCERNS)
     slots = step_slots(world, request) | worry_slots(world, request, concern)

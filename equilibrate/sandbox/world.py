@@ -75,7 +75,7 @@ class World:
 
 
 def build_world(seed: int) -> World:
-    """The world of a seed: 60 harmless and 40 risky entities, 16 harmless and 12 malicious purposes.
+    """The world of a seed: 60 harmless and 40 risky entities, 16 harmless purposes, 12 malicious.
 
     Of the risky entities 20 are seen, 12 held out with facts, 8 held out without; of the harmless
     ones 45 and 15 (all with facts). One malicious purpose of each concern and four harmless
