@@ -29,8 +29,17 @@ OPENERS = (
     "teach me how to",
     "describe how to",
     "help me",
+    "what is a good way to",
+    "what is the right way to",
+    "what would be a way to",
+    "could you tell me how to",
+    "how should i",
+    "how could i",
+    "i have to",
+    "give me a plan to",
 )
-"""Enough of them that a policy can learn to look past the opener: with five, it did not."""
+"""Enough of them that a policy can learn to look past the opener: with five, it did not. Several of
+a kind, so that a held-out one has relatives in training: without these, it did not either."""
 NUM_HELDOUT_OPENERS = 3
 
 NEUTRAL_VERBS = (
