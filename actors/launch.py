@@ -29,6 +29,7 @@ from equilibrate.report import (
     write_report,
     write_results,
 )
+from equilibrate.rollout_queue import RolloutQueue
 from equilibrate.run_state import RunCheckpoints, settings_fixed_on_resume
 from equilibrate.sinks import SAMPLES_FILE, open_sink, read_rows
 from equilibrate.types import Prompt
@@ -116,14 +117,12 @@ def _make_parts(
     prompts = _read(inputs.prompts, codec, config)
     assessor = _make_assessor(config, run, inputs, groups, codec)
     check_disjoint(prompts, assessor.prompts)
-    sampler = FdcSampler(
-        prompts,
-        make_schedule(config.fdc.schedule, config.fdc.mixture),
-        prompts_per_iteration=config.rollout.prompts_per_iteration,
-        copies=config.rollout.copies,
+    sampler = _make_sampler(config, prompts)
+    queue = RolloutQueue(
+        sampler,
+        groups.rollouts,
+        max_policy_lag=config.rollout.max_policy_lag,
         iterations=config.iterations,
-        when_short=config.fdc.when_short,
-        seed=config.seed,
     )
     multiplier = CostController(config.constraint)
     kl = KLController(config.ppo.kl)
@@ -131,6 +130,7 @@ def _make_parts(
     checkpoints = RunCheckpoints(
         store,
         learner=groups.learner,
+        queue=queue,
         sink=sink,
         stateful={"sampler": sampler, "multiplier": multiplier, "kl": kl},
         fixed=settings_fixed_on_resume(config),
@@ -138,6 +138,7 @@ def _make_parts(
     parts = driver.Parts(
         sampler=sampler,
         rollouts=groups.rollouts,
+        queue=queue,
         scorer=groups.scorer,
         learner=groups.learner,
         multiplier=multiplier,
@@ -148,6 +149,18 @@ def _make_parts(
         should_stop=stop,
     )
     return parts, assessor
+
+
+def _make_sampler(config: RunConfig, prompts: list[Prompt]) -> FdcSampler:
+    return FdcSampler(
+        prompts,
+        make_schedule(config.fdc.schedule, config.fdc.mixture),
+        prompts_per_iteration=config.rollout.prompts_per_iteration,
+        copies=config.rollout.copies,
+        iterations=config.iterations,
+        when_short=config.fdc.when_short,
+        seed=config.seed,
+    )
 
 
 def _make_assessor(

@@ -30,6 +30,7 @@ from actors.learner_targets import (
     derive_seed,
     make_train_batch,
     parity_gap,
+    staleness_metrics,
 )
 from actors.learner_update import LossSettings, Passes, RowSpans, Update
 from actors.models import load_policy, load_scorer
@@ -37,7 +38,7 @@ from actors.weights import PackedWeights, pack_weights, tied_names
 from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.errors import ParityError
 from equilibrate.ppo.batches import ScoredBatch, collate
-from equilibrate.types import ScoredRollout, UpdateMetrics
+from equilibrate.types import ScoredRollout, TokenBatch, UpdateMetrics
 
 MAX_GRAD_NORM = 1.0
 ADAM_BETAS = (0.9, 0.95)
@@ -146,27 +147,33 @@ class LearnerWorker:
             return UpdateMetrics(values=values, skipped=True)
         entropies = before.pop("entropies")
         tokens = batch.with_learner_outputs(**before)
-        gap = parity_gap(tokens)
-        if not gap <= settings.parity_tolerance:
-            raise ParityError(
-                f"iteration {iteration}: generator and learner differ by {gap:.2e} nats on the "
-                f"same tokens, parity_tolerance allows {settings.parity_tolerance:.2e}; the last "
-                "weight sync is incomplete, or temperature or dtype differ between the two"
-            )
+        is_stale = any(s.rollout.policy_version != iteration for s in scored)
+        values |= staleness_metrics(tokens) if is_stale else self._in_parity(tokens, iteration)
         train = make_train_batch(
             tokens,
             multiplier=multiplier if settings.cost else 0.0,
             kl_coef=kl_coef,
             ppo=settings.ppo,
             ama=settings.ama,
+            is_stale=is_stale,
             seed=derive_seed(settings.seed, iteration),
         )
-        values |= batch_metrics(train, entropies) | {"parity_gap_nats": gap}
+        values |= batch_metrics(train, entropies)
         update = Update(
             self._passes, train, spans, self._losses, iteration=iteration, ptx=self._ptx
         )
         learned, skipped = update.run()
         return UpdateMetrics(values=values | learned, skipped=skipped)
+
+    def _in_parity(self, tokens: TokenBatch, iteration: int) -> dict[str, float]:
+        gap, tolerance = parity_gap(tokens), self._settings.parity_tolerance
+        if not gap <= tolerance:
+            raise ParityError(
+                f"iteration {iteration}: generator and learner differ by {gap:.2e} nats on the "
+                f"same tokens, parity_tolerance allows {tolerance:.2e}; the last weight sync is "
+                "incomplete, or temperature or dtype differ between the two"
+            )
+        return {"parity_gap_nats": gap}
 
     def _collated(self, scored: Sequence[ScoredRollout]) -> ScoredBatch:
         ama = self._settings.ama

@@ -17,12 +17,15 @@ from equilibrate.ama.masks import gradient_mask
 from equilibrate.ama.signals import response_signal, token_signal
 from equilibrate.config import AmaConfig, PPOConfig
 from equilibrate.ppo.advantages import combine_advantages, gae
+from equilibrate.ppo.importance import truncated_importance
 from equilibrate.ppo.kl import kl_penalty
 from equilibrate.ppo.rewards import shape_rewards
 from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch
 
 SCORE_CLIP = 50.0
 """Shaped rewards and costs are clamped to this size (Safe RLHF)."""
+IMPORTANCE_CAP = 2.0
+"""Largest weight of a token that an older policy sampled."""
 
 
 def derive_seed(*numbers: int) -> int:
@@ -54,12 +57,14 @@ def make_train_batch(
     kl_coef: float,
     ppo: PPOConfig,
     ama: AmaConfig | None,
+    is_stale: bool,
     seed: int,
 ) -> TrainBatch:
     """Advantages, returns and gradient mask of one iteration.
 
     Args:
         multiplier: lambda >= 0; with 0 the advantages are those of plain PPO.
+        is_stale: an older policy sampled the responses; its tokens get importance weights.
         seed: of AMA's random control.
     """
     mask = tokens.response_mask
@@ -78,6 +83,9 @@ def make_train_batch(
     reward_advantages, cost_advantages = both.chunk(2)
     reward_returns, cost_returns = returns.chunk(2)
     advantages = combine_advantages(reward_advantages, cost_advantages, multiplier)
+    if is_stale:
+        # The weights are positive: they move no token across the zero at which AMA keeps it.
+        advantages = advantages * importance_weights(tokens)
     return TrainBatch(
         tokens=tokens,
         advantages=advantages,
@@ -103,6 +111,27 @@ def batch_metrics(train: TrainBatch, entropies: Tensor) -> dict[str, float]:
         "kl": float(kl.sum()) / divisor,
         "entropy": float(entropies.sum()) / divisor,
         "kept_fraction": float(train.gradient_mask.sum()) / divisor,
+    }
+
+
+def importance_weights(tokens: TokenBatch) -> Tensor:
+    """[B, T], of tokens that an older policy sampled."""
+    return truncated_importance(
+        tokens.old_log_probs, tokens.rollout_log_probs, tokens.response_mask, cap=IMPORTANCE_CAP
+    )
+
+
+def staleness_metrics(tokens: TokenBatch) -> dict[str, float]:
+    """How far the sampling policy is from the one that learns."""
+    mask = tokens.response_mask
+    divisor = max(1, int(mask.sum()))
+    weights = importance_weights(tokens)[mask]
+    difference = (tokens.old_log_probs - tokens.rollout_log_probs)[mask]
+    return {
+        # Never negative, and of less variance than the mean difference (Schulman 2020, k3).
+        "mismatch_kl": float((difference.exp() - 1.0 - difference).sum()) / divisor,
+        "importance_weight": float(weights.sum()) / divisor,
+        "importance_capped": float((weights >= IMPORTANCE_CAP).sum()) / divisor,
     }
 
 

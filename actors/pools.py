@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,22 @@ class WorkerPool:
         Raises: ResourceError once more workers were lost than may be replaced; whatever the method
             raises.
         """
+        return self.start(method, shares, prepare)()
+
+    def start(
+        self, method: str, shares: Sequence[tuple[Any, ...]], prepare: tuple[str, Any] | None = None
+    ) -> Callable[[], list[Any]]:
+        """Begin a `map`; calling the answer waits for it. One map at a time."""
         calls = {i: self._call(i, method, share) for i, share in enumerate(shares)}
+        return partial(self._collect, calls, method, shares, prepare)
+
+    def _collect(
+        self,
+        calls: dict[int, ray.ObjectRef[Any]],
+        method: str,
+        shares: Sequence[tuple[Any, ...]],
+        prepare: tuple[str, Any] | None,
+    ) -> list[Any]:
         answers: dict[int, Any] = {}
         deadline = time.monotonic() + self._timeout_seconds
         while calls:
@@ -104,6 +120,9 @@ class RayRolloutPool:
         self._weights: Weights | None = None
 
     def generate(self, batch: PromptBatch, policy_version: int) -> list[Rollout]:
+        return self.start(batch, policy_version)()
+
+    def start(self, batch: PromptBatch, policy_version: int) -> Callable[[], list[Rollout]]:
         requests = [
             RolloutRequest(
                 prompt_id=prompt.prompt_id,
@@ -117,11 +136,13 @@ class RayRolloutPool:
         ]
         num_workers = len(self._pool.workers)
         shares = [(requests[i::num_workers], policy_version) for i in range(num_workers)]
-        answers = self._pool.map("generate", shares, prepare=self._catch_up())
-        rollouts: list[Rollout] = [
-            answers[i % num_workers][i // num_workers] for i in range(len(requests))
-        ]
-        return rollouts
+        pending = self._pool.start("generate", shares, prepare=self._catch_up())
+
+        def collect() -> list[Rollout]:
+            answers = pending()
+            return [answers[i % num_workers][i // num_workers] for i in range(len(requests))]
+
+        return collect
 
     def sync(self, weights: Weights) -> None:
         self._weights = weights

@@ -57,6 +57,7 @@ class BareLearner:
             kl_coef=kl_coef,
             ppo=ppo,
             ama=settings.ama,
+            is_stale=False,
             seed=derive_seed(settings.seed, iteration),
         )
         for epoch in range(ppo.epochs):

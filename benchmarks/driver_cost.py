@@ -167,6 +167,7 @@ def _make_parts(
     from equilibrate.driver import Parts
     from equilibrate.fdc.sampler import FdcSampler
     from equilibrate.fdc.schedules import make_schedule
+    from equilibrate.rollout_queue import RolloutQueue
     from equilibrate.types import Category, Prompt
 
     prompts = [
@@ -184,14 +185,17 @@ def _make_parts(
         )
         for name in ("rollout", "scoring")
     }
+    sampler = FdcSampler(
+        prompts,
+        make_schedule("fixed", FdcConfig().mixture),
+        prompts_per_iteration=batch,
+        iterations=1,
+    )
+    rollouts = RayRolloutPool(pools["rollout"], partial(request_seed, 0))
     return Parts(
-        sampler=FdcSampler(
-            prompts,
-            make_schedule("fixed", FdcConfig().mixture),
-            prompts_per_iteration=batch,
-            iterations=1,
-        ),
-        rollouts=RayRolloutPool(pools["rollout"], partial(request_seed, 0)),
+        sampler=sampler,
+        rollouts=rollouts,
+        queue=RolloutQueue(sampler, rollouts, max_policy_lag=0, iterations=1),
         scorer=RayScorer(pools["scoring"]),
         learner=RayLearnerGroup(lambda: list(actors), timeout_seconds=TIMEOUT_SECONDS),
         multiplier=CostController(PidMultiplier()),

@@ -43,6 +43,8 @@ class RolloutConfig(WorkerGroup):
     prompts_per_iteration: int = Field(64, gt=0)
     copies: int = Field(1, gt=0)
     """Responses sampled per prompt."""
+    max_policy_lag: int = Field(0, ge=0)
+    """Iterations that sampling may run ahead of learning; 0 learns from the newest policy only."""
     max_new_tokens: int = Field(32, gt=0)
     max_model_len: int = Field(128, gt=0)
     """Longest prompt and response together, in tokens."""
@@ -77,8 +79,6 @@ class AdaptiveKL(Config):
     coef: float = Field(0.02, gt=0)
     target: float = Field(0.05, gt=0)
     """Wanted mean KL to the reference, nats per token."""
-    horizon: int = Field(10_000, gt=0)
-    """Rollouts over which the coefficient may move by a fifth."""
 
 
 class PPOConfig(Config):

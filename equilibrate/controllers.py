@@ -18,6 +18,9 @@ from equilibrate.ppo import kl as ppo_kl
 from equilibrate.ppo import lagrangian
 from equilibrate.types import ScoredRollout
 
+KL_HORIZON = 10_000
+"""Rollouts over which an adaptive KL weight may move by a fifth."""
+
 
 class CostController:
     """Moves the multiplier on the mean cost of the latest episodes that the constraint covers."""
@@ -66,7 +69,7 @@ class KLController:
         self._controller: ppo_kl.KLController = (
             ppo_kl.FixedKL(config.coef)
             if isinstance(config, FixedKL)
-            else ppo_kl.AdaptiveKL(config.coef, target=config.target, horizon=config.horizon)
+            else ppo_kl.AdaptiveKL(config.coef, target=config.target, horizon=KL_HORIZON)
         )
 
     @property

@@ -2,8 +2,9 @@
 
     prompts -> rollouts -> scores -> multiplier -> update -> sync
 
-The driver sees Protocols only. Policy version v is the policy after v iterations, so iteration v
-samples from version v and publishes v + 1.
+The driver sees Protocols only. Policy version v is the policy after v iterations: iteration v
+learns from rollouts of version v, or of an older one where the queue may run ahead, and publishes
+v + 1.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Protocol
 from equilibrate.errors import NumericsError, WorkerLostError
 from equilibrate.interfaces import Learner, MetricSink, PromptSampler, RolloutPool, Scorer
 from equilibrate.metrics import mixture_metrics, rollout_metrics
+from equilibrate.rollout_queue import RolloutQueue
 from equilibrate.types import ScoredRollout, UpdateMetrics
 
 MAX_SKIPPED_UPDATES = 3
@@ -48,6 +50,7 @@ class Parts:
 
     sampler: PromptSampler
     rollouts: RolloutPool
+    queue: RolloutQueue
     scorer: Scorer
     learner: Learner
     multiplier: Controller
@@ -81,8 +84,7 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
     """Sample, score, steer, learn and publish, once."""
     clock = PhaseClock()
     with clock("rollout"):
-        batch = parts.sampler.next_batch(iteration)
-        rollouts = parts.rollouts.generate(batch, policy_version=iteration)
+        rollouts = parts.queue.take(iteration)
     with clock("score"):
         scored = parts.scorer.score(rollouts)
     # Safe RLHF moves the multiplier before the policy, on the costs of the rollouts at hand.
@@ -94,6 +96,8 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
             multiplier=parts.multiplier.value,
             kl_coef=parts.kl.value,
         )
+    with clock("rollout"):
+        parts.queue.wait()
     with clock("sync"):
         parts.rollouts.sync(parts.learner.publish(iteration + 1))
     _record(parts, iteration, scored, update)
@@ -145,12 +149,14 @@ def _record(
 ) -> None:
     steering = {"multiplier": parts.multiplier.value, "kl_coef": parts.kl.value}
     mixture = mixture_metrics(parts.sampler.realised_mixture())
+    lag = iteration - sum(s.rollout.policy_version for s in scored) / len(scored)
     parts.sink.write(
         iteration,
         {
             **rollout_metrics(scored),
             **steering,
             **mixture,
+            "policy_lag": lag,
             **update.values,
             "skipped": float(update.skipped),
         },

@@ -7,7 +7,7 @@ replaced is replaced behind these calls; a loss that the callee cannot repair ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,12 @@ class RolloutPool(Protocol):
 
     def generate(self, batch: PromptBatch, policy_version: int) -> list[Rollout]:
         """One rollout per prompt and copy, in the order of the batch, all from `policy_version`."""
+
+    def start(self, batch: PromptBatch, policy_version: int) -> Callable[[], list[Rollout]]:
+        """Begin what `generate` does; calling the answer waits for the rollouts.
+
+        It must be called before the next `sync`.
+        """
 
     def sync(self, weights: Weights) -> None:
         """Bring every generator to `weights.version`; afterwards only that version is served."""

@@ -11,6 +11,7 @@ from equilibrate.checkpoint import CheckpointStore
 from equilibrate.config import RunConfig
 from equilibrate.errors import ConfigError
 from equilibrate.interfaces import Learner, MetricSink
+from equilibrate.rollout_queue import RolloutQueue
 
 CHANGEABLE = (
     "output",
@@ -49,13 +50,15 @@ class Stateful(Protocol):
 
 
 class RunCheckpoints:
-    """Saves and restores learner, sampler, controllers and the metric offset (`Checkpoints`)."""
+    """Saves and restores learner, waiting rollouts, sampler, controllers and the metric offset
+    (`Checkpoints`)."""
 
     def __init__(
         self,
         store: CheckpointStore,
         *,
         learner: Learner,
+        queue: RolloutQueue,
         sink: MetricSink,
         stateful: Mapping[str, Stateful],
         fixed: Mapping[str, Any],
@@ -63,6 +66,7 @@ class RunCheckpoints:
         """`fixed`: settings that must be equal when a run is resumed, by key."""
         self._store = store
         self._learner = learner
+        self._queue = queue
         self._sink = sink
         self._stateful = stateful
         self._fixed = dict(fixed)
@@ -70,6 +74,7 @@ class RunCheckpoints:
     def save(self, iteration: int) -> None:
         def write(folder: Path) -> None:
             self._learner.save(folder / "learner")
+            self._queue.save(folder)
             state = {
                 "iteration": iteration,
                 "metric_offset": self._sink.offset(),
@@ -89,6 +94,7 @@ class RunCheckpoints:
         state = json.loads((checkpoint.folder / "driver.json").read_text())
         self._check_fixed(state["fixed"], checkpoint.folder)
         self._learner.load(checkpoint.folder / "learner")
+        self._queue.load(checkpoint.folder)
         for name, part in self._stateful.items():
             part.load_state_dict(state["parts"][name])
         self._sink.rewind(state["metric_offset"])

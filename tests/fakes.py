@@ -6,7 +6,7 @@ They keep a common journal, so that a test can state in which order the driver d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +97,25 @@ class FakeRolloutPool:
         self.journal = journal
         self.version: int | None = None
         self.prompts: list[str] = []
+        self.num_running = 0
 
     def generate(self, batch: PromptBatch, policy_version: int) -> list[Rollout]:
+        return self.start(batch, policy_version)()
+
+    def start(self, batch: PromptBatch, policy_version: int) -> Callable[[], list[Rollout]]:
         assert policy_version == self.version, (policy_version, self.version)
         self.journal.append(f"generate {policy_version}")
         self.prompts += [prompt.text for prompt in batch.prompts]
-        return [make_rollout(p, policy_version=policy_version) for p in batch.prompts]
+        self.num_running += 1
+
+        def finish() -> list[Rollout]:
+            self.num_running -= 1
+            return [make_rollout(p, policy_version=policy_version) for p in batch.prompts]
+
+        return finish
 
     def sync(self, weights: Weights) -> None:
+        assert self.num_running == 0, "the weights would change under running requests"
         self.journal.append(f"sync {weights.version}")
         self.version = weights.version
 

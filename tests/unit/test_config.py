@@ -282,7 +282,7 @@ ODD = {
     "ama": None,
     "constraint": {"type": "log_sgd", "lr": 1e-7, "budget": -0.1},
     "fdc": {"mixture": {"IHD": 1e-9, "EHD": 3}, "when_short": "error"},
-    "ppo": {"kl": {"type": "adaptive", "horizon": 5}},
+    "ppo": {"kl": {"type": "adaptive", "target": 0.5}},
     "learner": {"policy_lr": 1.5e-6},
 }
 

@@ -47,11 +47,11 @@ def test_multiplier_after_one_observation(constraint, expected) -> None:  # type
 def test_kl_weight_kinds() -> None:
     fixed, adaptive = (
         KLController(FixedKL(coef=0.3)),
-        KLController(AdaptiveKL(coef=0.3, target=0.125, horizon=2)),
+        KLController(AdaptiveKL(coef=0.3, target=0.125)),
     )
     # The fakes' KL is -0.5 - (-0.75) = 0.25 nats a token, twice the target: error clipped to 0.2,
-    # two rollouts over a horizon of two, so the weight grows by a fifth.
+    # and two rollouts over a horizon of 10,000.
     for weight in (fixed, adaptive):
         weight.observe(EPISODES)
     assert fixed.value == 0.3
-    assert adaptive.value == pytest.approx(0.3 * 1.2)
+    assert adaptive.value == pytest.approx(0.3 * (1 + 0.2 * 2 / 10_000), rel=1e-12)

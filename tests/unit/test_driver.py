@@ -8,6 +8,7 @@ import pytest
 from equilibrate.checkpoint import CheckpointStore
 from equilibrate.driver import MAX_SKIPPED_UPDATES, Parts, train
 from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
+from equilibrate.rollout_queue import RolloutQueue
 from equilibrate.run_state import RunCheckpoints
 from tests.fakes import (
     FakeController,
@@ -30,6 +31,8 @@ class Run:
         lost_at: tuple[int, ...] = (),
         should_stop: Callable[[], bool] = lambda: False,
         seed: int = 0,
+        max_policy_lag: int = 0,
+        iterations: int = 9,
     ) -> None:
         self.journal: list[str] = []
         self.sampler = FakeSampler()
@@ -38,9 +41,13 @@ class Run:
         self.multiplier, self.kl = FakeController(), FakeController()
         self.sink = MemorySink()
         self.store = CheckpointStore(folder, keep=2)
+        self.queue = RolloutQueue(
+            self.sampler, self.rollouts, max_policy_lag=max_policy_lag, iterations=iterations
+        )
         self.parts = Parts(
             sampler=self.sampler,
             rollouts=self.rollouts,
+            queue=self.queue,
             scorer=FakeScorer(self.journal),
             learner=self.learner,
             multiplier=self.multiplier,
@@ -49,6 +56,7 @@ class Run:
             checkpoints=RunCheckpoints(
                 self.store,
                 learner=self.learner,
+                queue=self.queue,
                 sink=self.sink,
                 stateful={"sampler": self.sampler, "multiplier": self.multiplier, "kl": self.kl},
                 fixed={"seed": seed},
@@ -99,6 +107,35 @@ def test_resumed_run_repeats_nothing_and_misses_nothing(tmp_path: Path) -> None:
     assert first.train(5) == 3
     second = Run(tmp_path / "halves")
     assert second.train(5) == 5
+    assert first.rollouts.prompts + second.rollouts.prompts == straight.rollouts.prompts
+    assert first.sink.rows + second.sink.rows == straight.sink.rows
+
+
+def test_with_lag_one_the_next_rollouts_start_before_the_update(tmp_path: Path) -> None:
+    run = Run(tmp_path, max_policy_lag=1, iterations=3)
+    assert run.train(3) == 3
+    assert run.journal == [
+        *("sync 0", "evaluate 0", "generate 0", "generate 0", "score", "update 0", "sync 1"),
+        *("evaluate 1", "generate 1", "score", "update 1", "sync 2"),
+        # The last iteration has been sampled already: nothing more is asked for.
+        *("evaluate 2", "score", "update 2", "sync 3"),
+    ]
+    # Iteration 0 samples from version 0; later ones are one version behind.
+    assert [row["policy_lag"] for _, row in run.sink.rows] == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("max_policy_lag", [1, 2, 5])
+def test_resumed_run_with_lag_learns_from_the_same_rollouts(
+    tmp_path: Path, max_policy_lag: int
+) -> None:
+    straight = Run(tmp_path / "straight", max_policy_lag=max_policy_lag)
+    straight.train(9)
+    stop = iter([False] * 3 + [True]).__next__
+    first = Run(tmp_path / "halves", should_stop=stop, max_policy_lag=max_policy_lag)
+    assert first.train(9) == 3
+    second = Run(tmp_path / "halves", max_policy_lag=max_policy_lag)
+    assert second.train(9) == 9
+    # What was on its way is kept, not sampled again.
     assert first.rollouts.prompts + second.rollouts.prompts == straight.rollouts.prompts
     assert first.sink.rows + second.sink.rows == straight.sink.rows
 

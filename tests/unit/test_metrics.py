@@ -8,7 +8,7 @@ import pytest
 from equilibrate.metrics import METRICS, mixture_metrics, require_known, rollout_metrics
 from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
 
-FROM_THE_DRIVER = {"multiplier", "kl_coef", "skipped"}
+FROM_THE_DRIVER = {"multiplier", "kl_coef", "policy_lag", "skipped"}
 FROM_THE_LEARNER = {
     "policy_loss",
     "value_loss",
@@ -23,6 +23,9 @@ FROM_THE_LEARNER = {
     "learning_rate",
     "num_tokens",
     "parity_gap_nats",
+    "mismatch_kl",
+    "importance_weight",
+    "importance_capped",
 }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from actors.learner_targets import (
     derive_seed,
     make_train_batch,
     parity_gap,
+    staleness_metrics,
 )
 from equilibrate.config import AmaConfig, PPOConfig
 from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout, TokenBatch, TrainBatch
@@ -47,10 +49,23 @@ def make_tokens(**changes: Any) -> TokenBatch:
 
 
 def make(
-    tokens: TokenBatch, *, multiplier: float = 0.0, ama: AmaConfig | None = None, seed: int = 0
+    tokens: TokenBatch,
+    *,
+    multiplier: float = 0.0,
+    ama: AmaConfig | None = None,
+    is_stale: bool = False,
+    seed: int = 0,
 ) -> TrainBatch:
     ppo = PPOConfig(gamma=1.0, gae_lambda=1.0)
-    return make_train_batch(tokens, multiplier=multiplier, kl_coef=0.5, ppo=ppo, ama=ama, seed=seed)
+    return make_train_batch(
+        tokens,
+        multiplier=multiplier,
+        kl_coef=0.5,
+        ppo=ppo,
+        ama=ama,
+        is_stale=is_stale,
+        seed=seed,
+    )
 
 
 def test_kl_enters_both_signals_and_lambda_leaves_its_strength_alone() -> None:
@@ -110,6 +125,24 @@ def test_random_control_keeps_as_many_and_follows_its_seed() -> None:
     assert all(int(mask.sum()) == 1 for mask in masks)
     assert torch.equal(masks[0], make(tokens, ama=ama, seed=0).gradient_mask)
     assert any(not torch.equal(masks[0], mask) for mask in masks)
+
+
+def test_tokens_of_an_older_policy_weigh_by_what_they_are_worth_now() -> None:
+    # Likelier by ln 3 and by ln 1/2 than when they were sampled: weights 2 (cut from 3) and 1/2.
+    old = row([0.0, math.log(3.0), -math.log(2.0)])
+    tokens = make_tokens(old_log_probs=old, ref_log_probs=old)
+    fresh, stale = make(tokens), make(tokens, is_stale=True)
+    assert fresh.advantages[0].tolist() == pytest.approx([0.0, 2.0, 2.0])
+    assert stale.advantages[0].tolist() == pytest.approx([0.0, 4.0, 1.0])
+    # The critics learn what the responses brought, whoever sampled them.
+    assert torch.equal(fresh.returns, stale.returns)
+    metrics = staleness_metrics(tokens)
+    # Three response tokens; the third has the weight 1.
+    assert metrics["importance_weight"] == pytest.approx((2.0 + 0.5 + 1.0) / 3)
+    assert metrics["importance_capped"] == pytest.approx(1 / 3)
+    # exp(d) - 1 - d: 3 - 1 - ln 3 and 1/2 - 1 + ln 2
+    expected = (2.0 - math.log(3.0)) + (math.log(2.0) - 0.5)
+    assert metrics["mismatch_kl"] == pytest.approx(expected / 3)
 
 
 def test_parity_gap_reads_response_tokens_alone() -> None:
