@@ -104,7 +104,9 @@ def test_common_options() -> None:
         make_parser("about").parse_args(["--repeats", "0"])
 
 
-@pytest.mark.parametrize("name", ["rollout", "update", "sync", "end_to_end", "driver_cost"])
+@pytest.mark.parametrize(
+    "name", ["rollout", "update", "sync", "end_to_end", "driver_cost", "log_probs"]
+)
 def test_help_needs_no_heavy_library(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     import importlib
 
