@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 
 CHUNK_TOKENS = 128
 """Fewer make thin products, and every chunk rewrites the whole gradient of the head: with 32 tokens
-forward and backward took a third longer (vocabulary 32,000, hidden 256, one CPU thread). More gain
-nothing there, and with a vocabulary of 152,000 a tenth for twice the memory."""
+forward and backward take a quarter longer (vocabulary 32,000, hidden 256, one CPU thread). Twice as
+many gain nothing there, and a seventh with a vocabulary of 152,000, for twice the memory."""
 
 
 def chunked_log_probs(

@@ -295,9 +295,10 @@ def test_shapes_and_chunks_are_checked():
 class LargestTensor(TorchDispatchMode):
     """Numbers in the largest tensor that any operation made, of those that run inside."""
 
-    largest = 0
+    largest = num_operations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.num_operations += 1
         made = func(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, tuple | list) else [made]:
             if isinstance(tensor, Tensor):
@@ -343,3 +344,16 @@ def test_dropped_tokens_never_reach_the_head():
     weight_only = [hidden.detach()[:, :20], weight, ids[:, :20], mask[:, :20]]
     assert CHUNK_TOKENS > 5
     assert largest_tensors(chunked_log_probs, weight_only)[0] == five_tokens
+
+
+def test_an_unread_entropy_costs_nothing_backward():
+    hidden, weight, _, ids, mask = make_case(rows=1, length=41, keep=1.0)
+    hidden.requires_grad_()
+    num_operations = []
+    for read in (1, 2):
+        outputs = chunked_log_probs(hidden, weight, ids, mask, chunk_tokens=1)[:read]
+        with LargestTensor() as made:
+            sum(x.sum() for x in outputs).backward()
+        num_operations.append(made.num_operations)
+    # log p + H, its product and its difference, for each of 40 chunks.
+    assert num_operations[1] - num_operations[0] >= 3 * 40
