@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements/cpu.lock
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-BENCHMARKS := rollout update sync end_to_end driver_cost
+BENCHMARKS := rollout update log_probs sync end_to_end driver_cost
 SOURCES := equilibrate actors deploy benchmarks tests
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
