@@ -59,6 +59,10 @@ class Accelerator:
             return nullcontext()
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
+    def narrow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor as `autocast` would hand it to a product."""
+        return tensor if self.dtype == "float32" else tensor.to(torch.bfloat16)
+
     def rng_state(self) -> dict[str, Any]:
         """States of all global generators of this process, as plain numbers and tensors."""
         # numpy states the type of either form of its answer at once.

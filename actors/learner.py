@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from actors.learner_targets import (
     parity_gap,
     staleness_metrics,
 )
-from actors.learner_update import LossSettings, Passes, RowSpans, Update
+from actors.learner_update import LossSettings, Passes, Update
 from actors.models import load_policy, load_scorer
 from actors.weights import PackedWeights, pack_weights, tied_names
 from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
@@ -140,9 +141,9 @@ class LearnerWorker:
         values = {"learning_rate": self._set_learning_rates(iteration)}
         if not are_finite(scored):
             return UpdateMetrics(values=values, skipped=True)
-        spans = RowSpans.of(scored)
+        lengths = np.array([len(s.rollout.token_ids) for s in scored])
         batch = self._collated(scored)
-        before = self._passes.before(batch, spans)
+        before = self._passes.before(batch, lengths)
         if not all(bool(tensor.isfinite().all()) for tensor in before.values()):
             return UpdateMetrics(values=values, skipped=True)
         entropies = before.pop("entropies")
@@ -160,7 +161,7 @@ class LearnerWorker:
         )
         values |= batch_metrics(train, entropies)
         update = Update(
-            self._passes, train, spans, self._losses, iteration=iteration, ptx=self._ptx
+            self._passes, train, lengths, self._losses, iteration=iteration, ptx=self._ptx
         )
         learned, skipped = update.run()
         return UpdateMetrics(values=values | learned, skipped=skipped)
@@ -289,9 +290,8 @@ class TrainedModel:
     def module(self) -> Any:
         return self._engine.module
 
-    def __call__(self, *inputs: Any) -> Tensor:
-        output: Tensor = self._engine(*inputs)
-        return output
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)

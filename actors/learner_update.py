@@ -6,29 +6,26 @@ first minibatch and summed once at the end; in between only gradients travel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
 from actors.learner_targets import derive_seed
-from actors.models import first_response_token, suffix_log_probs
 from equilibrate.ppo.batches import Indices, ScoredBatch, minibatch_indices, shard_rows
-from equilibrate.ppo.log_probs import token_entropies
 from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss, policy_sums, ptx_loss
-from equilibrate.types import ScoredRollout, TrainBatch
+from equilibrate.types import TrainBatch
 
 
 class Trainable(Protocol):
     """A model with its optimizer; gradients of all ranks are added up, not averaged."""
 
-    def __call__(self, *inputs: Any) -> Tensor: ...
+    def __call__(self, *inputs: Any) -> Any: ...
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of this rank's part; `is_last` closes the minibatch."""
@@ -44,21 +41,6 @@ class PtxRows(Protocol):
     def draw(self, num_rows: int, seed: int) -> tuple[Tensor, Tensor]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RowSpans:
-    """Where each row ends and where its response begins, known without asking the device."""
-
-    lengths: NDArray[np.int64]
-    firsts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, scored: Sequence[ScoredRollout]) -> RowSpans:
-        return cls(
-            np.array([len(s.rollout.token_ids) for s in scored]),
-            np.array([first_response_token(s.rollout) for s in scored]),
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passes:
     """The models of one rank and how it cuts its rows."""
@@ -72,15 +54,15 @@ class Passes:
     temperature: float
     device: torch.device
 
-    def micro_batches(self, rows: Indices, spans: RowSpans) -> list[Indices]:
+    def micro_batches(self, rows: Indices, lengths: Indices) -> list[Indices]:
         """Own share of the rows, similar lengths together; equally many on every rank."""
         own = shard_rows(rows, self.rank, self.world_size)
-        own = own[np.argsort(-spans.lengths[own], kind="stable")]
+        own = own[np.argsort(-lengths[own], kind="stable")]
         size = self.micro_batch_size
         return [own[start : start + size] for start in range(0, len(own), size)]
 
     @torch.no_grad()
-    def before(self, batch: ScoredBatch, spans: RowSpans) -> dict[str, Tensor]:
+    def before(self, batch: ScoredBatch, lengths: Indices) -> dict[str, Tensor]:
         """What the models say before the update, of all rows: each [B, T], 0 where not defined.
 
         Args: batch: tensors on the device.
@@ -90,15 +72,13 @@ class Passes:
         num_rows, width = batch.token_ids.shape
         names = ("old_log_probs", "entropies", "values", "cost_values")
         found = torch.zeros(len(names), num_rows, width, device=self.device)
-        for rows in self.micro_batches(np.arange(num_rows), spans):
-            length, first = int(spans.lengths[rows].max()), int(spans.firsts[rows].min())
+        for rows in self.micro_batches(np.arange(num_rows), lengths):
+            length = int(lengths[rows].max())
             index = torch.from_numpy(rows).to(self.device)
             token_ids = batch.token_ids[index, :length]
-            logits = self.policy(token_ids, length - first + 1)
-            suffix = token_ids[:, first - 1 :]
+            mask = batch.response_mask[index, :length]
             outputs = [
-                suffix_log_probs(logits, token_ids, temperature=self.temperature),
-                pad(token_entropies(logits, suffix, temperature=self.temperature), (first - 1, 0)),
+                *self.policy(token_ids, mask, self.temperature),
                 values_of(self.critic, token_ids),
             ]
             if self.cost_critic is not None:
@@ -124,6 +104,12 @@ class Passes:
     def models(self) -> list[Trainable]:
         critics = [self.critic] if self.cost_critic is None else [self.critic, self.cost_critic]
         return [self.policy, *critics]
+
+
+def _stacked(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of both, padded on the right to one width."""
+    width = max(first.shape[1], second.shape[1])
+    return torch.cat([pad(rows, (0, width - rows.shape[1])) for rows in (first, second)])
 
 
 def values_of(critic: Trainable, token_ids: Tensor) -> Tensor:
@@ -152,7 +138,7 @@ class Update:
         self,
         passes: Passes,
         train: TrainBatch,
-        spans: RowSpans,
+        lengths: Indices,
         settings: LossSettings,
         *,
         iteration: int,
@@ -160,7 +146,7 @@ class Update:
     ) -> None:
         self._passes = passes
         self._train = train
-        self._spans = spans
+        self._lengths = lengths
         self._settings = settings
         self._iteration = iteration
         self._ptx = ptx
@@ -198,7 +184,7 @@ class Update:
         run_seed, iteration = self._settings.seed, self._iteration
         for epoch in range(self._settings.epochs):
             order = minibatch_indices(
-                len(self._spans.lengths),
+                len(self._lengths),
                 self._settings.minibatch_size,
                 derive_seed(run_seed, iteration, epoch),
             )
@@ -213,9 +199,9 @@ class Update:
             ptx = PtxShare.draw(self._ptx, len(rows), ptx_seed, passes)
         # A momentum left from earlier steps must not move the policy where no token may.
         has_policy_step = ptx is not None or bool(self._num_kept[rows].any())
-        chunks = passes.micro_batches(rows, self._spans)
+        chunks = passes.micro_batches(rows, self._lengths)
         for number, chunk in enumerate(chunks):
-            part = MicroBatch.of(self._train, chunk, self._spans, passes.device)
+            part = MicroBatch.of(self._train, chunk, self._lengths, passes.device)
             for model, loss in self._losses(
                 part, rows, has_policy_step, ptx.part(number) if ptx else None
             ):
@@ -263,11 +249,11 @@ class Update:
             num_tokens=num_kept if settings.divide_by_kept else num_response,
         )
         self._add("policy_loss", loss)
-        old, clip_range = part.old_log_probs, settings.clip_range
-        kept = policy_sums(log_probs, old, part.gradient_mask, clip_range=clip_range)
-        response = policy_sums(log_probs, old, part.response_mask, clip_range=clip_range)
+        kept = policy_sums(
+            log_probs, part.old_log_probs, part.gradient_mask, clip_range=settings.clip_range
+        )
         self._add("num_clipped", kept.clipped)
-        self._add("approx_kl", response.approx_kl / max(1, num_response))
+        self._add("approx_kl", kept.approx_kl / max(1, num_kept))
         if ptx is None or ptx_log_probs is None:
             return loss
         text_loss = ptx_loss(ptx_log_probs, ptx.mask, num_tokens=ptx.num_tokens)
@@ -275,23 +261,21 @@ class Update:
         return loss + settings.ptx_coef * text_loss
 
     def _log_probs(self, part: MicroBatch, ptx: PtxPart | None) -> tuple[Tensor, Tensor | None]:
-        """Of the responses, at the sampling temperature, and of the pretraining text, at 1."""
-        temperature = self._passes.temperature
-        length = part.token_ids.shape[1]
+        """Of the kept tokens, and of the pretraining text; the others cost the head nothing."""
+        policy, temperature = self._passes.policy, self._passes.temperature
         if ptx is None:
-            logits = self._passes.policy(part.token_ids, length - part.first + 1)
-            return suffix_log_probs(logits, part.token_ids, temperature=temperature), None
+            log_probs, _ = policy(part.token_ids, part.gradient_mask, temperature)
+            return log_probs, None
         # One forward for both: ZeRO-3 follows one forward per backward.
-        width = max(length, ptx.token_ids.shape[1])
-        both = (part.token_ids, ptx.token_ids)
-        stacked = torch.cat([pad(ids, (0, width - ids.shape[1])) for ids in both])
-        logits = self._passes.policy(stacked, width).split([len(ids) for ids in both])
-        return (
-            suffix_log_probs(logits[0][:, :length], part.token_ids, temperature=temperature),
-            suffix_log_probs(
-                logits[1][:, : ptx.token_ids.shape[1]], ptx.token_ids, temperature=1.0
-            ),
+        num_texts = len(ptx.token_ids)
+        log_probs, _ = policy(
+            _stacked(part.token_ids, ptx.token_ids),
+            _stacked(part.gradient_mask, ptx.mask),
+            temperature,
+            num_texts,
         )
+        sampled, texts = log_probs.split([len(part.token_ids), num_texts])
+        return sampled[:, : part.token_ids.shape[1]], texts[:, : ptx.token_ids.shape[1]]
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.detach()
@@ -319,15 +303,13 @@ class MicroBatch:
     returns: Tensor
     cost_values: Tensor
     cost_returns: Tensor
-    first: int
-    """Position of the first response token of any row."""
 
     @classmethod
     def of(
-        cls, train: TrainBatch, rows: Indices, spans: RowSpans, device: torch.device
+        cls, train: TrainBatch, rows: Indices, lengths: Indices, device: torch.device
     ) -> MicroBatch:
         index = torch.from_numpy(rows).to(device)
-        length = int(spans.lengths[rows].max())
+        length = int(lengths[rows].max())
 
         def take(tensor: Tensor) -> Tensor:
             return tensor[index, :length]
@@ -343,7 +325,6 @@ class MicroBatch:
             returns=take(train.returns),
             cost_values=take(tokens.cost_values),
             cost_returns=take(train.cost_returns),
-            first=int(spans.firsts[rows].min()),
         )
 
 

@@ -1,4 +1,4 @@
-"""Models as the workers see them: token ids in, logits or scores of every position out.
+"""Models as the workers see them: token ids in, log-probs or scores of tokens out.
 
 Rows are padded on the right, and a causal model's output at a token does not depend on what comes
 after it. So no attention mask is built, and what stands at the padding is never read.
@@ -15,25 +15,87 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from actors.device import Accelerator
 from equilibrate.errors import DataError
-from equilibrate.ppo.log_probs import token_log_probs
+from equilibrate.ppo.chunked import chunked_log_probs
+from equilibrate.ppo.log_probs import token_entropies, token_log_probs
 from equilibrate.preference.sidecar import ScorerKind, ScorerSidecar, read_sidecar
-from equilibrate.types import Rollout
 
 
 class PolicyModel(nn.Module):
-    """A causal language model that gives logits of the last positions only."""
+    """A causal language model that says how likely chosen tokens are.
+
+    The head is applied to those tokens only and a chunk at a time, inside `forward`: there alone
+    ZeRO-3 holds its whole weight.
+    """
 
     def __init__(self, model: Any, accelerator: Accelerator) -> None:
         super().__init__()
         self.model = model
         self._accelerator = accelerator
+        self._is_head_linear = is_head_linear(model)
 
-    def forward(self, token_ids: Tensor, num_logits: int) -> Tensor:
-        """Args: token_ids [B, T]. Returns: [B, num_logits, V], for the last positions of T."""
+    def forward(
+        self, token_ids: Tensor, mask: Tensor, temperature: float, num_texts: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the tokens in the mask.
+
+        Args:
+            token_ids: [B, T] int64.
+            mask: [B, T] bool.
+            temperature: > 0, the one that sampled the rows.
+            num_texts: so many rows at the end are text that nobody sampled: temperature 1.
+        Returns: each [B, T], nats, float32; 0 outside the mask.
+        """
         with self._accelerator.autocast():
-            return self.model(
-                input_ids=token_ids, use_cache=False, logits_to_keep=num_logits
-            ).logits
+            if self._is_head_linear:
+                outputs = self.model.base_model(input_ids=token_ids, use_cache=False)
+                states = self._accelerator.narrow(outputs.last_hidden_state)
+            else:
+                states = self.model(input_ids=token_ids, use_cache=False).logits
+        num_sampled = len(token_ids) - num_texts
+        parts = [
+            self._log_probs(states[rows], token_ids[rows], mask[rows], tempered)
+            for rows, tempered in (
+                (slice(num_sampled), temperature),
+                (slice(num_sampled, None), 1.0),
+            )
+            if len(token_ids[rows])
+        ]
+        log_probs, entropies = zip(*parts, strict=True)
+        return torch.cat(log_probs), torch.cat(entropies)
+
+    def _log_probs(
+        self, states: Tensor, token_ids: Tensor, mask: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        if not self._is_head_linear:
+            log_probs = token_log_probs(states, token_ids, temperature=temperature)
+            entropies = token_entropies(states, token_ids, temperature=temperature)
+            return torch.where(mask, log_probs, 0.0), torch.where(mask, entropies, 0.0)
+        head = self.model.get_output_embeddings()
+        return chunked_log_probs(
+            states,
+            self._accelerator.narrow(head.weight),
+            token_ids,
+            mask,
+            temperature=temperature,
+            head_bias=head.bias,
+        )
+
+
+@torch.no_grad()
+def is_head_linear(model: Any) -> bool:
+    """Whether logits are one linear map of the last hidden states: some models cap or scale them.
+
+    Found out by trying it on two tokens.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return False
+    token_ids = torch.tensor([[0, 1]], device=head.weight.device)
+    hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+    if hidden.shape[-1] != head.in_features:
+        return False
+    logits = model(input_ids=token_ids, use_cache=False).logits
+    return torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-5)
 
 
 class ScoreModel(nn.Module):
@@ -79,22 +141,6 @@ def load_scorer(folder: str | Path, kind: ScorerKind, accelerator: Accelerator) 
         )
     scorer = ScoreModel(model, read_sidecar(Path(folder), kind=kind), accelerator)
     return scorer.to(accelerator.torch_device).eval()
-
-
-def first_response_token(rollout: Rollout) -> int:
-    """Position of the first sampled token, at least 1; 1 if nothing was sampled."""
-    return max(1, int(rollout.response_mask.argmax()))
-
-
-def suffix_log_probs(logits: Tensor, token_ids: Tensor, *, temperature: float) -> Tensor:
-    """Log-probs of the tokens that the given logits predict.
-
-    Args: logits [B, K, V] of the last K positions; token_ids [B, T].
-    Returns: [B, T], nats; 0 at the first T - K + 1 tokens.
-    """
-    num_logits = logits.shape[1]
-    log_probs = token_log_probs(logits, token_ids[:, -num_logits:], temperature=temperature)
-    return torch.nn.functional.pad(log_probs, (token_ids.shape[1] - num_logits, 0))
 
 
 def _load(kind: Any, folder: str | Path, **options: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from actors.device import Accelerator, Device, Dtype
-from actors.models import first_response_token, load_policy, load_scorer, suffix_log_probs
+from actors.models import load_policy, load_scorer
 from equilibrate.ppo.batches import token_budget_batches
 from equilibrate.types import FloatArray, Rollout, ScoredRollout
 
@@ -64,14 +64,12 @@ class ScoringWorker:
         ).to(self._accelerator.torch_device)
         rewards = _to_numpy(self._reward(token_ids))
         costs = np.zeros_like(rewards) if self._cost is None else _to_numpy(self._cost(token_ids))
-        first = min(first_response_token(rollout) for rollout in rollouts)
-        log_probs = _to_numpy(
-            suffix_log_probs(
-                self._reference(token_ids, token_ids.shape[1] - first + 1),
-                token_ids,
-                temperature=self._temperature,
-            )
-        )
+        mask = pad_sequence(
+            [torch.from_numpy(rollout.response_mask.copy()) for rollout in rollouts],
+            batch_first=True,
+        ).to(self._accelerator.torch_device)
+        log_probs, _ = self._reference(token_ids, mask, self._temperature)
+        log_probs = _to_numpy(log_probs)
         return [
             _scored(rollout, rewards[row], costs[row], log_probs[row])
             for row, rollout in enumerate(rollouts)
@@ -94,5 +92,5 @@ def _scored(
         cost=float(token_costs[-1]),
         token_rewards=token_rewards,
         token_costs=token_costs,
-        ref_log_probs=np.where(rollout.response_mask, log_probs[:length], np.float32(0)),
+        ref_log_probs=log_probs[:length].copy(),
     )

@@ -12,9 +12,9 @@ from torch.nn.functional import pad
 from actors.device import Accelerator
 from actors.learner import ADAM_BETAS, MAX_GRAD_NORM, LearnerSettings
 from actors.learner_targets import derive_seed, make_train_batch
-from actors.models import load_policy, load_scorer, suffix_log_probs
+from actors.models import load_policy, load_scorer
 from equilibrate.ppo.batches import Indices, collate, minibatch_indices
-from equilibrate.ppo.log_probs import token_entropies
+from equilibrate.ppo.log_probs import token_entropies, token_log_probs
 from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss
 from equilibrate.types import ScoredRollout, TrainBatch
 
@@ -24,7 +24,7 @@ class BareLearner:
 
     def __init__(self, settings: LearnerSettings) -> None:
         accelerator = Accelerator("cpu", "float32")
-        self.policy = load_policy(settings.policy, accelerator)
+        self.policy = load_policy(settings.policy, accelerator).model
         self.critic = load_scorer(settings.reward, "reward", accelerator)
         self.cost_critic = load_scorer(settings.cost, "cost", accelerator)
         self._settings = settings
@@ -57,7 +57,7 @@ class BareLearner:
             kl_coef=kl_coef,
             ppo=ppo,
             ama=settings.ama,
-            is_stale=False,
+            is_stale=any(s.rollout.policy_version != iteration for s in scored),
             seed=derive_seed(settings.seed, iteration),
         )
         for epoch in range(ppo.epochs):
@@ -78,11 +78,11 @@ class BareLearner:
 
     @torch.no_grad()
     def _before(self, token_ids: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.policy(token_ids, token_ids.shape[1] - first + 1)
+        logits = self._logits(token_ids, first)
         # The entropy is reported, so it is part of the work.
         token_entropies(logits, token_ids[:, first - 1 :])
         return (
-            suffix_log_probs(logits, token_ids, temperature=1.0),
+            _suffix_log_probs(logits, token_ids, first),
             _values(self.critic, token_ids),
             _values(self.cost_critic, token_ids),
         )
@@ -111,9 +111,8 @@ class BareLearner:
                 value_clip_range=ppo.value_clip_range,
                 num_tokens=num_tokens,
             )
-        logits = self.policy(token_ids, length - first + 1)
         yield clipped_policy_loss(
-            suffix_log_probs(logits, token_ids, temperature=1.0),
+            _suffix_log_probs(self._logits(token_ids, first), token_ids, first),
             tokens.old_log_probs[rows, :length],
             train.advantages[rows, :length],
             train.gradient_mask[rows, :length],
@@ -121,11 +120,23 @@ class BareLearner:
             num_tokens=num_kept,
         )
 
+    def _logits(self, token_ids: Tensor, first: int) -> Tensor:
+        """Of the positions that predict a response token of any row."""
+        num_logits = token_ids.shape[1] - first + 1
+        outputs = self.policy(input_ids=token_ids, use_cache=False, logits_to_keep=num_logits)
+        logits: Tensor = outputs.logits
+        return logits
+
     def _step(self) -> None:
         for model, optimizer in zip(self._models, self._optimizers, strict=True):
             nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
             optimizer.zero_grad()
+
+
+def _suffix_log_probs(logits: Tensor, token_ids: Tensor, first: int) -> Tensor:
+    """[B, T], of tokens `first` on; 0 before."""
+    return pad(token_log_probs(logits, token_ids[:, first - 1 :]), (first - 1, 0))
 
 
 def _values(critic: nn.Module, token_ids: Tensor) -> Tensor:

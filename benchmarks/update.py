@@ -157,7 +157,7 @@ def _become_rank_zero() -> None:
 
 def _difference(worker: Any, bare: Any) -> float:
     """Largest difference of any parameter of the policies."""
-    theirs = dict(bare.policy.model.named_parameters())
+    theirs = dict(bare.policy.named_parameters())
     return max(
         float(np.abs((tensor - theirs[name].detach()).numpy()).max())
         for name, tensor in worker.named_weights()

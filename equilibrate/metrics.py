@@ -56,7 +56,9 @@ METRICS: dict[str, Metric] = {
     "ptx_loss": Metric("nats/token", "mean over minibatches", "loss on pretraining text"),
     "entropy": Metric("nats/token", "mean over response tokens", "entropy of the policy"),
     "kl": Metric("nats/token", "mean over response tokens", "KL of the policy to the reference"),
-    "approx_kl": Metric("nats/token", "mean over minibatches", "KL to the policy that sampled"),
+    "approx_kl": Metric(
+        "nats/token", "mean over minibatches", "KL to the policy before the update, kept tokens"
+    ),
     "clip_fraction": Metric("1", "mean over kept tokens", "share whose ratio was clipped"),
     "kept_fraction": Metric("1", "mean over response tokens", "share that AMA lets through"),
     "grad_norm": Metric("1", "mean over minibatches", "policy gradient norm before clipping"),

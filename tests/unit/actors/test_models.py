@@ -1,52 +1,77 @@
 from __future__ import annotations
 
-import numpy as np
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.device import Accelerator
-from actors.models import ScoreModel, first_response_token, suffix_log_probs
-from equilibrate.ppo.log_probs import token_log_probs
+from actors.models import PolicyModel, ScoreModel, is_head_linear
+from equilibrate.ppo.log_probs import token_entropies, token_log_probs
 from equilibrate.preference.sidecar import ScorerSidecar
-from equilibrate.types import Category, FinishReason, Rollout
 
 
-def make_rollout(mask: list[bool]) -> Rollout:
-    return Rollout(
-        prompt_id="p",
-        copy=0,
-        category=Category.GENERAL,
-        policy_version=0,
-        token_ids=np.arange(len(mask)),
-        response_mask=np.array(mask),
-        rollout_log_probs=np.zeros(len(mask), np.float32),
-        finish_reason=FinishReason.STOP,
+class CappedHead(nn.Module):
+    """A model whose logits are more than a linear head: each is squeezed into (-1, 1)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.base_model, self.head = model.base_model, model.get_output_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        hidden = self.base_model(input_ids=input_ids, use_cache=use_cache).last_hidden_state
+        return SimpleNamespace(logits=torch.tanh(self.head(hidden)))
+
+
+def make_llama(*, tied: bool) -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=11,
+            hidden_size=16,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=tied,
+        )
     )
 
 
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [
-        ([False, False, True, True], 2),
-        ([False, False], 1),  # nothing was sampled
-        ([True, True], 1),  # nothing predicts the first token
-    ],
-)
-def test_first_response_token(mask: list[bool], expected: int) -> None:
-    assert first_response_token(make_rollout(mask)) == expected
+def test_head_is_tried_out() -> None:
+    assert is_head_linear(make_llama(tied=True))
+    assert is_head_linear(make_llama(tied=False))
+    assert not is_head_linear(CappedHead(make_llama(tied=False)))
 
 
-@pytest.mark.parametrize("num_logits", [2, 3, 5])
-def test_suffix_of_logits_gives_the_log_probs_of_the_tokens_it_predicts(num_logits: int) -> None:
-    torch.manual_seed(0)
-    logits, token_ids = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
-    whole = token_log_probs(logits, token_ids, temperature=0.7)
-    suffix = suffix_log_probs(logits[:, -num_logits:], token_ids, temperature=0.7)
-    # K logits of the last K positions predict the last K - 1 known tokens.
-    unknown = 5 - num_logits + 1
-    torch.testing.assert_close(suffix[:, unknown:], whole[:, unknown:])
-    assert (suffix[:, :unknown] == 0).all()
+@pytest.mark.parametrize("is_capped", [False, True])
+def test_log_probs_and_entropies_are_those_of_the_logits(is_capped: bool) -> None:
+    model = make_llama(tied=True)
+    model = CappedHead(model) if is_capped else model
+    token_ids = torch.randint(11, (3, 6))
+    mask = torch.rand(3, 6) < 0.5
+    policy = PolicyModel(model, Accelerator("cpu", "float32"))
+    log_probs, entropies = policy(token_ids, mask, 0.7, 1)
+    logits = model(input_ids=token_ids, use_cache=False).logits
+    for rows, temperature in ((slice(2), 0.7), (slice(2, 3), 1.0)):
+        for found, function in ((log_probs, token_log_probs), (entropies, token_entropies)):
+            whole = function(logits[rows], token_ids[rows], temperature=temperature)
+            wanted = torch.where(mask[rows], whole, 0.0)
+            torch.testing.assert_close(found[rows], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_narrow_head_multiplies_narrow_numbers() -> None:
+    model = make_llama(tied=True)
+    wide, narrow = (PolicyModel(model, Accelerator("cpu", d)) for d in ("float32", "bfloat16"))
+    token_ids, mask = torch.randint(11, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    exact, rounded = wide(token_ids, mask, 1.0)[0], narrow(token_ids, mask, 1.0)[0]
+    assert rounded.dtype == torch.float32
+    assert 0 < float((exact - rounded).detach().abs().max()) < 0.05
 
 
 class Backbone(nn.Module):
