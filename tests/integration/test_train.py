@@ -130,6 +130,24 @@ def test_killed_and_stopped_driver_change_no_number(
     assert aligned[0].read_bytes() == aligned[1].read_bytes()
 
 
+def test_no_death_changes_a_number_where_sampling_runs_ahead(
+    settings: Path, tmp_path: Path
+) -> None:
+    lag, straight, broken = "rollout.max_policy_lag=1", tmp_path / "straight", tmp_path / "broken"
+    assert runs.finish(runs.start(settings, straight, lag)) == 0
+    rows = read_rows(straight / "metrics.jsonl")
+    assert [row["policy_lag"] for row in rows] == [0.0] + [1.0] * (runs.ITERATIONS - 1)
+    assert all(row["mismatch_kl"] > 0 for row in rows[1:])
+    first = runs.start(settings, broken, lag)
+    runs.wait_until(lambda: runs.num_rows(broken) >= 1, first)
+    runs.worker_of(first, "RolloutWorker").kill()
+    runs.wait_until(lambda: runs.num_rows(broken) >= runs.CHECKPOINT_EVERY + 1, first)
+    first.kill()
+    first.wait()
+    assert runs.finish(runs.start(settings, broken, lag)) == 0
+    assert metrics(broken) == metrics(straight)
+
+
 def test_evaluate_finds_the_same_answers_again(straight: Path) -> None:
     before = [(straight / name).read_bytes() for name in ("base.json", "aligned.json")]
     for name in ("base.json", "aligned.json", "report.html"):
