@@ -92,4 +92,5 @@ def test_links_of_the_listed_hardware():
     assert h100.link(8) == 450e9
     assert h100.link(9) == 50e9
     assert h100.broadcast_link(9) == 400e9
-    assert GPUS["GB200"].link(64) == 900e9
+    # 72 network cards together would be faster than the NVLink that the bytes leave a GPU by.
+    assert GPUS["GB200"].link(64) == GPUS["GB200"].broadcast_link(73) == 900e9

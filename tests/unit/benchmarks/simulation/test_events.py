@@ -75,10 +75,12 @@ def test_an_idle_engine_waits_for_work(make_costs):
 def test_a_full_cache_sends_the_youngest_back(make_costs):
     gpu = replace(make_costs().gpu, memory_bytes=40)
     engine = Engine(make_costs(gpu, memory_fraction=1.0))  # (40 - 20) / 2 = 10 tokens.
-    engine.submit(0, [3, 3], arrival=0.0)
+    engine.submit(0, [3], arrival=0.0)
+    engine.submit(1, [3], arrival=0.0)
     # Both: prefill 0.16, one step 0.36; now 5 + 5 tokens fill the cache. The first goes on alone:
     # 0.30 + 0.32. The second prefills 5 tokens again, 0.10, and takes 0.30 + 0.32.
-    assert engine.run(0) == pytest.approx(0.16 + 0.36 + 0.62 + 0.10 + 0.62)
+    assert engine.run(0) == pytest.approx(0.16 + 0.36 + 0.62)
+    assert engine.run(1) == pytest.approx(0.16 + 0.36 + 0.62 + 0.10 + 0.62)
     assert engine.preemptions == 1
 
 

@@ -49,7 +49,7 @@ def run_with(errors):
 
 
 def test_matches_are_counted_with_and_without_the_row():
-    run = run_with([0.24, -0.24, 0.1, -0.1, 0.26, 0.0, 0.0])
+    run = run_with([0.24, -0.24, 0.1, -0.1, -0.26, 0.0, 0.0])
     assert run.num_matched == 6
     assert run.num_matched_left_out == 4
     text = markdown(run)
