@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def simulate_all(*, sigma: float, seed: int) -> Run:
     """Fit every kind of hardware, compare every row, predict on H100."""
+    from dataclasses import replace
+
     from benchmarks.simulation.calibrate import fit
     from benchmarks.simulation.events import simulate
     from benchmarks.simulation.hardware import GPUS
@@ -67,9 +69,11 @@ def simulate_all(*, sigma: float, seed: int) -> Run:
         for row in published.held_out
     ]
     model = published.models["Llama-3.1-8B"]
+    short = Job(model=model, rollouts=2048, sigma=sigma)
+    long = replace(short, response_mean=4096, longest=16384)
     jobs = {
-        "PPO-Lagrangian, 8B, H100, 2,048 rollouts": Job(model=model, rollouts=2048, sigma=sigma),
-        "the same, 64 rollouts a GPU": Job(model=model, rollouts=64, per_gpu=True, sigma=sigma),
+        "PPO-Lagrangian, 8B, H100, 2,048 responses of 1,024 tokens": short,
+        "the same with 4,096 tokens": long,
     }
     return Run(
         sigma=sigma,

@@ -23,8 +23,6 @@ class Job:
 
     model: Model
     rollouts: int
-    per_gpu: bool = False
-    """Whether `rollouts` are those of each GPU, so that the batch grows with the cluster."""
     prompt_tokens: float = 256.0
     response_mean: float = 1024.0
     longest: int = 4096
@@ -32,10 +30,10 @@ class Job:
     trained_models: int = 3
     frozen_models: int = 3
 
-    def workload(self, num_gpus: int) -> Workload:
+    def workload(self) -> Workload:
         return Workload(
             model=self.model,
-            num_rollouts=self.rollouts * (num_gpus if self.per_gpu else 1),
+            num_rollouts=self.rollouts,
             prompt_tokens=self.prompt_tokens,
             lengths=Lengths(mean=self.response_mean, longest=self.longest, sigma=self.sigma),
             num_updates=4,
@@ -69,7 +67,7 @@ def predict(job: Job, gpu: Gpu, efficiency: Efficiency, *, seed: int = 0) -> lis
 
 
 def _predict(job: Job, gpu: Gpu, efficiency: Efficiency, size: int, seed: int) -> Prediction:
-    work = job.workload(size)
+    work = job.workload()
 
     def run(place: Placement) -> Simulated:
         return simulate(Costs(gpu, efficiency, work, place), seed=seed)
