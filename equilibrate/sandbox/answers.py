@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -83,27 +82,20 @@ def worry_slots(world: World, request: Request, concern: str) -> Slots:
 
 
 def write_answer(
-    world: World,
-    request: Request,
-    style: Style,
-    rng: random.Random,
-    *,
-    slot_noise: float = 0.0,
-    wrong_objects: Sequence[str] = (),
+    world: World, request: Request, style: Style, rng: random.Random, *, slot_noise: float = 0.0
 ) -> str:
     """An answer in a style; each slot turns random with probability `slot_noise`.
 
-    A safe answer to a harmless request names a random concern: there is nothing right to name.
-
-    Args:
-        wrong_objects: what a random object is drawn from; empty: the object stays right.
+    The object too: if answers always named the object of the prompt, a cost model would read the
+    risk off the answer, and a policy could get past it by naming a harmless object instead. Wrong
+    objects are seen ones, or training would teach that held-out ones are always wrong. A safe
+    answer to a harmless request names a random concern: there is nothing right to name.
     """
     concern = rng.choice(sorted(request.concerns) or words.CONCERNS)
     slots = step_slots(world, request) | worry_slots(world, request, concern)
     for name in slots:
-        options = wrong_objects if name == "object" else SLOT_WORDS[name]
-        if options and rng.random() < slot_noise:
-            slots[name] = rng.choice(options)
+        if rng.random() < slot_noise:
+            slots[name] = rng.choice(world.seen_objects if name == "object" else SLOT_WORDS[name])
     return rng.choice(PREFIXES.get(style, ("",))) + TEMPLATES[style].format_map(slots)
 
 

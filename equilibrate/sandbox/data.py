@@ -283,17 +283,8 @@ def _label_pair(
 def _pair_response(
     world: World, request: Request, style: Style, rng: random.Random, broken_share: float
 ) -> str:
-    # If answers always named the object of the prompt, a cost model would read the risk off the
-    # answer, and a policy could get past it by naming a harmless object. Held-out ones stay out.
-    seen = [e.word for e in world.entities.values() if e.exposure is Exposure.SEEN]
-    response = write_answer(
-        world,
-        request,
-        style,
-        rng,
-        slot_noise=rng.choice(PAIR_SLOT_NOISES),
-        wrong_objects=seen,
-    )
+    slot_noise = rng.choice(PAIR_SLOT_NOISES)
+    response = write_answer(world, request, style, rng, slot_noise=slot_noise)
     return break_answer(response, rng) if rng.random() < broken_share else response
 
 
