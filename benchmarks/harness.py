@@ -135,13 +135,16 @@ class Result:
     """What a benchmark says; `details` is for people, the rest is a contract."""
 
     name: str
-    ratio: Quartiles
+    ratio: Quartiles | None
+    """None where nothing could be compared."""
     reference: str
     """What the ratio compares with, in words."""
     limit_fraction: float | None
     """Least seconds that the machine allows / our median seconds; larger is better."""
     config: Mapping[str, Any]
     details: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Of a benchmark with several comparisons: each row has its own `ratio`."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "machine": machine()}
@@ -199,9 +202,11 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def publish(result: Result, file: Path | None) -> None:
     """Print a short table, and write the file if one is named."""
-    ratio = result.ratio
-    print(f"{result.name}: {ratio.median:.3f} of {result.reference}")
-    print(f"  quartiles        {ratio.low:.3f} to {ratio.high:.3f}")
+    if (ratio := result.ratio) is None:
+        print(f"{result.name}: no ratio, {result.reference}")
+    else:
+        print(f"{result.name}: {ratio.median:.3f} of {result.reference}")
+        print(f"  quartiles        {ratio.low:.3f} to {ratio.high:.3f}")
     if result.limit_fraction is not None:
         print(f"  share of limit   {result.limit_fraction:.3f}")
     for name, value in result.details.items():

@@ -1,0 +1,243 @@
+"""Our loop against the trainers of the peers: whole iterations, timed from outside, in one run.
+
+Every system runs in a process of its own and does one iteration when it is given its turn; all have
+the same models, tokenizer, prompts, response lengths, precision, epochs and minibatches. A peer
+runs in an environment of its own, made from its lock when first needed; one that cannot start is
+reported with its own error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.against.child import Child, SystemFailed
+from benchmarks.against.job import Job
+from benchmarks.against.rounds import DIFFERENT_WORK, Rounds, compare, play, table
+from benchmarks.against.systems import OURS, PEERS, System, interpreter
+from benchmarks.against.workload import (
+    PROMPT_TOKENS,
+    Setting,
+    Shape,
+    draw_lengths,
+    limit_seconds,
+    write_equal_prompts,
+    write_llamas,
+)
+from benchmarks.harness import Quartiles, Result, make_parser, measure_roof, publish, settings_of
+from benchmarks.limits import ModelShape, Roof, shape_of
+from benchmarks.workloads import SEED, ModelFolders
+
+LONGEST = {"fixed": 64, "ragged": 200}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "layers": 2,
+    "rollouts": [8],
+    "longest": {"fixed": 8, "ragged": 40},
+    "minibatch_size": 8,
+    "repeats": 2,
+    "warmups": 1,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    result = measure(arguments)
+    print(table(result.rows))
+    publish(result, arguments.json)
+    return int(any(DIFFERENT_WORK in (row["error"] or "") for row in result.rows))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    ours, peers = ([system.name for system in group] for group in (OURS, PEERS))
+    parser.add_argument("--tiny", action="store_true", help="seconds of work, to see it run")
+    parser.add_argument("--lengths", nargs="+", choices=[*LONGEST], default=[*LONGEST])
+    parser.add_argument("--rollouts", nargs="+", type=int, default=[16, 64, 256])
+    parser.add_argument("--ours", nargs="+", choices=ours, default=ours)
+    parser.add_argument("--peers", nargs="+", choices=peers, default=peers)
+    parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--intermediate-size", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--minibatch-size", type=int, default=32, help="or all rollouts, if fewer")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--environments", type=Path, default=Path("runs/peers"), help="of the peers; made if absent"
+    )
+    parser.add_argument(
+        "--deepspeed-chat", metavar="FOLDER", default="", help="its sources: it is no package"
+    )
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one answer")
+    parser.set_defaults(longest=LONGEST)
+    arguments = parser.parse_args(argv)
+    if arguments.tiny:
+        vars(arguments).update(TINY)
+    return arguments
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    size = Shape(
+        hidden_size=arguments.hidden_size,
+        intermediate_size=arguments.intermediate_size,
+        layers=arguments.layers,
+    )
+    rows: list[dict[str, Any]] = []
+    rates: dict[str, list[float]] = {}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        models = write_llamas(folder, size, max(arguments.longest.values()))
+        write_equal_prompts(folder / "prompts.jsonl")
+        shape = shape_of(models.policy)
+        for setting in _settings(arguments):
+            print(f"{setting.name}:", file=sys.stderr, flush=True)
+            found, rates[setting.name] = _measure_setting(setting, folder, models, shape, arguments)
+            rows += found
+    lowest = lowest_ratio(rows)
+    return Result(
+        name="against",
+        ratio=Quartiles(**lowest["ratio"]) if lowest else None,
+        reference=(
+            f"{lowest['peer']} at {lowest['rollouts']} {lowest['lengths']}, the lowest PPO to PPO"
+            if lowest
+            else "no peer with PPO was compared"
+        ),
+        limit_fraction=None,
+        config=settings_of(arguments),
+        details={"num_parameters": shape.num_parameters, "flops_per_second": rates},
+        rows=rows,
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> Iterator[Setting]:
+    for lengths in arguments.lengths:
+        for rollouts in arguments.rollouts:
+            yield Setting(lengths=lengths, longest=arguments.longest[lengths], rollouts=rollouts)
+
+
+def lowest_ratio(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The comparison of our plain PPO with a peer's that is worst for us."""
+    names = {system.name for system in PEERS if system.algorithm == "ppo"}
+    same = [r for r in rows if r["ratio"] and r["ours"] == OURS[0].name and r["peer"] in names]
+    return min(same, key=lambda row: row["ratio"]["median"], default=None)
+
+
+def _measure_setting(
+    setting: Setting,
+    folder: Path,
+    models: ModelFolders,
+    shape: ModelShape,
+    arguments: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], list[float]]:
+    max_rounds = arguments.warmups + 2 * arguments.repeats
+    # One more than there are turns: the last one, too, ends with a wait.
+    lengths = draw_lengths(setting, max_rounds + 1)
+    systems = [s for s in (*OURS, *PEERS) if s.name in (*arguments.ours, *arguments.peers)]
+    gemms = shape.gemm_shapes(setting.rollouts)
+    roofs: list[Roof] = []
+
+    def rate() -> float:
+        roofs.append(measure_roof(gemms))
+        return roofs[-1].flops_per_second
+
+    with ExitStack() as stack:
+        children: dict[str, Child] = {}
+        errors: dict[str, str] = {}
+        for system in systems:
+            job = _job(system, setting, lengths, folder, models, arguments)
+            try:
+                child = _start(system, job, Path(job.output), arguments)
+                stack.callback(child.close)
+                child.wait_until_ready()
+                children[system.name] = child
+            except SystemFailed as error:
+                errors[system.name] = str(error)
+                print(f"  {system.name}: {error}", file=sys.stderr, flush=True)
+        rounds = play(
+            children,
+            rate,
+            repeats=arguments.repeats,
+            warmups=arguments.warmups,
+            max_rounds=max_rounds,
+        )
+    rounds.errors |= errors
+    best = Roof(
+        flops_per_second=max(roof.flops_per_second for roof in roofs),
+        bytes_per_second=max(roof.bytes_per_second for roof in roofs),
+    )
+    return _rows(setting, rounds, shape, best, lengths, arguments), rounds.rates
+
+
+def _job(
+    system: System,
+    setting: Setting,
+    lengths: list[list[int]],
+    folder: Path,
+    models: ModelFolders,
+    arguments: argparse.Namespace,
+) -> Job:
+    output = folder / f"{setting.name}-{system.name.replace(' ', '-')}"
+    output.mkdir()
+    return Job(
+        algorithm=system.algorithm,
+        policy=models.policy,
+        reward=models.reward,
+        cost=models.cost,
+        prompts=str(folder / "prompts.jsonl"),
+        prompt_tokens=PROMPT_TOKENS,
+        lengths=lengths,
+        longest=setting.longest,
+        minibatch_size=min(arguments.minibatch_size, setting.rollouts),
+        epochs=arguments.epochs,
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        seed=SEED,
+        output=str(output),
+        peer_path=arguments.deepspeed_chat,
+    )
+
+
+def _start(system: System, job: Job, output: Path, arguments: argparse.Namespace) -> Child:
+    if arguments.dtype not in system.dtypes:
+        raise SystemFailed(f"trains in {' or '.join(system.dtypes)} only: give --dtype")
+    python = interpreter(system, arguments.environments)
+    job.write(output / "job.json")
+    return Child(
+        [str(python), "-m", f"benchmarks.against.{system.module}", str(output / "job.json")],
+        log=output / "log.txt",
+        threads=arguments.threads,
+        timeout_seconds=arguments.timeout,
+    )
+
+
+def _rows(
+    setting: Setting,
+    rounds: Rounds,
+    shape: ModelShape,
+    roof: Roof,
+    lengths: list[list[int]],
+    arguments: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    rows = []
+    for mode in (system for system in OURS if system.name in arguments.ours):
+        scorers = 2 if mode.algorithm == "lagrangian" else 1
+        limit = limit_seconds(shape, roof, lengths, scorers=scorers, epochs=arguments.epochs)
+        for peer in (system.name for system in PEERS if system.name in arguments.peers):
+            row = compare(rounds, mode.name, peer)
+            if row["ratio"]:
+                row["limit_fraction"] = limit / row["our_seconds"]["median"]
+            rows.append({"lengths": setting.lengths, "rollouts": setting.rollouts, **row})
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
