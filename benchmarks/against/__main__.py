@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.against.child import Child, SystemFailed
 from benchmarks.against.job import Job
@@ -22,6 +22,7 @@ from benchmarks.against.rounds import DIFFERENT_WORK, Rounds, compare, play, tab
 from benchmarks.against.systems import OURS, PEERS, System, interpreter
 from benchmarks.against.workload import (
     PROMPT_TOKENS,
+    SEED,
     Setting,
     Shape,
     draw_lengths,
@@ -31,7 +32,9 @@ from benchmarks.against.workload import (
 )
 from benchmarks.harness import Quartiles, Result, make_parser, measure_roof, publish, settings_of
 from benchmarks.limits import ModelShape, Roof, shape_of
-from benchmarks.workloads import SEED, ModelFolders
+
+if TYPE_CHECKING:
+    from benchmarks.workloads import ModelFolders
 
 LONGEST = {"fixed": 64, "ragged": 200}
 TINY = {
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    ours, peers = ([system.name for system in group] for group in (OURS, PEERS))
+    ours, peers = ([system.key for system in group] for group in (OURS, PEERS))
     parser.add_argument("--tiny", action="store_true", help="seconds of work, to see it run")
     parser.add_argument("--lengths", nargs="+", choices=[*LONGEST], default=[*LONGEST])
     parser.add_argument("--rollouts", nargs="+", type=int, default=[16, 64, 256])
@@ -141,7 +144,7 @@ def _measure_setting(
     max_rounds = arguments.warmups + 2 * arguments.repeats
     # One more than there are turns: the last one, too, ends with a wait.
     lengths = draw_lengths(setting, max_rounds + 1)
-    systems = [s for s in (*OURS, *PEERS) if s.name in (*arguments.ours, *arguments.peers)]
+    systems = [s for s in (*OURS, *PEERS) if s.key in (*arguments.ours, *arguments.peers)]
     gemms = shape.gemm_shapes(setting.rollouts)
     roofs: list[Roof] = []
 
@@ -185,7 +188,7 @@ def _job(
     models: ModelFolders,
     arguments: argparse.Namespace,
 ) -> Job:
-    output = folder / f"{setting.name}-{system.name.replace(' ', '-')}"
+    output = folder / f"{setting.name}-{system.key}"
     output.mkdir()
     return Job(
         algorithm=system.algorithm,
@@ -228,10 +231,10 @@ def _rows(
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     rows = []
-    for mode in (system for system in OURS if system.name in arguments.ours):
+    for mode in (system for system in OURS if system.key in arguments.ours):
         scorers = 2 if mode.algorithm == "lagrangian" else 1
         limit = limit_seconds(shape, roof, lengths, scorers=scorers, epochs=arguments.epochs)
-        for peer in (system.name for system in PEERS if system.name in arguments.peers):
+        for peer in (system.name for system in PEERS if system.key in arguments.peers):
             row = compare(rounds, mode.name, peer)
             if row["ratio"]:
                 row["limit_fraction"] = limit / row["our_seconds"]["median"]

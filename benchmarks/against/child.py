@@ -49,7 +49,7 @@ class Child:
                 self._process = subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env=_environment(threads),
+                    env=_environment(Path(command[0]).parent, threads),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
@@ -59,7 +59,8 @@ class Child:
                 )
             except OSError as error:
                 raise SystemFailed(f"{type(error).__name__}: {error}") from error
-        Thread(target=self._read, daemon=True).start()
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def wait_until_ready(self) -> None:
         self._answer()
@@ -89,11 +90,13 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._reader.join()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as stdout:
+            for line in stdout:
+                self._lines.put(line)
         self._lines.put(None)
 
     def _answer(self) -> dict[str, Any]:
@@ -108,10 +111,14 @@ class Child:
         return answer
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Ours, without what would lead a peer's interpreter to our packages, and without a network."""
+def _environment(programs: Path, threads: int) -> dict[str, str]:
+    """Ours, without what would lead a peer's interpreter to our packages, and without a network.
+
+    Args: programs: folder of the interpreter, where ninja is, which DeepSpeed compiles with.
+    """
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     return kept | {
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
         "OMP_NUM_THREADS": str(threads),
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",

@@ -17,7 +17,10 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
+    key: str
+    """On the command line."""
     name: str
+    """In the table."""
     module: str
     """Its driver, in this package."""
     algorithm: str
@@ -27,14 +30,33 @@ class System:
 
 
 OURS = (
-    System(name="plain PPO", module="ours", algorithm="ppo"),
-    System(name="PPO-Lagrangian", module="ours", algorithm="lagrangian"),
+    System(key="ppo", name="plain PPO", module="ours", algorithm="ppo"),
+    System(key="lagrangian", name="PPO-Lagrangian", module="ours", algorithm="lagrangian"),
 )
 PEERS = (
-    System(name="TRL 1.12.0 PPO", module="trl_ppo", algorithm="ppo", lock="trl-1.12.txt"),
-    System(name="TRL 1.16.0 GRPO", module="trl_critic_free", algorithm="grpo", lock="trl-1.16.txt"),
-    System(name="TRL 1.16.0 RLOO", module="trl_critic_free", algorithm="rloo", lock="trl-1.16.txt"),
     System(
+        key="trl-ppo",
+        name="TRL 1.12.0 PPO",
+        module="trl_ppo",
+        algorithm="ppo",
+        lock="trl-1.12.txt",
+    ),
+    System(
+        key="trl-grpo",
+        name="TRL 1.16.0 GRPO",
+        module="trl_critic_free",
+        algorithm="grpo",
+        lock="trl-1.16.txt",
+    ),
+    System(
+        key="trl-rloo",
+        name="TRL 1.16.0 RLOO",
+        module="trl_critic_free",
+        algorithm="rloo",
+        lock="trl-1.16.txt",
+    ),
+    System(
+        key="deepspeed-chat",
         name="DeepSpeed-Chat PPO",
         module="deepspeed_chat",
         algorithm="ppo",

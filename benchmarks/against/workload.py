@@ -7,13 +7,16 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.limits import ModelShape, Roof, pass_flops, rollout_seconds, sync_seconds
-from benchmarks.workloads import KINDS, SEED, ModelFolders
 
+if TYPE_CHECKING:
+    from benchmarks.workloads import ModelFolders
+
+SEED = 0
 LOG_STD = 0.6
 """Of the logarithm of a ragged length: 7 % of the responses are longer than twice the mean."""
 MEAN_SHARE = 0.2
@@ -101,6 +104,7 @@ def write_llamas(folder: Path, shape: Shape, longest: int) -> ModelFolders:
     )
     from transformers.utils.logging import disable_progress_bar
 
+    from benchmarks.workloads import KINDS, ModelFolders
     from equilibrate.preference.sidecar import ScorerSidecar, write_sidecar
     from equilibrate.sandbox.tokenizer import build_tokenizer
 

@@ -1,0 +1,52 @@
+"""Lengths and prompts that all systems get alike."""
+
+from itertools import chain
+from statistics import fmean
+
+import pytest
+
+from benchmarks.against.workload import Setting, cut_words, draw_lengths, limit_seconds
+from benchmarks.limits import ModelShape, Roof
+
+
+def make_setting(lengths: str, rollouts: int = 256) -> Setting:
+    return Setting(lengths=lengths, longest=200, rollouts=rollouts)
+
+
+def test_fixed_lengths_are_all_the_longest() -> None:
+    assert draw_lengths(make_setting("fixed", 3), 2) == [[200] * 3] * 2
+
+
+def test_ragged_lengths_have_the_stated_mean_and_bounds() -> None:
+    rows = draw_lengths(make_setting("ragged"), 40)
+    assert [len(row) for row in rows] == [256] * 40
+    lengths = list(chain.from_iterable(rows))
+    # 10240 draws with a deviation of 40 sqrt(exp(0.36) - 1) = 26: the mean is known to 0.3.
+    assert fmean(lengths) == pytest.approx(40, abs=1)
+    assert min(lengths) >= 1
+    assert 150 < max(lengths) <= 200
+    # Longer than twice the mean: log 2 + 0.18 = 0.87 = 1.46 deviations of 0.6, 7.3 %.
+    assert fmean(length > 80 for length in lengths) == pytest.approx(0.073, abs=0.01)
+
+
+def test_every_system_draws_the_same_and_every_iteration_anew() -> None:
+    first, second = (draw_lengths(make_setting("ragged"), 2) for _ in range(2))
+    assert first == second
+    assert first[0] != first[1]
+
+
+def test_words_are_cut_into_texts_of_one_size() -> None:
+    assert list(cut_words(["a", "b", "c", "d", "e"], 2)) == ["a b", "c d"]
+
+
+@pytest.mark.parametrize(("scorers", "passes"), [(1, 20), (2, 30)])
+def test_limit_of_an_iteration(scorers: int, passes: int) -> None:
+    shape = ModelShape(
+        num_parameters=100, num_layers=1, hidden_size=4, intermediate_size=8, kv_width=2
+    )
+    roof = Roof(flops_per_second=1000.0, bytes_per_second=1e12)
+    # One response of 2 tokens after 16: prefill 2 x 100 x 16 / 1000 = 3.2 s, one more step 0.2 s,
+    # then all passes over 18 tokens; memory is as good as free.
+    expected = 3.2 + 0.2 + passes * 100 * 18 / 1000
+    found = limit_seconds(shape, roof, [[2]], scorers=scorers, epochs=1)
+    assert found == pytest.approx(expected)
