@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from itertools import islice
 from typing import Any
@@ -23,6 +24,9 @@ def main(job: Job, turns: Turns) -> None:
     from trl.experimental.ppo import PPOTrainer
 
     torch.set_num_threads(job.threads)
+    if job.dtype == "bfloat16":
+        # This trainer makes its own Accelerator, which reads the launcher's variable only.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     tokenizer = AutoTokenizer.from_pretrained(job.policy)
     policy, reference = (AutoModelForCausalLM.from_pretrained(job.policy) for _ in range(2))
     reward, critic = (
