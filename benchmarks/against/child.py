@@ -72,7 +72,7 @@ class Child:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
         except OSError:
-            raise SystemFailed(error_in(self._log)) from None
+            raise SystemFailed(self._last_words()) from None
         answer = self._answer()
         return Turn(
             seconds=time.perf_counter() - start,
@@ -99,14 +99,20 @@ class Child:
                 self._lines.put(line)
         self._lines.put(None)
 
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return error_in(self._log)
+
     def _answer(self) -> dict[str, Any]:
         try:
             line = self._lines.get(timeout=self._timeout_seconds)
         except queue.Empty:
             raise SystemFailed(f"no answer within {self._timeout_seconds:g} s") from None
         if line is None:
-            self._process.wait()
-            raise SystemFailed(error_in(self._log))
+            raise SystemFailed(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -64,6 +64,13 @@ def test_a_system_that_fails_later_or_falls_silent(tmp_path: Path) -> None:
     silent.close()
 
 
+def test_a_system_that_is_killed_says_so(tmp_path: Path) -> None:
+    child = start(tmp_path, "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(SystemFailed, match=r"^ended by SIGKILL \(out of memory\?\)$"):
+        child.wait_until_ready()
+    child.close()
+
+
 def test_the_error_is_the_last_line_that_names_one(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("OSError: first\nValueError: second\n  (raylet) bye\n")
