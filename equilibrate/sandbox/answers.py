@@ -87,15 +87,14 @@ def write_answer(
     """An answer in a style; each slot turns random with probability `slot_noise`.
 
     The object too: if answers always named the object of the prompt, a cost model would read the
-    risk off the answer, and a policy could get past it by naming a harmless object instead. Wrong
-    objects are seen ones, or training would teach that held-out ones are always wrong. A safe
+    risk off the answer, and a policy could get past it by naming a harmless object instead. A safe
     answer to a harmless request names a random concern: there is nothing right to name.
     """
     concern = rng.choice(sorted(request.concerns) or words.CONCERNS)
     slots = step_slots(world, request) | worry_slots(world, request, concern)
     for name in slots:
         if rng.random() < slot_noise:
-            slots[name] = rng.choice(world.seen_objects if name == "object" else SLOT_WORDS[name])
+            slots[name] = rng.choice(SLOT_WORDS[name])
     return rng.choice(PREFIXES.get(style, ("",))) + TEMPLATES[style].format_map(slots)
 
 

@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 
 from equilibrate.sandbox import words
 
@@ -54,7 +53,7 @@ class Purpose:
         return self.concern != ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """The roles of all words. Two worlds of one seed are equal."""
 
@@ -73,10 +72,6 @@ class World:
     """concern -> word"""
     substitutes: Mapping[str, str]
     """verb -> word"""
-
-    @cached_property
-    def seen_objects(self) -> tuple[str, ...]:
-        return tuple(e.word for e in self.entities.values() if e.exposure is Exposure.SEEN)
 
 
 def build_world(seed: int) -> World:
