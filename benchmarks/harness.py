@@ -114,13 +114,18 @@ class RoofWatch:
         return settle_roof(self._before, measure_roof(self._shapes))
 
 
+def moved_fraction(before: float, after: float) -> float:
+    """How far a rate moved, as a fraction of the larger one."""
+    return abs(after - before) / max(before, after)
+
+
 def settle_roof(before: Roof, after: Roof) -> tuple[Roof, dict[str, Any]]:
     """The better of two measurements, and what to write about them: before, after, difference."""
     pairs = [
         (before.flops_per_second, after.flops_per_second),
         (before.bytes_per_second, after.bytes_per_second),
     ]
-    moved = max(abs(b - a) / max(a, b) for a, b in pairs)
+    moved = max(moved_fraction(a, b) for a, b in pairs)
     flops, bandwidth = (max(pair) for pair in pairs)
     return Roof(flops_per_second=flops, bytes_per_second=bandwidth), {
         "gflops_per_second": [rate / 1e9 for rate in pairs[0]],

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.against.child import Child, SystemFailed, Turn
-from benchmarks.harness import ROOF_TOLERANCE, Pairs, Quartiles
+from benchmarks.harness import ROOF_TOLERANCE, Pairs, Quartiles, moved_fraction
 
 DIFFERENT_WORK = "different work"
 """How an error begins that makes the numbers of both sides worthless."""
@@ -29,7 +29,7 @@ class Rounds:
 
 def is_steady(before: float, after: float) -> bool:
     """Whether the machine's rate of products moved by at most a tenth."""
-    return abs(after - before) <= ROOF_TOLERANCE * max(before, after)
+    return moved_fraction(before, after) <= ROOF_TOLERANCE
 
 
 def play(
