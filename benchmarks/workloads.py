@@ -11,7 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from actors.scoring import ScoringWorker
@@ -36,19 +40,26 @@ class ModelFolders:
 
 def write_models(folder: Path) -> ModelFolders:
     """A policy with its tokenizer, and two scorers of the same body."""
-    disable_progress_bar()
     tokenizer = build_tokenizer()
-    policy = build_model(tokenizer, seed=SEED)
-    policy.save_pretrained(folder / "policy")
-    tokenizer.save_pretrained(folder / "policy")
+    return save_models(folder, build_model(tokenizer, seed=SEED), tokenizer)
+
+
+def save_models(
+    folder: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> ModelFolders:
+    """The policy, and two untrained scorers of its body, each with the tokenizer."""
+    disable_progress_bar()
+    folders = ModelFolders(**{name: str(folder / name) for name in ("policy", *KINDS)})
+    policy.save_pretrained(folders.policy)
+    tokenizer.save_pretrained(folders.policy)
     for kind in KINDS:
         torch.manual_seed(SEED)
         config = deepcopy(policy.config)
         config.num_labels = 1
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / kind)
+        tokenizer.save_pretrained(folder / kind)
         write_sidecar(folder / kind, ScorerSidecar(kind=kind))
-    policy_folder, reward, cost = (str(folder / name) for name in ("policy", *KINDS))
-    return ModelFolders(policy=policy_folder, reward=reward, cost=cost)
+    return folders
 
 
 def write_prompts(file: Path, num_per_class: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,18 +96,11 @@ def write_equal_prompts(file: Path) -> None:
 def write_llamas(folder: Path, shape: Shape, longest: int) -> ModelFolders:
     """Untrained policy with the tokenizer of the built-in world, and two scorers of its body."""
     import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
-    from transformers.utils.logging import disable_progress_bar
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from benchmarks.workloads import KINDS, ModelFolders
-    from equilibrate.preference.sidecar import ScorerSidecar, write_sidecar
+    from benchmarks.workloads import save_models
     from equilibrate.sandbox.tokenizer import build_tokenizer
 
-    disable_progress_bar()
     tokenizer = build_tokenizer()
     heads = shape.hidden_size // 32
     config = LlamaConfig(
@@ -126,17 +118,7 @@ def write_llamas(folder: Path, shape: Shape, longest: int) -> ModelFolders:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(SEED)
-    folders = ModelFolders(**{name: str(folder / name) for name in ("policy", *KINDS)})
-    LlamaForCausalLM(config).save_pretrained(folders.policy)
-    tokenizer.save_pretrained(folders.policy)
-    scorer = deepcopy(config)
-    scorer.num_labels = 1
-    for kind in KINDS:
-        target = folder / kind
-        AutoModelForSequenceClassification.from_config(scorer).save_pretrained(target)
-        tokenizer.save_pretrained(target)
-        write_sidecar(target, ScorerSidecar(kind=kind))
-    return folders
+    return save_models(folder, LlamaForCausalLM(config), tokenizer)
 
 
 def limit_seconds(shape: ModelShape, roof: Roof, lengths: list[list[int]], **work: Any) -> float:
