@@ -67,12 +67,14 @@ class WorkerPool:
     def start(
         self, method: str, shares: Sequence[tuple[Any, ...]], prepare: tuple[str, Any] | None = None
     ) -> Callable[[], list[Any]]:
-        """Begin a `map`; calling the answer waits for it. One map at a time."""
+        """Begin a `map`; calling the answer waits for it. Several may be under way."""
+        workers = self.workers[: len(shares)]
         calls = {i: self._call(i, method, share) for i, share in enumerate(shares)}
-        return partial(self._collect, calls, method, shares, prepare)
+        return partial(self._collect, workers, calls, method, shares, prepare)
 
     def _collect(
         self,
+        workers: list[ActorHandle],
         calls: dict[int, ray.ObjectRef[Any]],
         method: str,
         shares: Sequence[tuple[Any, ...]],
@@ -86,7 +88,10 @@ class WorkerPool:
                     answers[index] = ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
                     del calls[index]
                 except (RayActorError, GetTimeoutError, WorkerLostError) as error:
-                    self._replace(index, error)
+                    # Another map under way may have met the same loss: one loss, one restart.
+                    if self.workers[index] is workers[index]:
+                        self._replace(index, error)
+                    workers[index] = self.workers[index]
                     deadline = time.monotonic() + self._timeout_seconds
                     if prepare is not None:
                         self._call(index, *prepare)

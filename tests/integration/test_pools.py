@@ -78,6 +78,16 @@ def test_dead_worker_is_replaced_caught_up_and_only_its_share_done_again(tmp_pat
     assert times_asked(tmp_path) == [1, 2]
 
 
+def test_one_loss_under_two_maps_costs_one_restart(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, max_restarts=1)
+    (tmp_path / "die-11").touch()
+    begun = [
+        pool.start("work", shares, ("catch_up", 7)) for shares in ([(10,), (11,)], [(12,), (13,)])
+    ]
+    assert begun[0]() == [(0, 10, 0), (1, 11, 7)]
+    assert begun[1]() == [(0, 12, 0), (1, 13, 7)]
+
+
 def test_hanging_worker_is_replaced_after_the_deadline(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, timeout_seconds=8.0)
     pool.map("work", [(0,), (1,)])
