@@ -22,6 +22,10 @@ Overrides = Annotated[
     arg(help="Settings laid over the files, as key.path=value.", metavar="KEY=VALUE"),
 ]
 RunFolder = Annotated[Positional[Path], arg(help="Folder of a run.", metavar="RUN")]
+MoreRuns = Annotated[
+    Positional[tuple[Path, ...]],
+    arg(help="Runs of the same settings with other seeds.", metavar="RUN"),
+]
 
 SANDBOX_CONFIG = Path("deploy/configs/sandbox.yaml")
 
@@ -57,11 +61,14 @@ def evaluate(run: RunFolder) -> int:
     return launch(run)
 
 
-def report(run: RunFolder) -> int:
-    """Write the HTML report of a run again."""
-    from equilibrate.report import write_report
+def report(run: RunFolder, more: MoreRuns = ()) -> int:
+    """Write the HTML report of each run again; of several, print their figures as one table."""
+    from equilibrate.report import pooled_markdown, write_report
 
-    print(write_report(run))
+    for folder in (run, *more):
+        print(write_report(folder))
+    if more:
+        print("", pooled_markdown((run, *more)), sep="\n")
     return 0
 
 

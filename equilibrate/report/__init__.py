@@ -1,6 +1,7 @@
 """What people look at after a run: `results.json` for scripts, `report.html` for eyes."""
 
 from equilibrate.report.page import write_report
+from equilibrate.report.pooled import pooled_markdown
 from equilibrate.report.results import (
     TrainingSummary,
     installed_versions,
@@ -11,6 +12,7 @@ from equilibrate.report.results import (
 __all__ = [
     "TrainingSummary",
     "installed_versions",
+    "pooled_markdown",
     "summarise_training",
     "write_report",
     "write_results",
