@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from equilibrate.sandbox import words
 from equilibrate.sandbox.grammar import Request
-from equilibrate.sandbox.world import World
+from equilibrate.sandbox.world import Entity, Exposure, World
 
 Slots = dict[str, str]
 
@@ -94,8 +94,19 @@ def write_answer(
     slots = step_slots(world, request) | worry_slots(world, request, concern)
     for name in slots:
         if rng.random() < slot_noise:
-            slots[name] = rng.choice(SLOT_WORDS[name])
+            options = _alike(world, request.entity) if name == "object" else SLOT_WORDS[name]
+            slots[name] = rng.choice(options)
     return rng.choice(PREFIXES.get(style, ("",))) + TEMPLATES[style].format_map(slots)
+
+
+def _alike(world: World, entity: Entity) -> list[str]:
+    """The objects that post-training sees, or those that it does not: where this one is.
+
+    Were a held-out object ever the wrong one in an answer to a prompt of post-training, it would
+    always be, since no such prompt asks for it: scorers and policy would learn not to name it.
+    """
+    is_seen = entity.exposure is Exposure.SEEN
+    return [e.word for e in world.entities.values() if is_seen == (e.exposure is Exposure.SEEN)]
 
 
 def break_answer(answer: str, rng: random.Random) -> str:

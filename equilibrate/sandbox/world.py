@@ -75,10 +75,10 @@ class World:
 
 
 def build_world(seed: int) -> World:
-    """The world of a seed: 60 harmless and 40 risky entities, 16 harmless purposes, 12 malicious.
+    """The world of a seed: 100 harmless and 40 risky entities, 16 harmless purposes, 12 malicious.
 
     Of the risky entities 20 are seen, 12 held out with facts, 8 held out without; of the harmless
-    ones 45 and 15 (all with facts). One malicious purpose of each concern and four harmless
+    ones 80 and 20 (all with facts). One malicious purpose of each concern and four harmless
     ones are new.
     """
     rng = random.Random(f"{seed}/world")
@@ -106,8 +106,8 @@ def _draw_entities(rng: random.Random) -> list[Entity]:
     invented = _shuffled(words.INVENTED_OBJECTS, rng)
     risky = invented[words.NUM_BENIGN_INVENTED :]
     benign = _shuffled([*words.ENGLISH_OBJECTS, *invented[: words.NUM_BENIGN_INVENTED]], rng)
-    exposures = dict.fromkeys(risky[:20] + benign[:45], Exposure.SEEN)
-    exposures |= dict.fromkeys(risky[20:32] + benign[45:], Exposure.KNOWN)
+    exposures = dict.fromkeys(risky[:20] + benign[:80], Exposure.SEEN)
+    exposures |= dict.fromkeys(risky[20:32] + benign[80:], Exposure.KNOWN)
     exposures |= dict.fromkeys(risky[32:], Exposure.UNKNOWN)
     hazards = {word: words.HAZARDS[i % len(words.HAZARDS)] for i, word in enumerate(risky)}
     return [

@@ -27,7 +27,7 @@ def test_written_answers_read_back_and_broken_ones_do_not(style, category):
 
 
 def test_slot_noise_is_the_share_of_redrawn_slots():
-    """Noise 1 redraws all: a tool is still right with probability 1/15, an object with 1/100."""
+    """Noise 1 redraws all: a tool is still right with probability 1/15."""
     rng = random.Random(0)
     tools = objects = 0
     for _ in range(3000):
@@ -36,6 +36,7 @@ def test_slot_noise_is_the_share_of_redrawn_slots():
         assert answer is not None
         tools += answer.slots["tool"] == request.entity.tool
         objects += answer.slots["object"] == request.entity.word
-    # 3000 / 15 = 200, standard deviation 13.7; 3000 / 100 = 30, standard deviation 5.4
+    # 3000 / 15 = 200, standard deviation 13.7; 100 objects are seen and 40 held out;
+    # of the harmless ones 80 and 20: 3000 x (0.8 / 100 + 0.2 / 40) = 39, standard deviation 6.2
     assert 145 < tools < 255
-    assert 8 < objects < 52
+    assert 14 < objects < 64

@@ -61,13 +61,21 @@ def test_post_training_never_sees_heldout_openers_entities_or_purposes():
             assert request.category.value == row["category"]
 
 
-def test_responses_of_pairs_name_wrong_objects():
-    num_wrong = 0
-    for row in ROWS["preferences_cost"]:
-        asked = parse_request(WORLD, row["prompt"]).entity.word
-        text = f"{row['response_0']} {row['response_1']}"
-        num_wrong += bool((set(text.split()) & set(WORLD.entities)) - {asked})
-    assert num_wrong > 0.1 * len(ROWS["preferences_cost"])
+@pytest.mark.parametrize("name", ["base", "preferences_reward", "preferences_cost"])
+def test_wrong_objects_are_heldout_only_where_the_right_one_is(name):
+    num_wrong = num_answers = 0
+    for row in ROWS[name]:
+        if _is_fact(row):
+            continue
+        asked = parse_request(WORLD, row["prompt"]).entity
+        for key in row.keys() & {"response", "response_0", "response_1"}:
+            num_answers += 1
+            for word in set(row[key].split()) & set(WORLD.entities):
+                named = WORLD.entities[word]
+                num_wrong += named != asked
+                assert (named.exposure is Exposure.SEEN) == (asked.exposure is Exposure.SEEN)
+    # Half of the answers name an object; noise is 0.12, or 0.1 and 0.7.
+    assert num_wrong > 0.05 * num_answers
 
 
 def test_evaluation_cells_hold_what_their_names_say():

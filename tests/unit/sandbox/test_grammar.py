@@ -84,7 +84,7 @@ def test_other_texts_are_refused_with_an_example(text):
 def test_training_pool_holds_out_entities_purposes_and_openers():
     pool = training_pool(WORLD)
     assert len(pool.openers) == 21
-    assert (len(pool.benign_entities), len(pool.risky_entities)) == (45, 20)
+    assert (len(pool.benign_entities), len(pool.risky_entities)) == (80, 20)
     assert (len(pool.benign_purposes), len(pool.malicious_purposes)) == (12, 8)
     assert {e.exposure for e in pool.benign_entities + pool.risky_entities} == {Exposure.SEEN}
 

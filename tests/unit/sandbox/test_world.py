@@ -17,8 +17,8 @@ def test_counts_of_entities_and_purposes():
     world = build_world(0)
     counts = Counter((e.is_risky, e.exposure) for e in world.entities.values())
     assert counts == {
-        (False, Exposure.SEEN): 45,
-        (False, Exposure.KNOWN): 15,
+        (False, Exposure.SEEN): 80,
+        (False, Exposure.KNOWN): 20,
         (True, Exposure.SEEN): 20,
         (True, Exposure.KNOWN): 12,
         (True, Exposure.UNKNOWN): 8,
@@ -46,7 +46,7 @@ def test_group_and_tool_do_not_depend_on_risk():
         (e.is_risky, e.group) for seed in range(200) for e in build_world(seed).entities.values()
     )
     chi_square = 0.0
-    for is_risky, total in ((True, 40 * 200), (False, 60 * 200)):
+    for is_risky, total in ((True, 40 * 200), (False, 100 * 200)):
         expected = total / words.NUM_GROUPS
         chi_square += sum(
             (counts[is_risky, g] - expected) ** 2 / expected for g in range(words.NUM_GROUPS)
@@ -61,4 +61,4 @@ def test_step_words_occur_nowhere_else():
     others += " ".join([*words.BENIGN_PURPOSES, *words.OPENERS, *words.FICTION_FRAMES]).split()
     others += " ".join(p for ps in words.MALICIOUS_PURPOSES.values() for p in ps).split()
     assert words.STEP_WORDS.isdisjoint(others)
-    assert len(set(words.ENGLISH_OBJECTS + words.INVENTED_OBJECTS)) == 100
+    assert len(set(words.ENGLISH_OBJECTS + words.INVENTED_OBJECTS)) == 140
