@@ -213,6 +213,13 @@ def test_settings_that_do_not_fit_together(overrides: tuple[str, ...], message: 
     assert "\n" not in found
 
 
+def test_advantages_without_critics_need_something_to_compare_with() -> None:
+    assert message_of("ppo.advantage=rloo").endswith("rollout.copies (1) must be at least 2; try 4")
+    load_config([], ["ppo.advantage=rloo", "rollout.copies=4"])
+    found = message_of("ppo.advantage=reinforce_plus_plus", "ama.source=critics")
+    assert found.startswith("ama.source (critics) needs critics, and ppo.advantage (reinforce_")
+
+
 def test_own_data_without_constraint_and_mask_needs_no_cost_model() -> None:
     own = "data={policy: p, reward: r, prompts: x}"
     config = load_config([], [own, "ama=off", "constraint=off"])
@@ -357,7 +364,7 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("ppo=3", "ppo (3) must hold keys: clip_range, epochs"),
+            ("ppo=3", "ppo (3) must hold keys: advantage, clip_range"),
             ("ama=on", "ama (True) must hold keys: baseline, delta"),
             ("constraint=maybe", "constraint ('maybe') must hold keys: budget, delay"),
         ],
