@@ -233,7 +233,10 @@ def _rows(
     rows = []
     for mode in (system for system in OURS if system.key in arguments.ours):
         scorers = 2 if mode.algorithm == "lagrangian" else 1
-        limit = limit_seconds(shape, roof, lengths, scorers=scorers, epochs=arguments.epochs)
+        critics = 0 if mode.algorithm == "grpo" else scorers
+        limit = limit_seconds(
+            shape, roof, lengths, scorers=scorers, critics=critics, epochs=arguments.epochs
+        )
         for peer in (system.name for system in PEERS if system.key in arguments.peers):
             row = compare(rounds, mode.name, peer)
             if row["ratio"]:
