@@ -132,7 +132,7 @@ class WorkerGroups:
         config, inputs = self._config, self._inputs
         settings = LearnerSettings(
             policy=str(inputs.policy),
-            reward=str(inputs.reward) if self._has_critics() else "",
+            reward=str(inputs.reward) if config.ppo.has_critics else "",
             cost=str(inputs.cost) if self._needs_cost_critic() else "",
             ptx=str(inputs.ptx) if inputs.ptx else "",
             device=config.device,
@@ -166,13 +166,10 @@ class WorkerGroups:
             for rank in range(num_ranks)
         ]
 
-    def _has_critics(self) -> bool:
-        return self._config.ppo.advantage == "gae"
-
     def _needs_cost_critic(self) -> bool:
         ama = self._config.ama
         is_read = ama is not None and ama.source == "critics"
-        return self._has_critics() and (self._config.constraint is not None or is_read)
+        return self._config.ppo.has_critics and (self._config.constraint is not None or is_read)
 
     def _rendezvous(self) -> tuple[str, int]:
         """Address of rank 0's machine and a port that is free there."""

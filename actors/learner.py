@@ -1,4 +1,4 @@
-"""One rank of the learner: policy, reward critic and cost critic, each a DeepSpeed engine.
+"""One rank of the learner: the policy and its critics, if it has any, each a DeepSpeed engine.
 
 Every rank receives all rollouts of an iteration, runs the models on its share of the rows, and
 exchanges the results once; from there on each rank knows the whole batch (`learner_targets`). In a
@@ -121,7 +121,7 @@ class LearnerWorker:
 
     @property
     def _has_cost_advantages(self) -> bool:
-        return self._settings.ppo.advantage != "gae" or "cost_critic" in self._critics
+        return not self._settings.ppo.has_critics or "cost_critic" in self._critics
 
     def ready(self) -> bool:
         """True once the constructor has finished: lets a caller wait for it."""

@@ -75,6 +75,11 @@ def make_train_batch(
     (reward_advantages, reward_returns), (cost_advantages, cost_returns) = _estimate(
         tokens, rewards, costs, ppo
     )
+    if ppo.advantage == "grpo":
+        # Its scores stand alone: the penalty joins the finished advantages.
+        none = torch.zeros_like(tokens.reward)
+        reward_advantages += shape_rewards(none, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP)
+        cost_advantages += shape_rewards(none, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP)
     advantages = combine_advantages(reward_advantages, cost_advantages, multiplier)
     if is_stale:
         # The weights are positive: they move no token across the zero at which AMA keeps it.
@@ -96,7 +101,7 @@ def _estimate(
     tokens: TokenBatch, rewards: Tensor, costs: Tensor, ppo: PPOConfig
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(advantages, returns) of the reward and of the cost; without critics nothing fits returns."""
-    mask, groups = tokens.response_mask, tokens.groups
+    mask, groups = tokens.response_mask, tokens.prompt_groups
     match ppo.advantage:
         case "gae":
             # Both signals at once: the recursion over T costs the same for twice the rows.
@@ -112,9 +117,9 @@ def _estimate(
         case "rloo":
             found = [rloo(signal, mask, groups) for signal in (rewards, costs)]
         case "grpo":
-            found = [grpo(signal, mask, groups) for signal in (rewards, costs)]
+            found = [grpo(score, mask, groups) for score in (tokens.reward, tokens.cost)]
         case "reinforce_plus_plus":
-            found = [reinforce_plus_plus(signal, mask) for signal in (rewards, costs)]
+            found = [reinforce_plus_plus(s, mask, gamma=ppo.gamma) for s in (rewards, costs)]
     nothing = torch.zeros_like(rewards)
     return (found[0], nothing), (found[1], nothing)
 

@@ -290,6 +290,8 @@ class Update:
 
     def _reduced_sums(self) -> dict[str, float]:
         """Over ranks; the names, and so the shapes, are the same on all of them."""
+        if not self._sums:
+            return {}
         totals = torch.stack(list(self._sums.values()))
         if self._passes.world_size > 1:
             dist.all_reduce(totals)

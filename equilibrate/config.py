@@ -88,10 +88,15 @@ class PPOConfig(Config):
     value_clip_range: float = Field(5.0, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
     advantage: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae"
-    """gae trains critics. The others have none: rloo and grpo compare the responses to one prompt,
-    reinforce_plus_plus those of the batch."""
+    """gae trains critics. The others have none, and no use for gae_lambda, value_clip_range and
+    learner.critic_lr: rloo and grpo compare the responses to one prompt, reinforce_plus_plus those
+    of the batch."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), _type_is("fixed")] = FixedKL()
+
+    @property
+    def has_critics(self) -> bool:
+        return self.advantage == "gae"
 
 
 class MultiplierConfig(Config):
@@ -298,7 +303,12 @@ class RunConfig(Config):
                 f"ppo.advantage ({advantage}) compares the responses to one prompt, so "
                 f"rollout.copies ({copies}) must be at least 2; try 4"
             )
-        if advantage != "gae" and self.ama is not None and self.ama.source == "critics":
+        if advantage in ("rloo", "grpo") and self.ppo.gamma != 1:
+            raise ValueError(
+                f"ppo.gamma ({self.ppo.gamma}) must be 1 with ppo.advantage ({advantage}), which "
+                "judges whole responses; try 1"
+            )
+        if not self.ppo.has_critics and self.ama is not None and self.ama.source == "critics":
             raise ValueError(
                 f"ama.source (critics) needs critics, and ppo.advantage ({advantage}) has none; "
                 "try ama.source=both"

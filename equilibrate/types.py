@@ -153,7 +153,7 @@ class TokenBatch:
     """[B]"""
     is_masked_row: Tensor
     """[B] bool: True where AMA may mask the row; False for classes that the gate leaves alone."""
-    groups: Tensor
+    prompt_groups: Tensor
     """[B] int64: the same number for all responses to one prompt."""
 
 

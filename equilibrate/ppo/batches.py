@@ -33,7 +33,7 @@ class ScoredBatch:
     reward: Tensor
     cost: Tensor
     is_masked_row: Tensor
-    groups: Tensor
+    prompt_groups: Tensor
 
     def with_learner_outputs(
         self, *, old_log_probs: Tensor, values: Tensor, cost_values: Tensor
@@ -75,7 +75,7 @@ def collate(
         reward=torch.tensor([s.reward for s in rollouts], dtype=torch.float32),
         cost=torch.tensor([s.cost for s in rollouts], dtype=torch.float32),
         is_masked_row=torch.tensor([r.category not in ungated for r in plain]),
-        groups=torch.tensor(_numbered([r.prompt_id for r in plain])),
+        prompt_groups=torch.tensor(_numbered([r.prompt_id for r in plain])),
     )
 
 

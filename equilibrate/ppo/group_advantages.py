@@ -1,7 +1,7 @@
 """Advantages without a critic: a response is judged against others, not against a value.
 
 Each estimator works on one signal, reward or cost; `combine_advantages` joins the two as it does
-for `gae`. The KL penalty is in the signal (`shape_rewards`).
+for `gae`. Where a signal is divided by its standard deviation, lambda weighs standard deviations.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from equilibrate.ppo.advantages import gae
 from equilibrate.ppo.masks import keep
 from equilibrate.tensors import require_same_shape
 
-EPSILON = 1e-6
-"""Keeps a division by a spread finite; in units of the signal."""
+EPSILON = 1e-4
+"""Added to a standard deviation, in units of the signal: above what rounding leaves."""
 
 
 @torch.no_grad()
@@ -23,63 +24,63 @@ def rloo(rewards: Tensor, response_mask: Tensor, groups: Tensor) -> Tensor:
         A_i = R_i - sum_(j != i) R_j / (n - 1),   R_i = sum_t r_(i,t)
 
     Args:
-        rewards: [B, T], one unit. Entries outside the response may hold anything.
+        rewards: [B, T], one unit, with the KL penalty. Entries outside the response may hold
+            anything.
         response_mask: [B, T] bool.
         groups: [B] int64, the same number for all responses to one prompt.
     Returns: [B, T], A_i at every response token, 0 elsewhere; 0 for a response that is alone.
     Raises: ValueError if shapes differ.
     Source: Ahmadian et al. 2024, eq. 7.
     """
-    returns = _returns(rewards, response_mask, groups)
+    require_same_shape(rewards=rewards, response_mask=response_mask)
+    require_same_shape(groups=groups, rows=response_mask.any(1))
+    (kept,) = keep(response_mask, rewards)
+    returns = kept.sum(1)
     mean, _, size = _group_statistics(returns, groups)
-    return _spread((returns - mean) * size / (size - 1.0).clamp(min=1.0), response_mask)
+    return _at_every_token((returns - mean) * size / (size - 1.0).clamp(min=1.0), response_mask)
 
 
 @torch.no_grad()
-def grpo(rewards: Tensor, response_mask: Tensor, groups: Tensor) -> Tensor:
-    """The return of a response in standard deviations from the mean of its group.
+def grpo(scores: Tensor, response_mask: Tensor, groups: Tensor) -> Tensor:
+    """The score of a response in standard deviations from the mean of its group.
 
-        A_i = (R_i - mean_j R_j) / (std_j R_j + EPSILON)
+        A_i = (s_i - mean_j s_j) / (std_j s_j + EPSILON)
 
-    with the standard deviation of the group itself (divided by n). A group whose responses are
-    equally good gives 0. Arguments, errors and shape of the result as in `rloo`.
+    with the standard deviation of the group itself (divided by n). The KL penalty stays out, or a
+    group of equal scores would be told apart by it alone, at full strength.
 
+    Args:
+        scores: [B], one unit.
+        response_mask, groups: as in `rloo`.
+    Returns: [B, T], A_i at every response token, 0 elsewhere.
+    Raises: ValueError if shapes differ.
     Source: Shao et al. 2024, section 4.1.2 (outcome supervision).
     """
-    returns = _returns(rewards, response_mask, groups)
-    mean, variance, _ = _group_statistics(returns, groups)
-    return _spread((returns - mean) / (variance.sqrt() + EPSILON), response_mask)
+    require_same_shape(scores=scores, groups=groups, rows=response_mask.any(1))
+    mean, variance, _ = _group_statistics(scores, groups)
+    return _at_every_token((scores - mean) / (variance.sqrt() + EPSILON), response_mask)
 
 
 @torch.no_grad()
-def reinforce_plus_plus(rewards: Tensor, response_mask: Tensor) -> Tensor:
+def reinforce_plus_plus(rewards: Tensor, response_mask: Tensor, *, gamma: float) -> Tensor:
     """The return from each token on, in standard deviations from the mean of the whole batch.
 
-        A_t = (G_t - mean G) / (std G + EPSILON),   G_t = sum_(s >= t) r_s
+        A_t = (G_t - mean G) / (std G + EPSILON),   G_t = sum_(s >= t) gamma^(s - t) r_s
 
     Mean and standard deviation (divided by n) are over all response tokens of the batch, so one
-    response per prompt is enough.
+    response per prompt is enough. The KL penalty in the rewards is divided with them.
 
-    Args: as in `rloo`.
+    Args: as in `rloo`; gamma in [0, 1].
     Returns: [B, T], 0 outside the response.
     Raises: ValueError if shapes differ.
     Source: Hu 2025 (arXiv 2501.03262), section 3.
     """
-    require_same_shape(rewards=rewards, response_mask=response_mask)
-    (kept,) = keep(response_mask, rewards)
-    to_go = kept.flip(1).cumsum(1).flip(1)
+    to_go, _ = gae(rewards, torch.zeros_like(rewards), response_mask, gamma=gamma, gae_lambda=1.0)
     tokens = to_go[response_mask]
     if not len(tokens):
         return torch.zeros_like(to_go)
     scaled = (to_go - tokens.mean()) / (tokens.std(correction=0) + EPSILON)
     return torch.where(response_mask, scaled, 0.0)
-
-
-def _returns(rewards: Tensor, response_mask: Tensor, groups: Tensor) -> Tensor:
-    require_same_shape(rewards=rewards, response_mask=response_mask)
-    require_same_shape(groups=groups, rows=response_mask.any(1))
-    (kept,) = keep(response_mask, rewards)
-    return kept.sum(1)
 
 
 def _group_statistics(returns: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,10 +89,10 @@ def _group_statistics(returns: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, 
     zeros = returns.new_zeros(len(returns))
     size = zeros.index_add(0, index, torch.ones_like(returns))[index]
     mean = zeros.index_add(0, index, returns)[index] / size
-    # From differences, not from squares: equal returns give exactly 0.
+    # From differences: from squares, rounding would leave more of equal ones.
     variance = zeros.index_add(0, index, (returns - mean) ** 2)[index] / size
     return mean, variance, size
 
 
-def _spread(advantages: Tensor, response_mask: Tensor) -> Tensor:
+def _at_every_token(advantages: Tensor, response_mask: Tensor) -> Tensor:
     return torch.where(response_mask, advantages[:, None], 0.0)

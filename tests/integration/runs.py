@@ -22,7 +22,8 @@ ITERATIONS = 5
 CHECKPOINT_EVERY = 2
 SMALL = Sizes(
     base_examples=8,
-    pairs=16,
+    reward_pairs=8,
+    cost_pairs=8,
     prompts_per_class=24,
     evaluation_per_cell=4,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,40 +55,48 @@ def group_of_one() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    **{f"stage{stage}": {"learner": {"zero_stage": stage}} for stage in (0, 1, 2, 3)},
+    "critic-free": {"reward": "", "cost": "", "ppo": {"advantage": "reinforce_plus_plus"}},
+}
+"""Settings whose result two ranks must share with one: ZeRO stages, and no critics."""
+
+
 def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
-    """In a process of its own: one of two ranks, at every ZeRO stage in turn."""
+    """In a process of its own: one of two ranks, in every way in turn."""
     set_rank(rank, 2, port)
     scored = score_rollouts(models)
-    for stage in (0, 1, 2, 3):
-        worker = LearnerWorker(make_settings(models, learner={"zero_stage": stage}))
+    for name, changes in WAYS.items():
+        worker = LearnerWorker(make_settings(models, **changes))
         metrics = update(worker, scored)
         weights = snapshot(worker)
         if rank == 0:
-            np.savez(out / f"stage{stage}.npz", **weights)  # type: ignore[arg-type]
-            np.savez(out / f"metrics{stage}.npz", **metrics.values)
+            np.savez(out / f"{name}.npz", **weights)  # type: ignore[arg-type]
+            np.savez(out / f"metrics-{name}.npz", **metrics.values)
 
 
 def test_ranks_and_zero_stages_do_not_change_the_result(
     models: Path, scored: list[ScoredRollout], tmp_path: Path
 ) -> None:
     spawn(run_rank, (free_port(), models, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
-    worker = LearnerWorker(make_settings(models))
-    before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
-    assert largest_difference(before, alone) > 1e-4
-    for stage in (0, 1, 2, 3):
-        with np.load(tmp_path / f"stage{stage}.npz") as weights:
-            assert largest_difference(alone, dict(weights)) < 2e-6, stage
-        with np.load(tmp_path / f"metrics{stage}.npz") as values:
-            assert dict(values) == pytest.approx(dict(metrics.values), rel=1e-4, abs=1e-6), stage
+    for name, changes in WAYS.items():
+        one_rank = {k: v for k, v in changes.items() if k != "learner"}
+        worker = LearnerWorker(make_settings(models, **one_rank))
+        before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
+        assert largest_difference(before, alone) > 1e-4
+        with np.load(tmp_path / f"{name}.npz") as weights:
+            assert largest_difference(alone, dict(weights)) < 2e-6, name
+        with np.load(tmp_path / f"metrics-{name}.npz") as values:
+            assert dict(values) == pytest.approx(dict(metrics.values), rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("way", ["stage0", "stage2", "stage3", "critic-free"])
 def test_loading_continues_bit_by_bit(
-    models: Path, scored: list[ScoredRollout], tmp_path: Path, stage: int
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, way: str
 ) -> None:
-    settings = make_settings(
-        models, learner={"zero_stage": stage, "lr_schedule": "cosine"}, parity_tolerance=10.0
-    )
+    changes = WAYS[way]
+    learner = {**changes.get("learner", {}), "lr_schedule": "cosine"}
+    settings = make_settings(models, **{**changes, "learner": learner}, parity_tolerance=10.0)
     straight = LearnerWorker(settings)
     update(straight, scored, iteration=0)
     straight.save(tmp_path)
@@ -219,6 +228,19 @@ def test_fully_masked_batch_moves_the_critics_alone(
     for role in ("critic", "cost_critic"):
         names = [name for name in before if name.startswith(role + "/")]
         assert any((before[name] != after[name]).any() for name in names)
+
+
+def test_fully_masked_batch_without_critics_moves_nothing(
+    models: Path, scored: list[ScoredRollout]
+) -> None:
+    ama = AmaConfig(source="reward")
+    worker = LearnerWorker(make_settings(models, **WAYS["critic-free"], ama=ama))
+    before = snapshot(worker)
+    flat = [replace(s, token_rewards=np.zeros_like(s.token_rewards)) for s in scored]
+    metrics = update(worker, flat)
+    assert not metrics.skipped
+    assert metrics.values["kept_fraction"] == 0.0
+    assert_equal(snapshot(worker), before)
 
 
 def test_bfloat16_learns_close_to_float32(models: Path, scored: list[ScoredRollout]) -> None:
