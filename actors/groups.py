@@ -132,7 +132,7 @@ class WorkerGroups:
         config, inputs = self._config, self._inputs
         settings = LearnerSettings(
             policy=str(inputs.policy),
-            reward=str(inputs.reward),
+            reward=str(inputs.reward) if config.ppo.has_critics else "",
             cost=str(inputs.cost) if self._needs_cost_critic() else "",
             ptx=str(inputs.ptx) if inputs.ptx else "",
             device=config.device,
@@ -168,7 +168,8 @@ class WorkerGroups:
 
     def _needs_cost_critic(self) -> bool:
         ama = self._config.ama
-        return self._config.constraint is not None or (ama is not None and ama.source == "critics")
+        is_read = ama is not None and ama.source == "critics"
+        return self._config.ppo.has_critics and (self._config.constraint is not None or is_read)
 
     def _rendezvous(self) -> tuple[str, int]:
         """Address of rank 0's machine and a port that is free there."""

@@ -1,4 +1,4 @@
-"""One rank of the learner: policy, reward critic and cost critic, each a DeepSpeed engine.
+"""One rank of the learner: the policy and its critics, if it has any, each a DeepSpeed engine.
 
 Every rank receives all rollouts of an iteration, runs the models on its share of the rows, and
 exchanges the results once; from there on each rank knows the whole batch (`learner_targets`). In a
@@ -54,8 +54,9 @@ class LearnerSettings:
     policy: str
     """Model folders; the critics start as the reward and cost models."""
     reward: str
+    """Empty: no critic."""
     cost: str
-    """Empty: no cost critic, plain PPO."""
+    """Empty: no cost critic."""
     ptx: str
     """Data set folder; read only if `learner.ptx_coef` is above 0."""
     device: Device
@@ -83,16 +84,18 @@ class LearnerWorker:
         _join_group(self._accelerator)
         policy = load_policy(settings.policy, self._accelerator)
         self._aliases = tied_names(policy.model)
-        critics = [load_scorer(settings.reward, "reward", self._accelerator)]
+        self._policy = self._trained(policy, settings.learner.policy_lr)
+        self._critics: dict[str, TrainedModel] = {}
+        if settings.reward:
+            critic = load_scorer(settings.reward, "reward", self._accelerator)
+            self._critics["critic"] = self._trained(critic, settings.learner.critic_lr)
         if settings.cost:
-            critics.append(load_scorer(settings.cost, "cost", self._accelerator))
-        rates = settings.learner.policy_lr, settings.learner.critic_lr
-        self._policy = self._trained(policy, rates[0])
-        self._critics = [self._trained(critic, rates[1]) for critic in critics]
+            critic = load_scorer(settings.cost, "cost", self._accelerator)
+            self._critics["cost_critic"] = self._trained(critic, settings.learner.critic_lr)
         self._passes = Passes(
             policy=self._policy,
-            critic=self._critics[0],
-            cost_critic=self._critics[1] if settings.cost else None,
+            critic=self._critics.get("critic"),
+            cost_critic=self._critics.get("cost_critic"),
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             micro_batch_size=settings.learner.micro_batch_size,
@@ -114,7 +117,11 @@ class LearnerWorker:
 
     @property
     def _models(self) -> dict[str, TrainedModel]:
-        return dict(zip(("policy", "critic", "cost_critic"), (self._policy, *self._critics)))  # noqa: B905
+        return {"policy": self._policy, **self._critics}
+
+    @property
+    def _has_cost_advantages(self) -> bool:
+        return not self._settings.ppo.has_critics or "cost_critic" in self._critics
 
     def ready(self) -> bool:
         """True once the constructor has finished: lets a caller wait for it."""
@@ -131,7 +138,7 @@ class LearnerWorker:
         """All epochs and minibatches of one iteration; every rank returns the same metrics.
 
         Args:
-            multiplier: lambda >= 0; without a cost critic it has no effect.
+            multiplier: lambda >= 0; with a critic but no cost critic it has no effect.
         Returns: `skipped` if a score, a log-prob or a value is not finite (nothing moved), or if a
             loss or gradient becomes so in a later minibatch (it and its followers are left out).
         Raises: ParityError, before anything moves, if the learner's log-probs of the sampled tokens
@@ -152,7 +159,7 @@ class LearnerWorker:
         values |= staleness_metrics(tokens) if is_stale else self._in_parity(tokens, iteration)
         train = make_train_batch(
             tokens,
-            multiplier=multiplier if settings.cost else 0.0,
+            multiplier=multiplier if self._has_cost_advantages else 0.0,
             kl_coef=kl_coef,
             ppo=settings.ppo,
             ama=settings.ama,
@@ -200,7 +207,7 @@ class LearnerWorker:
         learner = self._settings.learner
         share = schedule(learner.lr_schedule, iteration / self._settings.iterations)
         self._policy.set_learning_rate(learner.policy_lr * share)
-        for critic in self._critics:
+        for critic in self._critics.values():
             critic.set_learning_rate(learner.critic_lr * share)
         return learner.policy_lr * share
 

@@ -17,6 +17,7 @@ from equilibrate.ama.masks import gradient_mask
 from equilibrate.ama.signals import response_signal, token_signal
 from equilibrate.config import AmaConfig, PPOConfig
 from equilibrate.ppo.advantages import combine_advantages, gae
+from equilibrate.ppo.group_advantages import grpo, reinforce_plus_plus, rloo
 from equilibrate.ppo.importance import truncated_importance
 from equilibrate.ppo.kl import kl_penalty
 from equilibrate.ppo.rewards import shape_rewards
@@ -71,17 +72,14 @@ def make_train_batch(
     kl = kl_penalty(tokens.old_log_probs, tokens.ref_log_probs, mask)
     rewards = shape_rewards(tokens.reward, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP)
     costs = shape_rewards(tokens.cost, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP)
-    gamma, gae_lambda = ppo.gamma, ppo.gae_lambda
-    # Both signals at once: the recursion over T costs the same for twice the rows.
-    both, returns = gae(
-        torch.cat([rewards, costs]),
-        torch.cat([tokens.values, tokens.cost_values]),
-        torch.cat([mask, mask]),
-        gamma=gamma,
-        gae_lambda=gae_lambda,
+    (reward_advantages, reward_returns), (cost_advantages, cost_returns) = _estimate(
+        tokens, rewards, costs, ppo
     )
-    reward_advantages, cost_advantages = both.chunk(2)
-    reward_returns, cost_returns = returns.chunk(2)
+    if ppo.advantage == "grpo":
+        # Its scores stand alone: the penalty joins the finished advantages.
+        none = torch.zeros_like(tokens.reward)
+        reward_advantages += shape_rewards(none, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP)
+        cost_advantages += shape_rewards(none, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP)
     advantages = combine_advantages(reward_advantages, cost_advantages, multiplier)
     if is_stale:
         # The weights are positive: they move no token across the zero at which AMA keeps it.
@@ -97,6 +95,33 @@ def make_train_batch(
         if ama is None
         else _ama_mask(tokens, advantages, multiplier=multiplier, ama=ama, seed=seed),
     )
+
+
+def _estimate(
+    tokens: TokenBatch, rewards: Tensor, costs: Tensor, ppo: PPOConfig
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(advantages, returns) of the reward and of the cost; without critics nothing fits returns."""
+    mask, groups = tokens.response_mask, tokens.prompt_groups
+    match ppo.advantage:
+        case "gae":
+            # Both signals at once: the recursion over T costs the same for twice the rows.
+            advantages, returns = gae(
+                torch.cat([rewards, costs]),
+                torch.cat([tokens.values, tokens.cost_values]),
+                torch.cat([mask, mask]),
+                gamma=ppo.gamma,
+                gae_lambda=ppo.gae_lambda,
+            )
+            both = tuple(zip(advantages.chunk(2), returns.chunk(2), strict=True))
+            return both[0], both[1]
+        case "rloo":
+            found = [rloo(signal, mask, groups) for signal in (rewards, costs)]
+        case "grpo":
+            found = [grpo(score, mask, groups) for score in (tokens.reward, tokens.cost)]
+        case "reinforce_plus_plus":
+            found = [reinforce_plus_plus(s, mask, gamma=ppo.gamma) for s in (rewards, costs)]
+    nothing = torch.zeros_like(rewards)
+    return (found[0], nothing), (found[1], nothing)
 
 
 def batch_metrics(train: TrainBatch, entropies: Tensor) -> dict[str, float]:

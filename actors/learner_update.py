@@ -46,7 +46,8 @@ class Passes:
     """The models of one rank and how it cuts its rows."""
 
     policy: Trainable
-    critic: Trainable
+    critic: Trainable | None
+    """None where advantages need no values."""
     cost_critic: Trainable | None
     rank: int
     world_size: int
@@ -67,24 +68,23 @@ class Passes:
 
         Args: batch: tensors on the device.
         Returns: old_log_probs and entropies in nats, of response tokens; values and cost_values of
-            the prefix that ends before each token.
+            the prefix that ends before each token, 0 without a critic.
         """
         num_rows, width = batch.token_ids.shape
         names = ("old_log_probs", "entropies", "values", "cost_values")
         found = torch.zeros(len(names), num_rows, width, device=self.device)
+        by_name = dict(zip(names, found, strict=True))
         for rows in self.micro_batches(np.arange(num_rows), lengths):
             length = int(lengths[rows].max())
             index = torch.from_numpy(rows).to(self.device)
             token_ids = batch.token_ids[index, :length]
             mask = batch.response_mask[index, :length]
-            outputs = [
-                *self.policy(token_ids, mask, self.temperature),
-                values_of(self.critic, token_ids),
-            ]
-            if self.cost_critic is not None:
-                outputs.append(values_of(self.cost_critic, token_ids))
-            for found_rows, output in zip(found, outputs, strict=False):
-                found_rows[index, :length] = output
+            log_probs, entropies = self.policy(token_ids, mask, self.temperature)
+            outputs = {"old_log_probs": log_probs, "entropies": entropies}
+            for name, critic in self.critics.items():
+                outputs[name] = values_of(critic, token_ids)
+            for name, output in outputs.items():
+                by_name[name][index, :length] = output
         if self.world_size > 1:
             # Every rank filled its own rows and left the others 0.
             dist.all_reduce(found)
@@ -102,8 +102,13 @@ class Passes:
 
     @property
     def models(self) -> list[Trainable]:
-        critics = [self.critic] if self.cost_critic is None else [self.critic, self.cost_critic]
-        return [self.policy, *critics]
+        return [self.policy, *self.critics.values()]
+
+    @property
+    def critics(self) -> dict[str, Trainable]:
+        """By the field of a `TokenBatch` that holds what they say."""
+        named = {"values": self.critic, "cost_values": self.cost_critic}
+        return {name: critic for name, critic in named.items() if critic is not None}
 
 
 def _stacked(first: Tensor, second: Tensor) -> Tensor:
@@ -218,11 +223,12 @@ class Update:
     ) -> Iterator[tuple[Trainable, Tensor]]:
         """One at a time, so that only one model's activations are in memory."""
         num_response = int(self._num_response[rows].sum())
-        critics = {"value_loss": (self._passes.critic, part.values, part.returns)}
-        if self._passes.cost_critic is not None:
-            cost_critic = (self._passes.cost_critic, part.cost_values, part.cost_returns)
-            critics["cost_value_loss"] = cost_critic
-        for name, (critic, old_values, returns) in critics.items():
+        targets = {
+            "values": ("value_loss", part.values, part.returns),
+            "cost_values": ("cost_value_loss", part.cost_values, part.cost_returns),
+        }
+        for field, critic in self._passes.critics.items():
+            name, old_values, returns = targets[field]
             loss = clipped_value_loss(
                 values_of(critic, part.token_ids),
                 old_values,
@@ -284,6 +290,8 @@ class Update:
 
     def _reduced_sums(self) -> dict[str, float]:
         """Over ranks; the names, and so the shapes, are the same on all of them."""
+        if not self._sums:
+            return {}
         totals = torch.stack(list(self._sums.values()))
         if self._passes.world_size > 1:
             dist.all_reduce(totals)

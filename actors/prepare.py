@@ -98,8 +98,8 @@ def _run(stage: Stage, root: Path, announce: Announce) -> Path:
 def _world_stage(config: RunConfig) -> Stage:
     sandbox = config.sandbox
     sizes = Sizes(
-        reward_pairs=sandbox.reward_pairs,
-        cost_pairs=sandbox.cost_pairs,
+        reward_pairs=sandbox.pairs,
+        cost_pairs=sandbox.pairs // 2,
         evaluation_per_cell=sandbox.evaluation_per_cell,
     )
 

@@ -132,12 +132,13 @@ def limit_seconds(shape: ModelShape, roof: Roof, config: Any, lengths: tuple[int
     """
     count, (prompt, response) = config.rollouts_per_iteration, lengths
     scorers = 1 if config.constraint is None else 2
+    critics = scorers if config.ppo.has_critics else 0
     flops = pass_flops(
         shape.num_parameters,
         count * (prompt + response),
         # Before the update policy and critics; in scoring the reference and the scorers.
-        forwards=2 * (1 + scorers),
-        trainings=(1 + scorers) * config.ppo.epochs,
+        forwards=(1 + critics) + (1 + scorers),
+        trainings=(1 + critics) * config.ppo.epochs,
     )
     return (
         rollout_seconds(shape, roof, [prompt] * count, [response] * count)

@@ -87,8 +87,16 @@ class PPOConfig(Config):
     clip_range: float = Field(0.2, gt=0, lt=1)
     value_clip_range: float = Field(5.0, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
+    advantage: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae"
+    """gae trains critics. The others have none, and no use for gae_lambda, value_clip_range and
+    learner.critic_lr: rloo and grpo compare the responses to one prompt, reinforce_plus_plus those
+    of the batch."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), _type_is("fixed")] = FixedKL()
+
+    @property
+    def has_critics(self) -> bool:
+        return self.advantage == "gae"
 
 
 class MultiplierConfig(Config):
@@ -212,8 +220,8 @@ class SandboxConfig(Config):
 
     seed: int = Field(0, ge=0)
     base_steps: int = Field(1500, gt=0)
-    reward_pairs: int = Field(40_000, gt=0)
-    cost_pairs: int = Field(20_000, gt=0)
+    pairs: int = Field(40_000, gt=1)
+    """Preference pairs for the reward model; the cost model learns from half as many."""
     evaluation_per_cell: int = Field(256, gt=0)
 
 
@@ -284,6 +292,26 @@ class RunConfig(Config):
                 f"rollout.max_new_tokens ({self.rollout.max_new_tokens}) must be below "
                 f"rollout.max_model_len ({self.rollout.max_model_len}); "
                 f"try {self.rollout.max_model_len // 2}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _advantages_have_what_they_need(self) -> Self:
+        advantage, copies = self.ppo.advantage, self.rollout.copies
+        if advantage in ("rloo", "grpo") and copies < 2:
+            raise ValueError(
+                f"ppo.advantage ({advantage}) compares the responses to one prompt, so "
+                f"rollout.copies ({copies}) must be at least 2; try 4"
+            )
+        if advantage in ("rloo", "grpo") and self.ppo.gamma != 1:
+            raise ValueError(
+                f"ppo.gamma ({self.ppo.gamma}) must be 1 with ppo.advantage ({advantage}), which "
+                "judges whole responses; try 1"
+            )
+        if not self.ppo.has_critics and self.ama is not None and self.ama.source == "critics":
+            raise ValueError(
+                f"ama.source (critics) needs critics, and ppo.advantage ({advantage}) has none; "
+                "try ama.source=both"
             )
         return self
 

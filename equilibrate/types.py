@@ -142,7 +142,8 @@ class TokenBatch:
     old_log_probs: Tensor
     ref_log_probs: Tensor
     values: Tensor
-    """[B, T], reward units: value of the prefix that ends just before each token."""
+    """[B, T], reward units: value of the prefix that ends just before each token; 0 without a
+    critic."""
     cost_values: Tensor
     token_rewards: Tensor
     token_costs: Tensor
@@ -152,6 +153,8 @@ class TokenBatch:
     """[B]"""
     is_masked_row: Tensor
     """[B] bool: True where AMA may mask the row; False for classes that the gate leaves alone."""
+    prompt_groups: Tensor
+    """[B] int64: the same number for all responses to one prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.against.child import Child, SystemFailed
-from benchmarks.against.job import Job
+from benchmarks.against.job import GROUP, Job
 from benchmarks.against.rounds import DIFFERENT_WORK, Rounds, compare, play, table
 from benchmarks.against.systems import OURS, PEERS, System, interpreter
 from benchmarks.against.workload import (
@@ -80,6 +80,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one answer")
     parser.set_defaults(longest=LONGEST)
     arguments = parser.parse_args(argv)
+    if any(rollouts % GROUP for rollouts in arguments.rollouts):
+        parser.error(f"--rollouts must be multiples of {GROUP}, the responses to one prompt")
     if arguments.tiny:
         vars(arguments).update(TINY)
     return arguments
@@ -233,7 +235,10 @@ def _rows(
     rows = []
     for mode in (system for system in OURS if system.key in arguments.ours):
         scorers = 2 if mode.algorithm == "lagrangian" else 1
-        limit = limit_seconds(shape, roof, lengths, scorers=scorers, epochs=arguments.epochs)
+        critics = 0 if mode.algorithm == "grpo" else scorers
+        limit = limit_seconds(
+            shape, roof, lengths, scorers=scorers, critics=critics, epochs=arguments.epochs
+        )
         for peer in (system.name for system in PEERS if system.key in arguments.peers):
             row = compare(rounds, mode.name, peer)
             if row["ratio"]:

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+GROUP = 4
+"""Responses per prompt where their mean is the baseline."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     algorithm: str
-    """`ppo` or `lagrangian` of ours; `ppo`, `grpo` or `rloo` of a peer."""
+    """`ppo`, `lagrangian` or `grpo` of ours; `ppo`, `grpo` or `rloo` of a peer."""
     policy: str
     """Model folder with its tokenizer; frozen copies of it are the reference."""
     reward: str

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks.against.job import Job
+from benchmarks.against.job import GROUP, Job
 from benchmarks.against.turns import Turns
 
 MICRO_BATCH = 16
@@ -61,6 +61,8 @@ def worker_with(lengths: Sequence[Sequence[int]]) -> type:
 
 def settings(job: Job) -> dict[str, Any]:
     is_constrained = job.algorithm == "lagrangian"
+    is_critic_free = job.algorithm == "grpo"
+    copies = GROUP if is_critic_free else 1
     model_length = job.prompt_tokens + job.longest
     return {
         "output": job.output,
@@ -79,7 +81,8 @@ def settings(job: Job) -> dict[str, Any]:
             "prompts": job.prompts,
         },
         "rollout": {
-            "prompts_per_iteration": job.rollouts,
+            "prompts_per_iteration": job.rollouts // copies,
+            "copies": copies,
             "max_new_tokens": job.longest,
             "max_model_len": model_length,
             "memory_gib": kv_cache_gib(job),
@@ -93,6 +96,7 @@ def settings(job: Job) -> dict[str, Any]:
             "critic_lr": 1e-5,
         },
         "ppo": {
+            "advantage": "grpo" if is_critic_free else "gae",
             "minibatch_size": job.minibatch_size,
             "epochs": job.epochs,
             "kl": {"type": "fixed", "coef": 0.02},

@@ -32,6 +32,7 @@ class System:
 OURS = (
     System(key="ppo", name="plain PPO", module="ours", algorithm="ppo"),
     System(key="lagrangian", name="PPO-Lagrangian", module="ours", algorithm="lagrangian"),
+    System(key="critic-free", name="critic-free", module="ours", algorithm="grpo"),
 )
 PEERS = (
     System(

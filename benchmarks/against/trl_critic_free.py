@@ -5,12 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from benchmarks.against.job import Job, read_prompts
+from benchmarks.against.job import GROUP, Job, read_prompts
 from benchmarks.against.row_lengths import impose_lengths
 from benchmarks.against.turns import Turns
-
-GROUP = 4
-"""Responses per prompt, whose mean is the baseline."""
 
 
 def main(job: Job, turns: Turns) -> None:

@@ -124,21 +124,21 @@ def write_llamas(folder: Path, shape: Shape, longest: int) -> ModelFolders:
 def limit_seconds(shape: ModelShape, roof: Roof, lengths: list[list[int]], **work: Any) -> float:
     """Least mean seconds of our iteration.
 
-    Args: work: `epochs`, and `scorers`: 1 with a reward model alone, 2 with a cost model.
+    Args: work: `epochs`; `scorers`: 1 with a reward model alone, 2 with a cost model; `critics`.
     """
     return float(np.mean([_limit(shape, roof, row, **work) for row in lengths]))
 
 
 def _limit(
-    shape: ModelShape, roof: Roof, lengths: list[int], *, scorers: int, epochs: int
+    shape: ModelShape, roof: Roof, lengths: list[int], *, scorers: int, critics: int, epochs: int
 ) -> float:
     prompts = [PROMPT_TOKENS] * len(lengths)
     flops = pass_flops(
         shape.num_parameters,
         sum(prompts) + sum(lengths),
         # In scoring the reference and the scorers, before the update the policy and the critics.
-        forwards=2 * (1 + scorers),
-        trainings=(1 + scorers) * epochs,
+        forwards=(1 + scorers) + (1 + critics),
+        trainings=(1 + critics) * epochs,
     )
     return (
         rollout_seconds(shape, roof, prompts, lengths)

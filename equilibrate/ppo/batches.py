@@ -33,6 +33,7 @@ class ScoredBatch:
     reward: Tensor
     cost: Tensor
     is_masked_row: Tensor
+    prompt_groups: Tensor
 
     def with_learner_outputs(
         self, *, old_log_probs: Tensor, values: Tensor, cost_values: Tensor
@@ -74,7 +75,14 @@ def collate(
         reward=torch.tensor([s.reward for s in rollouts], dtype=torch.float32),
         cost=torch.tensor([s.cost for s in rollouts], dtype=torch.float32),
         is_masked_row=torch.tensor([r.category not in ungated for r in plain]),
+        prompt_groups=torch.tensor(_numbered([r.prompt_id for r in plain])),
     )
+
+
+def _numbered(names: Sequence[str]) -> list[int]:
+    """The same number for the same name, in order of first appearance."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names]
 
 
 def minibatch_indices(num_rows: int, minibatch_size: int, seed: int) -> list[Indices]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from equilibrate.config_files import load_run_config
 from equilibrate.errors import DataError
 from equilibrate.evaluation import pool_over_seeds
 
@@ -26,7 +27,7 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
     """The table of what `results.json` of each run holds.
 
     Base and aligned are means over runs with 95 % t-intervals; the last column has every run.
-    Raises: DataError if a run has no results, two have the same seed, or their cells differ.
+    Raises: DataError if a run has no results, two have the same seed, or settings or cells differ.
     """
     results = [_read(run) for run in runs]
     seeds = [result["seed"] for result in results]
@@ -35,6 +36,7 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
             f"runs ({', '.join(map(str, runs))}) must differ in their seed, got {seeds}; a run "
             "counted twice makes the intervals too narrow"
         )
+    _require_same_settings(runs)
     pooled = pool_over_seeds(results)
     lines = [
         f"| mean of {len(runs)} runs, 95 % interval | base | aligned "
@@ -58,10 +60,27 @@ def _read(run: Path) -> dict[str, Any]:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
-            f"{path} is missing: only a finished run has results; "
-            f"`python -m equilibrate evaluate {run}` writes them"
+            f"{path} is missing: only a finished and evaluated run "
+            "has results; finish it with `python -m equilibrate train`"
         ) from None
     return results
+
+
+def _require_same_settings(runs: Sequence[Path]) -> None:
+    """Seeds, folders and what they hold may differ."""
+    first, *others = (_settings(run) for run in runs)
+    for run, settings in zip(runs[1:], others, strict=True):
+        if different := sorted(key for key in first if first[key] != settings[key]):
+            raise DataError(
+                f"{run} must have the settings of {runs[0]}, but they differ in "
+                f"{', '.join(different)}; pool runs that differ in their seeds alone"
+            )
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    settings = load_run_config(run).model_dump(exclude={"output": True, "seed": True, "data": True})
+    del settings["sandbox"]["seed"]
+    return settings
 
 
 def _line(

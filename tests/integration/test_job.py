@@ -35,8 +35,7 @@ OVERRIDES = (
     "ppo.minibatch_size=8",
     "learner.micro_batch_size=8",
     "sandbox.base_steps=20",
-    "sandbox.reward_pairs=200",
-    "sandbox.cost_pairs=200",
+    "sandbox.pairs=400",
     "sandbox.evaluation_per_cell=4",
 )
 START_SECONDS = 240

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch.multiprocessing.spawn import spawn
 
-from actors.learner import LearnerSettings, LearnerWorker
+from actors.learner import LearnerWorker
 from actors.learner_update import Passes
-from actors.scoring import ScoringWorker
-from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
+from equilibrate.config import AmaConfig
 from equilibrate.errors import ParityError
-from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
+from equilibrate.types import Category, ScoredRollout
+from tests.integration.learners import (
+    assert_equal,
+    free_port,
+    largest_difference,
+    make_settings,
+    score_rollouts,
+    set_rank,
+    snapshot,
+    update,
+    write_models,
+)
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -29,10 +36,6 @@ pytestmark = [
         for kind in ("Future", "User", "Deprecation", "Resource")
     ),
 ]
-
-VOCABULARY = 40
-NUM_ROLLOUTS = 16
-Snapshot = dict[str, NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
@@ -52,176 +55,48 @@ def group_of_one() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def write_models(folder: Path) -> Path:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        LlamaForSequenceClassification,
-        PreTrainedTokenizerFast,
-    )
-
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.1,
-        "tie_word_embeddings": True,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / "policy")
-    words = {f"w{i}": i for i in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w3")), eos_token="w2", pad_token="w0"
-    )
-    tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    tokenizer.save_pretrained(folder / "policy")
-    for kind in ("reward", "cost"):
-        scorer = LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=1))
-        scorer.save_pretrained(folder / kind)
-        (folder / kind / "equilibrate_score.json").write_text(f'{{"kind": "{kind}", "scale": 5.0}}')
-    return folder
-
-
-def score_rollouts(models: Path) -> list[ScoredRollout]:
-    """Random prompts and responses of different lengths, as if the policy had sampled them."""
-    rng = np.random.default_rng(0)
-    rollouts = []
-    for number in range(NUM_ROLLOUTS):
-        num_prompt, num_response = int(rng.integers(2, 6)), int(rng.integers(3, 9))
-        length = num_prompt + num_response
-        rollouts.append(
-            Rollout(
-                prompt_id=str(number),
-                copy=0,
-                category=list(Category)[number % 5],
-                policy_version=0,
-                token_ids=rng.integers(3, VOCABULARY, length),
-                response_mask=np.arange(length) >= num_prompt,
-                rollout_log_probs=np.zeros(length, np.float32),
-                finish_reason=FinishReason.STOP,
-            )
-        )
-    worker = ScoringWorker(
-        reward=str(models / "reward"),
-        cost=str(models / "cost"),
-        reference=str(models / "policy"),
-        device="cpu",
-        dtype="float32",
-        cpu_threads=1,
-        max_tokens_per_batch=64,
-        temperature=1.0,
-    )
-    return [
-        replace(s, rollout=replace(s.rollout, rollout_log_probs=s.ref_log_probs))
-        for s in worker.score(rollouts)
-    ]
-
-
-def make_settings(models: Path, **changes: Any) -> LearnerSettings:
-    learner = {"micro_batch_size": 2, **changes.pop("learner", {})}
-    ppo = {"minibatch_size": 8, "epochs": 2, **changes.pop("ppo", {})}
-    settings = LearnerSettings(
-        policy=str(models / "policy"),
-        reward=str(models / "reward"),
-        cost=str(models / "cost"),
-        ptx="",
-        device="cpu",
-        dtype="float32",
-        cpu_threads=1,
-        seed=3,
-        iterations=10,
-        temperature=1.0,
-        max_length=32,
-        parity_tolerance=1e-4,
-        learner=LearnerConfig(**learner),
-        ppo=PPOConfig(**ppo),
-        ama=AmaConfig(),
-    )
-    return replace(settings, **changes)
-
-
-def update(worker: LearnerWorker, scored: list[ScoredRollout], iteration: int = 0) -> Any:
-    return worker.update(scored, iteration=iteration, multiplier=1.5, kl_coef=0.1)
-
-
-def snapshot(worker: LearnerWorker) -> Snapshot:
-    """All parameters of all models."""
-    return {
-        f"{role}/{name}": tensor.numpy().copy()
-        for role, model in worker._models.items()
-        for name, tensor in model.named_weights()
-    }
-
-
-def assert_equal(first: Snapshot, second: Snapshot, *, only: str = "") -> None:
-    for name in first:
-        if name.startswith(only):
-            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-
-
-def largest_difference(first: Snapshot, second: Snapshot) -> float:
-    assert first.keys() == second.keys()
-    return max(float(np.abs(first[name] - second[name]).max()) for name in first)
-
-
-def set_rank(rank: int, world_size: int, port: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+WAYS: dict[str, dict[str, Any]] = {
+    **{f"stage{stage}": {"learner": {"zero_stage": stage}} for stage in (0, 1, 2, 3)},
+    "critic-free": {"reward": "", "cost": "", "ppo": {"advantage": "reinforce_plus_plus"}},
+}
+"""Settings whose result two ranks must share with one: ZeRO stages, and no critics."""
 
 
 def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
-    """In a process of its own: one of two ranks, at every ZeRO stage in turn."""
+    """In a process of its own: one of two ranks, in every way in turn."""
     set_rank(rank, 2, port)
     scored = score_rollouts(models)
-    for stage in (0, 1, 2, 3):
-        worker = LearnerWorker(make_settings(models, learner={"zero_stage": stage}))
+    for name, changes in WAYS.items():
+        worker = LearnerWorker(make_settings(models, **changes))
         metrics = update(worker, scored)
         weights = snapshot(worker)
         if rank == 0:
-            np.savez(out / f"stage{stage}.npz", **weights)  # type: ignore[arg-type]
-            np.savez(out / f"metrics{stage}.npz", **metrics.values)
+            np.savez(out / f"{name}.npz", **weights)  # type: ignore[arg-type]
+            np.savez(out / f"metrics-{name}.npz", **metrics.values)
 
 
 def test_ranks_and_zero_stages_do_not_change_the_result(
     models: Path, scored: list[ScoredRollout], tmp_path: Path
 ) -> None:
     spawn(run_rank, (free_port(), models, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
-    worker = LearnerWorker(make_settings(models))
-    before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
-    assert largest_difference(before, alone) > 1e-4
-    for stage in (0, 1, 2, 3):
-        with np.load(tmp_path / f"stage{stage}.npz") as weights:
-            assert largest_difference(alone, dict(weights)) < 2e-6, stage
-        with np.load(tmp_path / f"metrics{stage}.npz") as values:
-            assert dict(values) == pytest.approx(dict(metrics.values), rel=1e-4, abs=1e-6), stage
+    for name, changes in WAYS.items():
+        one_rank = {k: v for k, v in changes.items() if k != "learner"}
+        worker = LearnerWorker(make_settings(models, **one_rank))
+        before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
+        assert largest_difference(before, alone) > 1e-4
+        with np.load(tmp_path / f"{name}.npz") as weights:
+            assert largest_difference(alone, dict(weights)) < 2e-6, name
+        with np.load(tmp_path / f"metrics-{name}.npz") as values:
+            assert dict(values) == pytest.approx(dict(metrics.values), rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("way", ["stage0", "stage2", "stage3", "critic-free"])
 def test_loading_continues_bit_by_bit(
-    models: Path, scored: list[ScoredRollout], tmp_path: Path, stage: int
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, way: str
 ) -> None:
-    settings = make_settings(
-        models, learner={"zero_stage": stage, "lr_schedule": "cosine"}, parity_tolerance=10.0
-    )
+    changes = WAYS[way]
+    learner = {**changes.get("learner", {}), "lr_schedule": "cosine"}
+    settings = make_settings(models, **{**changes, "learner": learner}, parity_tolerance=10.0)
     straight = LearnerWorker(settings)
     update(straight, scored, iteration=0)
     straight.save(tmp_path)
@@ -303,6 +178,27 @@ def test_plain_ppo_has_no_cost_critic_and_ignores_the_multiplier(
     assert_equal(snapshot(plain), snapshot(other))
 
 
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "reinforce_plus_plus"])
+def test_without_critics_the_policy_learns_and_heeds_the_multiplier(
+    advantage: str, models: Path, scored: list[ScoredRollout]
+) -> None:
+    pairs = [
+        replace(s, rollout=replace(s.rollout, prompt_id=str(i // 2))) for i, s in enumerate(scored)
+    ]
+    settings = make_settings(models, reward="", cost="", ppo={"advantage": advantage})
+    worker = LearnerWorker(settings)
+    before = snapshot(worker)
+    metrics = update(worker, pairs)
+    assert worker._models.keys() == {"policy"}
+    assert not metrics.skipped
+    assert {"value_loss", "cost_value_loss"}.isdisjoint(metrics.values)
+    assert any((value != before[name]).any() for name, value in snapshot(worker).items())
+    other = LearnerWorker(settings)
+    other.update(pairs, iteration=0, multiplier=0.0, kl_coef=0.1)
+    moved = zip(snapshot(worker).values(), snapshot(other).values(), strict=True)
+    assert any((one != two).any() for one, two in moved)
+
+
 def test_ama_off_equals_a_gate_that_lets_every_class_through(
     models: Path, scored: list[ScoredRollout]
 ) -> None:
@@ -332,6 +228,19 @@ def test_fully_masked_batch_moves_the_critics_alone(
     for role in ("critic", "cost_critic"):
         names = [name for name in before if name.startswith(role + "/")]
         assert any((before[name] != after[name]).any() for name in names)
+
+
+def test_fully_masked_batch_without_critics_moves_nothing(
+    models: Path, scored: list[ScoredRollout]
+) -> None:
+    ama = AmaConfig(source="reward")
+    worker = LearnerWorker(make_settings(models, **WAYS["critic-free"], ama=ama))
+    before = snapshot(worker)
+    flat = [replace(s, token_rewards=np.zeros_like(s.token_rewards)) for s in scored]
+    metrics = update(worker, flat)
+    assert not metrics.skipped
+    assert metrics.values["kept_fraction"] == 0.0
+    assert_equal(snapshot(worker), before)
 
 
 def test_bfloat16_learns_close_to_float32(models: Path, scored: list[ScoredRollout]) -> None:

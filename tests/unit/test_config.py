@@ -21,12 +21,7 @@ from equilibrate.config import (
 from equilibrate.config_files import dump_config, load_config, load_run_config, parse_config
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.types import Category
-
-
-def message_of(*overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config([], overrides)
-    return str(caught.value)
+from tests.unit.configs import message_of
 
 
 def write(path: Path, text: str) -> Path:
@@ -213,6 +208,16 @@ def test_settings_that_do_not_fit_together(overrides: tuple[str, ...], message: 
     assert "\n" not in found
 
 
+def test_advantages_without_critics_need_something_to_compare_with() -> None:
+    assert message_of("ppo.advantage=rloo").endswith("rollout.copies (1) must be at least 2; try 4")
+    load_config([], ["ppo.advantage=rloo", "rollout.copies=4"])
+    assert message_of("ppo.advantage=grpo", "rollout.copies=2", "ppo.gamma=0.9").startswith(
+        "ppo.gamma (0.9) must be 1"
+    )
+    found = message_of("ppo.advantage=reinforce_plus_plus", "ama.source=critics")
+    assert found.startswith("ama.source (critics) needs critics, and ppo.advantage (reinforce_")
+
+
 def test_own_data_without_constraint_and_mask_needs_no_cost_model() -> None:
     own = "data={policy: p, reward: r, prompts: x}"
     config = load_config([], [own, "ama=off", "constraint=off"])
@@ -318,76 +323,3 @@ def test_every_setting_is_closed_and_frozen() -> None:
                 seen.append(type(value))
     # RunConfig, data, sandbox, fdc, rollout, scoring, learner, ppo, kl, constraint, ama, pivots.
     assert len(seen) >= 12
-
-
-class TestMessages:
-    @pytest.mark.parametrize(
-        ("override", "message"),
-        [
-            (
-                "ppo.kl.type=adaptve",
-                "ppo.kl.type ('adaptve') must be one of fixed, adaptive; did you mean 'adaptive'?",
-            ),
-            (
-                "constraint.type=x",
-                "constraint.type ('x') must be one of log_sgd, projected, pid",
-            ),
-            ("constraint={type: pid, kpp: 1}", "constraint.kpp is not a known key; did you mean"),
-            ("constraint={type: pid, kp: -1}", "constraint.kp (-1): Input should be greater"),
-            ("ppo.kl={type: fixed, cof: 1}", "ppo.kl.cof is not a known key; did you mean 'coef'?"),
-            ("fdc.mixture={GENRAL: 1}", "fdc.mixture.GENRAL ('GENRAL'): Input should be"),
-            ("ama.baseline=zer", "ama.baseline ('zer'): Input should be 'zero', 'batch_mean'"),
-        ],
-    )
-    def test_wrong_choice_is_named_as_written(self, override: str, message: str) -> None:
-        assert message_of(override).startswith(message)
-
-    @pytest.mark.parametrize(
-        ("override", "nearest"),
-        [
-            ("ama.ungated=[GENERL]", "GENERAL"),
-            ("fdc.mixture={GENRAL: 1}", "GENERAL"),
-            ("ama.level=sequenze", "sequence"),
-            ("constraint.type=log_sdg", "log_sgd"),
-        ],
-    )
-    def test_misspelt_choice_names_the_nearest(self, override: str, nearest: str) -> None:
-        assert message_of(override).endswith(f"did you mean {nearest!r}?")
-
-    @pytest.mark.parametrize(
-        ("override", "message"),
-        [
-            ("ppo=3", "ppo (3) must hold keys: clip_range, epochs"),
-            ("ama=on", "ama (True) must hold keys: baseline, delta"),
-            ("constraint=maybe", "constraint ('maybe') must hold keys: budget, delay"),
-        ],
-    )
-    def test_value_in_place_of_keys(self, override: str, message: str) -> None:
-        assert message_of(override).startswith(message)
-
-    def test_ama_baseline_has_no_internal_names(self) -> None:
-        lines = message_of("ama.baseline=zer").splitlines()
-        assert {line.split(" (")[0] for line in lines} == {"ama.baseline"}
-
-    @pytest.mark.parametrize(
-        "override",
-        [
-            "constraint={type: pid, budget: .nan}",
-            "timeout_seconds=.inf",
-            "fdc.mixture={EHD: .nan}",
-            "fdc.mixture={EHD: .inf}",
-        ],
-    )
-    def test_numbers_are_finite(self, override: str) -> None:
-        assert "Input should be a finite number" in message_of(override)
-
-    def test_default_kind_need_not_be_repeated(self) -> None:
-        config = load_config([], ["constraint.budget=0.1", "ppo.kl.coef=0.5"])
-        assert config.constraint == PidMultiplier(budget=0.1)
-        assert config.ppo.kl == FixedKL(coef=0.5)
-
-    def test_hints_name_their_key_and_work(self) -> None:
-        assert message_of("learner.num_workers=3").endswith("try learner.num_workers=2")
-        load_config([], ["learner.num_workers=2", "learner.micro_batch_size=16"])
-        found = message_of("rollout.prompts_per_iteration=65")
-        assert found.endswith("try ppo.minibatch_size=13")

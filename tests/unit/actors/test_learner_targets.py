@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -44,6 +44,7 @@ def make_tokens(**changes: Any) -> TokenBatch:
         reward=torch.tensor([2.0, 0.0]),
         cost=torch.tensor([1.0, 0.0]),
         is_masked_row=torch.tensor([True, True]),
+        prompt_groups=torch.tensor([0, 0]),
     )
     return replace(tokens, **changes)
 
@@ -51,12 +52,13 @@ def make_tokens(**changes: Any) -> TokenBatch:
 def make(
     tokens: TokenBatch,
     *,
+    advantage: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae",
     multiplier: float = 0.0,
     ama: AmaConfig | None = None,
     is_stale: bool = False,
     seed: int = 0,
 ) -> TrainBatch:
-    ppo = PPOConfig(gamma=1.0, gae_lambda=1.0)
+    ppo = PPOConfig(advantage=advantage, gamma=1.0, gae_lambda=1.0)
     return make_train_batch(
         tokens,
         multiplier=multiplier,
@@ -75,6 +77,36 @@ def test_kl_enters_both_signals_and_lambda_leaves_its_strength_alone() -> None:
     assert train.cost_advantages[0].tolist() == pytest.approx([0.0, 1.2, 1.0])
     # (1.8 - 3 * 1.2) / 4 = -0.45 = (2 - 3) / 4 - 0.2;  (2 - 3) / 4 = -0.25
     assert train.advantages[0].tolist() == pytest.approx([0.0, -0.45, -0.25])
+
+
+@pytest.mark.parametrize(
+    ("advantage", "reward", "cost", "combined"),
+    [
+        # R 2 against 0, C 1 against 0, lambda 3: (2 - 3 x 1) / 4
+        ("rloo", 2.0, 1.0, -0.25),
+        # one standard deviation (1 and 0.5) from the mean each: (1 - 3) / 4
+        ("grpo", 1.0, 1.0, -0.5),
+        # returns to go 2, 2, 0: mean 4/3, deviation sqrt(8/9): (2/3) / sqrt(8/9) = sqrt(1/2)
+        ("reinforce_plus_plus", math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(0.5) / 2),
+    ],
+)
+def test_advantages_without_a_critic(
+    advantage: Any, reward: float, cost: float, combined: float
+) -> None:
+    # Values are there and must not be read.
+    train = make(make_tokens(values=row([9.0, 9.0, 9.0])), advantage=advantage, multiplier=3.0)
+    assert train.reward_advantages[0].tolist() == pytest.approx([0.0, reward, reward], rel=1e-3)
+    assert train.cost_advantages[0].tolist() == pytest.approx([0.0, cost, cost], rel=1e-3)
+    assert train.advantages[0].tolist() == pytest.approx([0.0, combined, combined], rel=1e-3)
+    assert not train.returns.any()
+
+
+def test_grpo_takes_the_kl_penalty_beside_its_scores() -> None:
+    # KL 0.4 at the first response token: 0.5 x 0.4 off there, whatever lambda.
+    plain = make(make_tokens(), advantage="grpo", multiplier=3.0).advantages
+    tokens = make_tokens(old_log_probs=row([9.0, 0.4, 0.0]))
+    penalised = make(tokens, advantage="grpo", multiplier=3.0).advantages
+    assert (penalised - plain)[0].tolist() == pytest.approx([0.0, -0.2, 0.0])
 
 
 def test_without_ama_every_response_token_may_move_the_policy() -> None:

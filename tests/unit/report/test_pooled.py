@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,9 @@ from equilibrate.errors import DataError
 from equilibrate.report import pooled_markdown
 
 
-def write(folder: Path, seed: int, harm: float, *, multiplier: float | None = 0.5) -> Path:
+def write(
+    folder: Path, seed: int, harm: float, *, multiplier: float | None = 0.5, **settings: Any
+) -> Path:
     def figure(mean: float) -> dict:
         return {"mean": mean, "low": mean, "high": mean, "n": 256}
 
@@ -31,6 +34,8 @@ def write(folder: Path, seed: int, harm: float, *, multiplier: float | None = 0.
     }
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(results))
+    config = {"seed": seed, "output": str(folder), "sandbox": {"seed": seed}, **settings}
+    (folder / "config.yaml").write_text(json.dumps(config))
     return folder
 
 
@@ -63,6 +68,12 @@ def test_plain_ppo_has_no_lambda(tmp_path: Path):
 def test_a_seed_counts_once(tmp_path: Path):
     runs = [write(tmp_path / "a", 3, 0.1), write(tmp_path / "b", 3, 0.1)]
     with pytest.raises(DataError, match=r"must differ in their seed, got \[3, 3\]"):
+        pooled_markdown(runs)
+
+
+def test_other_settings_are_named(tmp_path: Path):
+    runs = [write(tmp_path / "a", 0, 0.1), write(tmp_path / "b", 1, 0.1, ama="off", iterations=3)]
+    with pytest.raises(DataError, match="differ in ama, iterations; pool"):
         pooled_markdown(runs)
 
 

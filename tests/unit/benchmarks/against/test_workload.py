@@ -39,8 +39,12 @@ def test_words_are_cut_into_texts_of_one_size() -> None:
     assert list(cut_words(["a", "b", "c", "d", "e"], 2)) == ["a b", "c d"]
 
 
-@pytest.mark.parametrize(("scorers", "passes"), [(1, 20), (2, 30)])
-def test_limit_of_an_iteration(scorers: int, passes: int) -> None:
+@pytest.mark.parametrize(
+    ("scorers", "critics", "passes"),
+    # 2 N D a forward pass, 6 N D a training: without a critic (2 + 1) x 2 + 6.
+    [(1, 1, 20), (2, 2, 30), (1, 0, 12)],
+)
+def test_limit_of_an_iteration(scorers: int, critics: int, passes: int) -> None:
     shape = ModelShape(
         num_parameters=100, num_layers=1, hidden_size=4, intermediate_size=8, kv_width=2
     )
@@ -48,5 +52,5 @@ def test_limit_of_an_iteration(scorers: int, passes: int) -> None:
     # One response of 2 tokens after 16: prefill 2 x 100 x 16 / 1000 = 3.2 s, one more step 0.2 s,
     # then all passes over 18 tokens; memory is as good as free.
     expected = 3.2 + 0.2 + passes * 100 * 18 / 1000
-    found = limit_seconds(shape, roof, [[2]], scorers=scorers, epochs=1)
+    found = limit_seconds(shape, roof, [[2]], scorers=scorers, critics=critics, epochs=1)
     assert found == pytest.approx(expected)

@@ -1,0 +1,158 @@
+"""Tiny models, scored rollouts and learner ranks for the tests of the learner."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.learner import LearnerSettings, LearnerWorker
+from actors.scoring import ScoringWorker
+from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
+from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
+
+VOCABULARY = 40
+NUM_ROLLOUTS = 16
+Snapshot = dict[str, NDArray[np.float32]]
+
+
+def write_models(folder: Path) -> Path:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
+
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / "policy")
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w3")), eos_token="w2", pad_token="w0"
+    )
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder / "policy")
+    for kind in ("reward", "cost"):
+        scorer = LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=1))
+        scorer.save_pretrained(folder / kind)
+        (folder / kind / "equilibrate_score.json").write_text(f'{{"kind": "{kind}", "scale": 5.0}}')
+    return folder
+
+
+def score_rollouts(models: Path) -> list[ScoredRollout]:
+    """Random prompts and responses of different lengths, as if the policy had sampled them."""
+    rng = np.random.default_rng(0)
+    rollouts = []
+    for number in range(NUM_ROLLOUTS):
+        num_prompt, num_response = int(rng.integers(2, 6)), int(rng.integers(3, 9))
+        length = num_prompt + num_response
+        rollouts.append(
+            Rollout(
+                prompt_id=str(number),
+                copy=0,
+                category=list(Category)[number % 5],
+                policy_version=0,
+                token_ids=rng.integers(3, VOCABULARY, length),
+                response_mask=np.arange(length) >= num_prompt,
+                rollout_log_probs=np.zeros(length, np.float32),
+                finish_reason=FinishReason.STOP,
+            )
+        )
+    worker = ScoringWorker(
+        reward=str(models / "reward"),
+        cost=str(models / "cost"),
+        reference=str(models / "policy"),
+        device="cpu",
+        dtype="float32",
+        cpu_threads=1,
+        max_tokens_per_batch=64,
+        temperature=1.0,
+    )
+    return [
+        replace(s, rollout=replace(s.rollout, rollout_log_probs=s.ref_log_probs))
+        for s in worker.score(rollouts)
+    ]
+
+
+def make_settings(models: Path, **changes: Any) -> LearnerSettings:
+    learner = {"micro_batch_size": 2, **changes.pop("learner", {})}
+    ppo = {"minibatch_size": 8, "epochs": 2, **changes.pop("ppo", {})}
+    settings = LearnerSettings(
+        policy=str(models / "policy"),
+        reward=str(models / "reward"),
+        cost=str(models / "cost"),
+        ptx="",
+        device="cpu",
+        dtype="float32",
+        cpu_threads=1,
+        seed=3,
+        iterations=10,
+        temperature=1.0,
+        max_length=32,
+        parity_tolerance=1e-4,
+        learner=LearnerConfig(**learner),
+        ppo=PPOConfig(**ppo),
+        ama=AmaConfig(),
+    )
+    return replace(settings, **changes)
+
+
+def update(worker: LearnerWorker, scored: list[ScoredRollout], iteration: int = 0) -> Any:
+    return worker.update(scored, iteration=iteration, multiplier=1.5, kl_coef=0.1)
+
+
+def snapshot(worker: LearnerWorker) -> Snapshot:
+    """All parameters of all models."""
+    return {
+        f"{role}/{name}": tensor.numpy().copy()
+        for role, model in worker._models.items()
+        for name, tensor in model.named_weights()
+    }
+
+
+def assert_equal(first: Snapshot, second: Snapshot, *, only: str = "") -> None:
+    for name in first:
+        if name.startswith(only):
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def largest_difference(first: Snapshot, second: Snapshot) -> float:
+    assert first.keys() == second.keys()
+    return max(float(np.abs(first[name] - second[name]).max()) for name in first)
+
+
+def set_rank(rank: int, world_size: int, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
