@@ -80,10 +80,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one answer")
     parser.set_defaults(longest=LONGEST)
     arguments = parser.parse_args(argv)
-    if any(rollouts % GROUP for rollouts in arguments.rollouts):
-        parser.error(f"--rollouts must be multiples of {GROUP}, the responses to one prompt")
     if arguments.tiny:
         vars(arguments).update(TINY)
+    if any(rollouts % GROUP for rollouts in arguments.rollouts):
+        parser.error(f"--rollouts must be multiples of {GROUP}, the responses to one prompt")
     return arguments
 
 

@@ -17,6 +17,12 @@ def test_tiny_makes_everything_small() -> None:
     assert against.parse([]).longest == {"fixed": 64, "ragged": 200}
 
 
+def test_rollouts_are_whole_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        against.parse(["--rollouts", "16", "18"])
+    assert "multiples of 4" in capsys.readouterr().err
+
+
 def test_the_ratio_above_is_the_worst_of_plain_ppo_to_ppo() -> None:
     rows = [
         make_row(2.0),
