@@ -1,5 +1,7 @@
 """Options, and what the result says above its rows."""
 
+import pytest
+
 from benchmarks.against import __main__ as against
 from benchmarks.against.systems import OURS, PEERS
 
