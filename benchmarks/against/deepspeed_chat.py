@@ -21,8 +21,9 @@ from benchmarks.against.turns import Turns
 
 
 def main(job: Job, turns: Turns) -> None:
-    # Read by DeepSpeed at import.
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    # What its launcher would say; read by DeepSpeed at import and later.
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
     if job.peer_path:
         sys.path.insert(0, job.peer_path)
     import torch
@@ -56,6 +57,15 @@ def main(job: Job, turns: Turns) -> None:
             for minibatch in minibatches:
                 trainer.train_rlhf(minibatch)
         turns.done()
+
+
+def extensions_folder() -> Path:
+    """Where its optimizers are compiled, once for an environment."""
+    folder = Path(sys.prefix) / "torch_extensions"
+    for lock in folder.rglob("lock"):
+        # Left by a process that was killed while it compiled; torch would wait for it for ever.
+        lock.unlink()
+    return folder
 
 
 def prompt_batches(job: Job, tokenizer: Any) -> Iterator[Any]:
