@@ -54,6 +54,8 @@ def worker_with(lengths: Sequence[Sequence[int]]) -> type:
             for parameter in parameters:
                 parameter.max_tokens = next(self._lengths)
                 parameter.stop_token_ids = []
+                # Else the engine ends a response at the end token of the model.
+                parameter.ignore_eos = True
             return super()._run(token_ids, parameters)
 
     return RolloutWorkerOfLengths
