@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import Quartiles, Result, RoofWatch, make_parser, publish, settings_of
-from benchmarks.limits import ModelShape, Roof, pass_flops, rollout_seconds, shape_of, sync_seconds
+from benchmarks.limits import ModelShape, Roof, iteration_seconds, shape_of
 
 PHASES = ("rollout", "score", "update", "sync")
 PROMPTS_PER_CLASS = 500
@@ -125,25 +125,20 @@ def phase_shares(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def limit_seconds(shape: ModelShape, roof: Roof, config: Any, lengths: tuple[int, int]) -> float:
-    """Generation, all passes (30 N D with one epoch and a constraint) and sync, in turn.
+    """Least seconds of an iteration, were every response as long as the mean one.
 
-    Takes every response as long as the mean one: the longest decides the true number of steps, so
-    the limit is no higher than the real one.
+    The longest decides the true number of steps, so the limit is no higher than the real one.
     """
     count, (prompt, response) = config.rollouts_per_iteration, lengths
     scorers = 1 if config.constraint is None else 2
-    critics = scorers if config.ppo.has_critics else 0
-    flops = pass_flops(
-        shape.num_parameters,
-        count * (prompt + response),
-        # Before the update policy and critics; in scoring the reference and the scorers.
-        forwards=(1 + critics) + (1 + scorers),
-        trainings=(1 + critics) * config.ppo.epochs,
-    )
-    return (
-        rollout_seconds(shape, roof, [prompt] * count, [response] * count)
-        + flops / roof.flops_per_second
-        + sync_seconds(shape.num_bytes, roof)
+    return iteration_seconds(
+        shape,
+        roof,
+        [prompt] * count,
+        [response] * count,
+        scorers=scorers,
+        critics=scorers if config.ppo.has_critics else 0,
+        epochs=config.ppo.epochs,
     )
 
 

@@ -99,3 +99,31 @@ def pass_flops(num_parameters: int, num_tokens: int, *, forwards: int, trainings
 def sync_seconds(num_bytes: int, roof: Roof) -> float:
     """Every byte is read once and written once: 2 S / W."""
     return 2 * num_bytes / roof.bytes_per_second
+
+
+def iteration_seconds(
+    shape: ModelShape,
+    roof: Roof,
+    prompt_lengths: Sequence[int],
+    response_lengths: Sequence[int],
+    *,
+    scorers: int,
+    critics: int,
+    epochs: int,
+) -> float:
+    """Generation, all passes (30 N D with a constraint and one epoch) and sync, in turn.
+
+    Args: scorers: 1 with a reward model alone, 2 with a cost model; critics: 0 without any.
+    """
+    flops = pass_flops(
+        shape.num_parameters,
+        sum(prompt_lengths) + sum(response_lengths),
+        # In scoring the reference and the scorers, before the update the policy and the critics.
+        forwards=(1 + scorers) + (1 + critics),
+        trainings=(1 + critics) * epochs,
+    )
+    return (
+        rollout_seconds(shape, roof, prompt_lengths, response_lengths)
+        + flops / roof.flops_per_second
+        + sync_seconds(shape.num_bytes, roof)
+    )

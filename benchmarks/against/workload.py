@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.limits import ModelShape, Roof, pass_flops, rollout_seconds, sync_seconds
+from benchmarks.limits import ModelShape, Roof, iteration_seconds
 
 if TYPE_CHECKING:
     from benchmarks.workloads import ModelFolders
@@ -124,24 +124,13 @@ def write_llamas(folder: Path, shape: Shape, longest: int) -> ModelFolders:
 def limit_seconds(shape: ModelShape, roof: Roof, lengths: list[list[int]], **work: Any) -> float:
     """Least mean seconds of our iteration.
 
-    Args: work: `epochs`; `scorers`: 1 with a reward model alone, 2 with a cost model; `critics`.
+    Args: work: as in `iteration_seconds`.
     """
-    return float(np.mean([_limit(shape, roof, row, **work) for row in lengths]))
-
-
-def _limit(
-    shape: ModelShape, roof: Roof, lengths: list[int], *, scorers: int, critics: int, epochs: int
-) -> float:
-    prompts = [PROMPT_TOKENS] * len(lengths)
-    flops = pass_flops(
-        shape.num_parameters,
-        sum(prompts) + sum(lengths),
-        # In scoring the reference and the scorers, before the update the policy and the critics.
-        forwards=(1 + scorers) + (1 + critics),
-        trainings=(1 + critics) * epochs,
-    )
-    return (
-        rollout_seconds(shape, roof, prompts, lengths)
-        + flops / roof.flops_per_second
-        + sync_seconds(shape.num_bytes, roof)
+    return float(
+        np.mean(
+            [
+                iteration_seconds(shape, roof, [PROMPT_TOKENS] * len(row), row, **work)
+                for row in lengths
+            ]
+        )
     )
