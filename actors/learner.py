@@ -87,11 +87,9 @@ class LearnerWorker:
         self._policy = self._trained(policy, settings.learner.policy_lr)
         self._critics: dict[str, TrainedModel] = {}
         if settings.reward:
-            critic = load_scorer(settings.reward, "reward", self._accelerator)
-            self._critics["critic"] = self._trained(critic, settings.learner.critic_lr)
+            self._critics["critic"] = self._trained_critic(settings.reward, "reward")
         if settings.cost:
-            critic = load_scorer(settings.cost, "cost", self._accelerator)
-            self._critics["cost_critic"] = self._trained(critic, settings.learner.critic_lr)
+            self._critics["cost_critic"] = self._trained_critic(settings.cost, "cost")
         self._passes = Passes(
             policy=self._policy,
             critic=self._critics.get("critic"),
@@ -105,6 +103,10 @@ class LearnerWorker:
         self._ptx = None
         if settings.learner.ptx_coef > 0:
             self._ptx = PtxData(settings.ptx, settings.policy, settings.max_length)
+
+    def _trained_critic(self, folder: str, kind: Literal["reward", "cost"]) -> TrainedModel:
+        critic = load_scorer(folder, kind, self._accelerator)
+        return self._trained(critic, self._settings.learner.critic_lr)
 
     def _trained(self, module: nn.Module, learning_rate: float) -> TrainedModel:
         return TrainedModel(

@@ -70,16 +70,9 @@ def make_train_batch(
     """
     mask = tokens.response_mask
     kl = kl_penalty(tokens.old_log_probs, tokens.ref_log_probs, mask)
-    rewards = shape_rewards(tokens.reward, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP)
-    costs = shape_rewards(tokens.cost, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP)
     (reward_advantages, reward_returns), (cost_advantages, cost_returns) = _estimate(
-        tokens, rewards, costs, ppo
+        tokens, kl, kl_coef, ppo
     )
-    if ppo.advantage == "grpo":
-        # Its scores stand alone: the penalty joins the finished advantages.
-        none = torch.zeros_like(tokens.reward)
-        reward_advantages += shape_rewards(none, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP)
-        cost_advantages += shape_rewards(none, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP)
     advantages = combine_advantages(reward_advantages, cost_advantages, multiplier)
     if is_stale:
         # The weights are positive: they move no token across the zero at which AMA keeps it.
@@ -98,15 +91,23 @@ def make_train_batch(
 
 
 def _estimate(
-    tokens: TokenBatch, rewards: Tensor, costs: Tensor, ppo: PPOConfig
+    tokens: TokenBatch, kl: Tensor, kl_coef: float, ppo: PPOConfig
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(advantages, returns) of the reward and of the cost; without critics nothing fits returns."""
     mask, groups = tokens.response_mask, tokens.prompt_groups
+    scores = tokens.reward, tokens.cost
+
+    def with_penalty(reward: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            shape_rewards(reward, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP),
+            shape_rewards(cost, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP),
+        )
+
     match ppo.advantage:
         case "gae":
             # Both signals at once: the recursion over T costs the same for twice the rows.
             advantages, returns = gae(
-                torch.cat([rewards, costs]),
+                torch.cat(with_penalty(*scores)),
                 torch.cat([tokens.values, tokens.cost_values]),
                 torch.cat([mask, mask]),
                 gamma=ppo.gamma,
@@ -115,12 +116,18 @@ def _estimate(
             both = tuple(zip(advantages.chunk(2), returns.chunk(2), strict=True))
             return both[0], both[1]
         case "rloo":
-            found = [rloo(signal, mask, groups) for signal in (rewards, costs)]
+            found = [rloo(signal, mask, groups) for signal in with_penalty(*scores)]
         case "grpo":
-            found = [grpo(score, mask, groups) for score in (tokens.reward, tokens.cost)]
+            # Its scores stand alone: the penalty joins the finished advantages.
+            penalties = with_penalty(*map(torch.zeros_like, scores))
+            normalised = (grpo(score, mask, groups) for score in scores)
+            found = [a + penalty for a, penalty in zip(normalised, penalties, strict=True)]
         case "reinforce_plus_plus":
-            found = [reinforce_plus_plus(s, mask, gamma=ppo.gamma) for s in (rewards, costs)]
-    nothing = torch.zeros_like(rewards)
+            found = [
+                reinforce_plus_plus(signal, mask, gamma=ppo.gamma)
+                for signal in with_penalty(*scores)
+            ]
+    nothing = torch.zeros_like(kl)
     return (found[0], nothing), (found[1], nothing)
 
 
