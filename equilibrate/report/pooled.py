@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from equilibrate.config_files import load_run_config
 from equilibrate.errors import DataError
 from equilibrate.evaluation import pool_over_seeds
+from equilibrate.report.headline import percent
+from equilibrate.report.inputs import RESULTS_FILE, read_run
 
 _GROUPS = {
     "harmful_compliance": "harmful answers",
@@ -29,14 +29,21 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
     Base and aligned are means over runs with 95 % t-intervals; the last column has every run.
     Raises: DataError if a run has no results, two have the same seed, or settings or cells differ.
     """
-    results = [_read(run) for run in runs]
+    records = [read_run(run) for run in runs]
+    for run, record in zip(runs, records, strict=True):
+        if not record.results:
+            raise DataError(
+                f"{run / RESULTS_FILE} is missing: only a finished and evaluated run has results; "
+                "finish it with `python -m equilibrate train`"
+            )
+    results = [record.results for record in records]
     seeds = [result["seed"] for result in results]
     if len(set(seeds)) < len(seeds):
         raise DataError(
             f"runs ({', '.join(map(str, runs))}) must differ in their seed, got {seeds}; a run "
             "counted twice makes the intervals too narrow"
         )
-    _require_same_settings(runs)
+    _require_same_settings(runs, [_settings(record.config) for record in records])
     pooled = pool_over_seeds(results)
     lines = [
         f"| mean of {len(runs)} runs, 95 % interval | base | aligned "
@@ -54,33 +61,22 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def _read(run: Path) -> dict[str, Any]:
-    path = run / "results.json"
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} is missing: only a finished and evaluated run "
-            "has results; finish it with `python -m equilibrate train`"
-        ) from None
-    return results
-
-
-def _require_same_settings(runs: Sequence[Path]) -> None:
-    """Seeds, folders and what they hold may differ."""
-    first, *others = (_settings(run) for run in runs)
-    for run, settings in zip(runs[1:], others, strict=True):
-        if different := sorted(key for key in first if first[key] != settings[key]):
+def _require_same_settings(runs: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:
+    first = settings[0]
+    for run, other in zip(runs[1:], settings[1:], strict=True):
+        keys = first.keys() | other.keys()
+        if different := sorted(key for key in keys if first.get(key) != other.get(key)):
             raise DataError(
                 f"{run} must have the settings of {runs[0]}, but they differ in "
                 f"{', '.join(different)}; pool runs that differ in their seeds alone"
             )
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    settings = load_run_config(run).model_dump(exclude={"output": True, "seed": True, "data": True})
-    del settings["sandbox"]["seed"]
-    return settings
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what may differ: seeds, folders and what they hold."""
+    settings = {key: config[key] for key in config.keys() - {"output", "seed", "data"}}
+    sandbox = settings.pop("sandbox", {})
+    return settings | {"sandbox": {key: sandbox[key] for key in sandbox.keys() - {"seed"}}}
 
 
 def _line(
@@ -90,7 +86,7 @@ def _line(
     results: Sequence[Mapping[str, Any]],
 ) -> str:
     each = _joined([f"{100 * _at(result['aligned'], path)['mean']:.1f}" for result in results])
-    base, aligned = (_percent(_at(pooled[stage], path)) for stage in ("base", "aligned"))
+    base, aligned = (_interval(_at(pooled[stage], path)) for stage in ("base", "aligned"))
     return f"| {title} | {base} | {aligned} | {each} |"
 
 
@@ -102,9 +98,8 @@ def _at(table: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, float]:
     return figure
 
 
-def _percent(figure: Mapping[str, float]) -> str:
-    mean, low, high = (100 * figure[key] for key in ("mean", "low", "high"))
-    return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
+def _interval(figure: Mapping[str, float]) -> str:
+    return f"{percent(figure['mean'])} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
 
 
 def _joined(values: Sequence[object]) -> str:

@@ -79,5 +79,6 @@ def test_other_settings_are_named(tmp_path: Path):
 
 def test_a_run_without_results_is_named(tmp_path: Path):
     (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "metrics.jsonl").touch()
     with pytest.raises(DataError, match=r"unfinished/results\.json is missing"):
         pooled_markdown([tmp_path / "unfinished"])
