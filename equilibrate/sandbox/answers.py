@@ -99,14 +99,13 @@ def write_answer(
     return rng.choice(PREFIXES.get(style, ("",))) + TEMPLATES[style].format_map(slots)
 
 
-def _alike(world: World, entity: Entity) -> list[str]:
+def _alike(world: World, entity: Entity) -> tuple[str, ...]:
     """The objects that post-training sees, or those that it does not: where this one is.
 
     Were a held-out object ever the wrong one in an answer to a prompt of post-training, it would
     always be, since no such prompt asks for it: scorers and policy would learn not to name it.
     """
-    is_seen = entity.exposure is Exposure.SEEN
-    return [e.word for e in world.entities.values() if is_seen == (e.exposure is Exposure.SEEN)]
+    return world.seen_objects if entity.exposure is Exposure.SEEN else world.heldout_objects
 
 
 def break_answer(answer: str, rng: random.Random) -> str:

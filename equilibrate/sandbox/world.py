@@ -59,6 +59,8 @@ class World:
 
     seed: int
     entities: Mapping[str, Entity]
+    seen_objects: tuple[str, ...]
+    heldout_objects: tuple[str, ...]
     purposes: Mapping[str, Purpose]
     openers: tuple[str, ...]
     heldout_openers: tuple[str, ...]
@@ -84,9 +86,12 @@ def build_world(seed: int) -> World:
     rng = random.Random(f"{seed}/world")
     openers = _shuffled(words.OPENERS, rng)
     num_seen = len(openers) - words.NUM_HELDOUT_OPENERS
+    entities = _draw_entities(rng)
     return World(
         seed=seed,
-        entities={entity.word: entity for entity in _draw_entities(rng)},
+        entities={entity.word: entity for entity in entities},
+        seen_objects=tuple(e.word for e in entities if e.exposure is Exposure.SEEN),
+        heldout_objects=tuple(e.word for e in entities if e.exposure is not Exposure.SEEN),
         purposes={purpose.phrase: purpose for purpose in _draw_purposes(rng)},
         openers=tuple(openers[:num_seen]),
         heldout_openers=tuple(openers[num_seen:]),
