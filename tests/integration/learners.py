@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,15 @@ from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
 
 VOCABULARY = 40
+TINY_LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
 NUM_ROLLOUTS = 16
 Snapshot = dict[str, NDArray[np.float32]]
 
@@ -25,23 +36,12 @@ Snapshot = dict[str, NDArray[np.float32]]
 def write_models(folder: Path) -> Path:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        LlamaForSequenceClassification,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
+        **TINY_LLAMA,
         "initializer_range": 0.1,
         "tie_word_embeddings": True,
-        "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
@@ -53,11 +53,18 @@ def write_models(folder: Path) -> Path:
     )
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     tokenizer.save_pretrained(folder / "policy")
+    write_scorers(folder, sizes, scale=5.0)
+    return folder
+
+
+def write_scorers(folder: Path, sizes: Mapping[str, Any], **sidecar: float) -> None:
+    """`reward` and `cost`: random models, and what the sidecar says besides their kind."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
     for kind in ("reward", "cost"):
         scorer = LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=1))
         scorer.save_pretrained(folder / kind)
-        (folder / kind / "equilibrate_score.json").write_text(f'{{"kind": "{kind}", "scale": 5.0}}')
-    return folder
+        (folder / kind / "equilibrate_score.json").write_text(json.dumps({"kind": kind, **sidecar}))
 
 
 def score_rollouts(models: Path) -> list[ScoredRollout]:

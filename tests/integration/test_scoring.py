@@ -13,35 +13,21 @@ from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
-    LlamaForSequenceClassification,
 )
 
 from actors.scoring import ScoringWorker
 from equilibrate.errors import DataError
 from equilibrate.types import Category, FinishReason, Rollout
-
-VOCABULARY = 40
+from tests.integration.learners import TINY_LLAMA, VOCABULARY, write_scorers
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scorers")
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-    }
+    sizes = {**TINY_LLAMA, "initializer_range": 0.2}
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / "reference")
-    for kind in ("reward", "cost"):
-        scorer = LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=1))
-        scorer.save_pretrained(folder / kind)
-        (folder / kind / "equilibrate_score.json").write_text(f'{{"kind": "{kind}", "bias": 0.5}}')
+    write_scorers(folder, sizes, bias=0.5)
     return folder
 
 
