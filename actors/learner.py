@@ -38,15 +38,13 @@ from actors.models import load_policy, load_scorer
 from actors.weights import PackedWeights, pack_weights, tied_names
 from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.errors import ParityError
-from equilibrate.ppo.batches import Indices, ScoredBatch, collate, pad_tokens
-from equilibrate.types import Rollout, ScoredRollout, TokenBatch, UpdateMetrics
+from equilibrate.ppo.batches import ScoredBatch, collate
+from equilibrate.types import ScoredRollout, TokenBatch, UpdateMetrics
 
 MAX_GRAD_NORM = 1.0
 ADAM_BETAS = (0.9, 0.95)
 """The second below the usual 0.999: the targets drift, so old squares mislead."""
 CHECKPOINT_TAG = "engine"
-PAD_TOKEN = 0
-"""Any token will do: padding is on the right, where no token of a response sees it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +100,6 @@ class LearnerWorker:
             temperature=settings.temperature,
             device=self._accelerator.torch_device,
         )
-        self._begun: tuple[Tensor, dict[str, Tensor]] | None = None
         self._ptx = None
         if settings.learner.ptx_coef > 0:
             self._ptx = PtxData(settings.ptx, settings.policy, settings.max_length)
@@ -132,22 +129,6 @@ class LearnerWorker:
         """True once the constructor has finished: lets a caller wait for it."""
         return True
 
-    def begin(self, rollouts: Sequence[Rollout]) -> None:
-        """Run the models on rollouts while they are scored; `update` goes on from there."""
-        token_ids, response_mask = (
-            tensor.to(self._accelerator.torch_device)
-            for tensor in pad_tokens(rollouts, pad_token_id=PAD_TOKEN)
-        )
-        lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
-        self._begun = token_ids, self._passes.before(token_ids, response_mask, lengths)
-
-    def _before(self, batch: ScoredBatch, lengths: Indices) -> dict[str, Tensor]:
-        """What `begin` found, unless it had other rollouts: those of an iteration given up."""
-        begun, self._begun = self._begun, None
-        if begun is not None and torch.equal(begun[0], batch.token_ids):
-            return begun[1]
-        return self._passes.before(batch.token_ids, batch.response_mask, lengths)
-
     def update(
         self,
         scored: Sequence[ScoredRollout],
@@ -171,7 +152,7 @@ class LearnerWorker:
             return UpdateMetrics(values=values, skipped=True)
         lengths = np.array([len(s.rollout.token_ids) for s in scored])
         batch = self._collated(scored)
-        before = self._before(batch, lengths)
+        before = self._passes.before(batch, lengths)
         if not all(bool(tensor.isfinite().all()) for tensor in before.values()):
             return UpdateMetrics(values=values, skipped=True)
         entropies = before.pop("entropies")
@@ -206,7 +187,7 @@ class LearnerWorker:
 
     def _collated(self, scored: Sequence[ScoredRollout]) -> ScoredBatch:
         ama = self._settings.ama
-        batch = collate(scored, pad_token_id=PAD_TOKEN, ungated=ama.ungated if ama else ())
+        batch = collate(scored, pad_token_id=0, ungated=ama.ungated if ama else ())
         device = self._accelerator.torch_device
         return ScoredBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
 
@@ -257,7 +238,6 @@ class LearnerWorker:
 
     def load(self, folder: str | Path) -> None:
         """Continue from `save` with the same number of ranks and ZeRO stage, bit by bit."""
-        self._begun = None
         for name, model in self._models.items():
             model.load(Path(folder) / name)
         self._accelerator.set_rng_state(torch.load(self._rng_file(folder)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from actors.learner_targets import derive_seed
-from equilibrate.ppo.batches import Indices, minibatch_indices, shard_rows
+from equilibrate.ppo.batches import Indices, ScoredBatch, minibatch_indices, shard_rows
 from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss, policy_sums, ptx_loss
 from equilibrate.types import TrainBatch
 
@@ -63,33 +63,32 @@ class Passes:
         return [own[start : start + size] for start in range(0, len(own), size)]
 
     @torch.no_grad()
-    def before(
-        self, token_ids: Tensor, response_mask: Tensor, lengths: Indices
-    ) -> dict[str, Tensor]:
+    def before(self, batch: ScoredBatch, lengths: Indices) -> dict[str, Tensor]:
         """What the models say before the update, of all rows: each [B, T], 0 where not defined.
 
-        Args: token_ids, response_mask: [B, T], on the device.
+        Args: batch: tensors on the device.
         Returns: old_log_probs and entropies in nats, of response tokens; values and cost_values of
             the prefix that ends before each token, 0 without a critic.
         """
-        num_rows, width = token_ids.shape
+        num_rows, width = batch.token_ids.shape
         names = ("old_log_probs", "entropies", "values", "cost_values")
         found = torch.zeros(len(names), num_rows, width, device=self.device)
         by_name = dict(zip(names, found, strict=True))
         for rows in self.micro_batches(np.arange(num_rows), lengths):
             length = int(lengths[rows].max())
             index = torch.from_numpy(rows).to(self.device)
-            own_ids, own_mask = token_ids[index, :length], response_mask[index, :length]
-            log_probs, entropies = self.policy(own_ids, own_mask, self.temperature)
+            token_ids = batch.token_ids[index, :length]
+            mask = batch.response_mask[index, :length]
+            log_probs, entropies = self.policy(token_ids, mask, self.temperature)
             outputs = {"old_log_probs": log_probs, "entropies": entropies}
             for name, critic in self.critics.items():
-                outputs[name] = values_of(critic, own_ids)
+                outputs[name] = values_of(critic, token_ids)
             for name, output in outputs.items():
                 by_name[name][index, :length] = output
         if self.world_size > 1:
             # Every rank filled its own rows and left the others 0.
             dist.all_reduce(found)
-        found = torch.where(response_mask, found, 0.0)
+        found = torch.where(batch.response_mask, found, 0.0)
         return dict(zip(names, found, strict=True))
 
     def all_finite(self, loss: Tensor) -> bool:

@@ -185,12 +185,6 @@ class RayLearnerGroup:
         self._timeout_seconds = timeout_seconds
         self._ranks = make_ranks()
 
-    def begin(self, rollouts: Sequence[Rollout]) -> None:
-        shared = ray.put(list(rollouts))
-        for rank in self._ranks:
-            # Nobody waits: what fails here fails again, and is seen, in the update.
-            rank.begin.remote(shared)
-
     def update(
         self,
         scored: Sequence[ScoredRollout],

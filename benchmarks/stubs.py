@@ -43,9 +43,6 @@ class StubWorker:
         time.sleep(self._seconds["score"])
         return [stub_scored(rollout) for rollout in rollouts]
 
-    def begin(self, rollouts: Sequence[Rollout]) -> None:
-        """Costs nothing of its own: it is part of what `update` sleeps."""
-
     def update(
         self, scored: Sequence[ScoredRollout], *, iteration: int, multiplier: float, kl_coef: float
     ) -> UpdateMetrics:

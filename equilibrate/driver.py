@@ -86,8 +86,6 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
     with clock("rollout"):
         rollouts = parts.queue.take(iteration)
     with clock("score"):
-        # What the policy and its critics say does not depend on the scores: both at the same time.
-        parts.learner.begin(rollouts)
         scored = parts.scorer.score(rollouts)
     # Safe RLHF moves the multiplier before the policy, on the costs of the rollouts at hand.
     parts.multiplier.observe(scored)

@@ -1,8 +1,8 @@
 """The seams of one iteration: what the driver sees, and what `actors/` implements.
 
-Unless it says otherwise, a call blocks until its answer is complete or its deadline has passed. A
-worker that can be replaced is replaced behind these calls; a loss that the callee cannot repair
-arrives as `WorkerLostError`.
+Every call blocks until its answer is complete or its deadline has passed. A worker that can be
+replaced is replaced behind these calls; a loss that the callee cannot repair arrives as
+`WorkerLostError`.
 """
 
 from __future__ import annotations
@@ -61,9 +61,6 @@ class Scorer(Protocol):
 
 class Learner(Protocol):
     """Holds policy, critics and their optimizers."""
-
-    def begin(self, rollouts: Sequence[Rollout]) -> None:
-        """Start what `update` needs to know before the scores are there; returns at once."""
 
     def update(
         self, scored: Sequence[ScoredRollout], *, iteration: int, multiplier: float, kl_coef: float

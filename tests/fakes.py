@@ -142,9 +142,6 @@ class FakeLearner:
         self.lost_at = lost_at
         self.multipliers: list[float] = []
 
-    def begin(self, rollouts: Sequence[Rollout]) -> None:
-        self.journal.append("begin")
-
     def update(
         self, scored: Sequence[ScoredRollout], *, iteration: int, multiplier: float, kl_coef: float
     ) -> UpdateMetrics:

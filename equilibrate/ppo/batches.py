@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equilibrate.types import Category, Rollout, ScoredRollout, TokenBatch
+from equilibrate.types import Category, ScoredRollout, TokenBatch
 
 Indices = NDArray[np.int64]
 
@@ -62,12 +62,12 @@ def collate(
     if not rollouts:
         raise ValueError("collate needs at least one rollout")
     plain = [scored.rollout for scored in rollouts]
-    token_ids, response_mask = pad_tokens(plain, pad_token_id=pad_token_id)
+    token_ids = _pad([r.token_ids for r in plain], pad_token_id)
     lengths = torch.tensor([len(r.token_ids) for r in plain])
     return ScoredBatch(
         token_ids=token_ids,
         attention_mask=torch.arange(token_ids.shape[1])[None] < lengths[:, None],
-        response_mask=response_mask,
+        response_mask=_pad([r.response_mask for r in plain], False),
         rollout_log_probs=_pad([r.rollout_log_probs for r in plain], 0.0),
         ref_log_probs=_pad([s.ref_log_probs for s in rollouts], 0.0),
         token_rewards=_pad([s.token_rewards for s in rollouts], 0.0),
@@ -77,12 +77,6 @@ def collate(
         is_masked_row=torch.tensor([r.category not in ungated for r in plain]),
         prompt_groups=torch.tensor(_numbered([r.prompt_id for r in plain])),
     )
-
-
-def pad_tokens(rollouts: Sequence[Rollout], *, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """`token_ids` and `response_mask` of a `TokenBatch`, which need no scores: each [B, T]."""
-    token_ids = _pad([r.token_ids for r in rollouts], pad_token_id)
-    return token_ids, _pad([r.response_mask for r in rollouts], False)
 
 
 def _numbered(names: Sequence[str]) -> list[int]:

@@ -109,33 +109,6 @@ def test_loading_continues_bit_by_bit(
     assert_equal(snapshot(resumed), snapshot(straight))
 
 
-def test_update_goes_on_from_what_was_begun(
-    models: Path, scored: list[ScoredRollout], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = make_settings(models)
-    straight, ahead = LearnerWorker(settings), LearnerWorker(settings)
-    expected = update(straight, scored)
-    ahead.begin([s.rollout for s in scored])
-    with monkeypatch.context() as patch:
-        patch.delattr(Passes, "before")
-        assert dict(update(ahead, scored).values) == dict(expected.values)
-    assert_equal(snapshot(ahead), snapshot(straight))
-
-
-def test_what_was_begun_serves_its_own_rollouts_and_weights_only(
-    models: Path, scored: list[ScoredRollout], tmp_path: Path
-) -> None:
-    settings = make_settings(models, parity_tolerance=10.0)
-    straight, ahead = LearnerWorker(settings), LearnerWorker(settings)
-    ahead.begin([s.rollout for s in scored[::-1]])
-    assert dict(update(ahead, scored).values) == dict(update(straight, scored).values)
-    straight.save(tmp_path)
-    fresh = LearnerWorker(settings)
-    fresh.begin([s.rollout for s in scored])
-    fresh.load(tmp_path)
-    assert dict(update(fresh, scored).values) == dict(update(straight, scored).values)
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_broken_minibatch_leaves_nothing_behind(
     models: Path, scored: list[ScoredRollout], monkeypatch: pytest.MonkeyPatch, stage: int

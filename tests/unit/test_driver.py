@@ -77,10 +77,7 @@ class Run:
 def test_one_iteration_in_order(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.train(1) == 1
-    assert run.journal == [
-        *("sync 0", "evaluate 0", "generate 0"),
-        *("begin", "score", "update 0", "sync 1"),
-    ]
+    assert run.journal == ["sync 0", "evaluate 0", "generate 0", "score", "update 0", "sync 1"]
 
 
 def test_multiplier_moves_before_the_policy_and_kl_after(tmp_path: Path) -> None:
@@ -118,11 +115,10 @@ def test_with_lag_one_the_next_rollouts_start_before_the_update(tmp_path: Path) 
     run = Run(tmp_path, max_policy_lag=1, iterations=3)
     assert run.train(3) == 3
     assert run.journal == [
-        *("sync 0", "evaluate 0", "generate 0", "generate 0"),
-        *("begin", "score", "update 0", "sync 1"),
-        *("evaluate 1", "generate 1", "begin", "score", "update 1", "sync 2"),
+        *("sync 0", "evaluate 0", "generate 0", "generate 0", "score", "update 0", "sync 1"),
+        *("evaluate 1", "generate 1", "score", "update 1", "sync 2"),
         # The last iteration has been sampled already: nothing more is asked for.
-        *("evaluate 2", "begin", "score", "update 2", "sync 3"),
+        *("evaluate 2", "score", "update 2", "sync 3"),
     ]
     # Iteration 0 samples from version 0; later ones are one version behind.
     assert [row["policy_lag"] for _, row in run.sink.rows] == [0.0, 1.0, 1.0]
