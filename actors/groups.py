@@ -17,7 +17,7 @@ from actors.placement import Demand, Reservation
 from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
 from actors.prepare import Inputs
 from actors.rollout import RolloutWorker, engine_environment, request_seed
-from actors.scoring import ScoringWorker
+from actors.scoring import ENVIRONMENT, ScoringWorker
 from actors.weights import OBJECT_STORE, pack_weights, tied_names
 from equilibrate.config import RunConfig, WorkerGroup
 from equilibrate.types import Weights
@@ -116,7 +116,7 @@ class WorkerGroups:
 
     def _start_scoring_worker(self, index: int) -> ActorHandle:
         config, inputs = self._config, self._inputs
-        handle: ActorHandle = self._start("scoring", index, ScoringWorker, {}).remote(
+        handle: ActorHandle = self._start("scoring", index, ScoringWorker, ENVIRONMENT).remote(
             reward=str(inputs.reward),
             cost=str(inputs.cost) if inputs.cost else "",
             reference=str(inputs.policy),

@@ -14,6 +14,10 @@ from actors.models import load_policy, load_scorer
 from equilibrate.ppo.batches import token_budget_batches
 from equilibrate.types import FloatArray, Rollout, ScoredRollout
 
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""Of a process that holds a `ScoringWorker`: the C allocator keeps what is freed. By default it
+hands activations back after every operation, and the next one waits for fresh pages."""
+
 
 class ScoringWorker:
     """Scores every prefix of a rollout with the reward and cost models, and adds the reference."""

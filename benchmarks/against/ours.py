@@ -15,7 +15,9 @@ from typing import Any
 from benchmarks.against.job import GROUP, Job
 from benchmarks.against.turns import Turns
 
-MICRO_BATCH = 16
+MICRO_BATCH = 8
+SCORING_TOKENS = 2048
+"""Small enough for the processor's caches, like the micro-batch."""
 KV_CACHE_SLACK = 1.5
 
 
@@ -90,7 +92,7 @@ def settings(job: Job) -> dict[str, Any]:
             "memory_gib": kv_cache_gib(job),
             "cpus": 0.5,
         },
-        "scoring": {"cpus": 0.5},
+        "scoring": {"cpus": 0.5, "max_tokens_per_batch": SCORING_TOKENS},
         "learner": {
             "cpus": 0.5,
             "micro_batch_size": min(MICRO_BATCH, job.minibatch_size),
