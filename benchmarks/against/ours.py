@@ -15,9 +15,9 @@ from typing import Any
 from benchmarks.against.job import GROUP, Job
 from benchmarks.against.turns import Turns
 
-MICRO_BATCH = 8
+MICRO_BATCHES = {"float32": 8, "bfloat16": 16}
 SCORING_TOKENS = 2048
-"""Small enough for the processor's caches, like the micro-batch."""
+"""Small enough for the processor's caches, like the micro-batches."""
 KV_CACHE_SLACK = 1.5
 
 
@@ -95,7 +95,7 @@ def settings(job: Job) -> dict[str, Any]:
         "scoring": {"cpus": 0.5, "max_tokens_per_batch": SCORING_TOKENS},
         "learner": {
             "cpus": 0.5,
-            "micro_batch_size": min(MICRO_BATCH, job.minibatch_size),
+            "micro_batch_size": min(MICRO_BATCHES[job.dtype], job.minibatch_size),
             "policy_lr": 1e-5,
             "critic_lr": 1e-5,
         },

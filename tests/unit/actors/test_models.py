@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from actors.device import Accelerator
-from actors.models import PolicyModel, ScoreModel, is_head_linear
+from actors.device import Accelerator, Dtype
+from actors.models import PolicyModel, ScoreModel, is_head_linear, load_policy
 from equilibrate.ppo.log_probs import token_entropies, token_log_probs
 from equilibrate.preference.sidecar import ScorerSidecar
 
@@ -72,6 +73,28 @@ def test_narrow_head_multiplies_narrow_numbers() -> None:
     exact, rounded = wide(token_ids, mask, 1.0)[0], narrow(token_ids, mask, 1.0)[0]
     assert rounded.dtype == torch.float32
     assert 0 < float((exact - rounded).detach().abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_is_differentiated_in_float32_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Dtype
+) -> None:
+    make_llama(tied=True).save_pretrained(tmp_path / "model")
+    policy = load_policy(tmp_path / "model", Accelerator("cpu", dtype))
+    seen = []
+
+    def spy(query: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        states = attend(query, *others, **options)
+        seen.append((states.dtype, options["is_causal"]))
+        return states
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    policy(torch.randint(11, (2, 6)), torch.ones(2, 6, dtype=torch.bool), 1.0)
+    assert set(seen) == {(torch.float32, True)}
+    # What is exported names nothing of ours.
+    policy.model.save_pretrained(tmp_path / "exported")
+    assert "sdpa_float32" not in (tmp_path / "exported" / "config.json").read_text()
 
 
 class Backbone(nn.Module):
