@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from actors.device import Accelerator, Device, Dtype
+from actors.learner_passes import Passes
 from actors.learner_ptx import PtxData
 from actors.learner_targets import (
     are_finite,
@@ -33,12 +34,13 @@ from actors.learner_targets import (
     parity_gap,
     staleness_metrics,
 )
-from actors.learner_update import LossSettings, Passes, Update
+from actors.learner_update import LossSettings, Update
 from actors.models import load_policy, load_scorer
 from actors.weights import PackedWeights, pack_weights, tied_names
 from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.errors import ParityError
 from equilibrate.ppo.batches import ScoredBatch, collate
+from equilibrate.ppo.learning_rates import schedule
 from equilibrate.types import ScoredRollout, TokenBatch, UpdateMetrics
 
 MAX_GRAD_NORM = 1.0
@@ -96,7 +98,7 @@ class LearnerWorker:
             cost_critic=self._critics.get("cost_critic"),
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
-            micro_batch_size=settings.learner.micro_batch_size,
+            max_tokens_per_batch=settings.learner.max_tokens_per_batch,
             temperature=settings.temperature,
             device=self._accelerator.torch_device,
         )
@@ -113,7 +115,6 @@ class LearnerWorker:
             module,
             learning_rate,
             zero_stage=self._settings.learner.zero_stage,
-            micro_batch_size=self._settings.learner.micro_batch_size,
             minibatch_size=self._settings.ppo.minibatch_size,
         )
 
@@ -146,13 +147,14 @@ class LearnerWorker:
         Raises: ParityError, before anything moves, if the learner's log-probs of the sampled tokens
             differ from the generator's by more than the tolerance.
         """
-        settings = self._settings
+        settings, ptx = self._settings, self._ptx
         values = {"learning_rate": self._set_learning_rates(iteration)}
         if not are_finite(scored):
             return UpdateMetrics(values=values, skipped=True)
         lengths = np.array([len(s.rollout.token_ids) for s in scored])
         batch = self._collated(scored)
-        before = self._passes.before(batch, lengths)
+        is_only_step = ptx is None and settings.ppo.takes_one_step(len(scored))
+        before, live = self._passes.before(batch, lengths, is_only_step=is_only_step)
         if not all(bool(tensor.isfinite().all()) for tensor in before.values()):
             return UpdateMetrics(values=values, skipped=True)
         entropies = before.pop("entropies")
@@ -170,7 +172,7 @@ class LearnerWorker:
         )
         values |= batch_metrics(train, entropies)
         update = Update(
-            self._passes, train, lengths, self._losses, iteration=iteration, ptx=self._ptx
+            self._passes, train, lengths, self._losses, iteration=iteration, ptx=ptx, live=live
         )
         learned, skipped = update.run()
         return UpdateMetrics(values=values | learned, skipped=skipped)
@@ -264,7 +266,6 @@ class TrainedModel:
         learning_rate: float,
         *,
         zero_stage: Literal[0, 1, 2, 3],
-        micro_batch_size: int,
         minibatch_size: int,
     ) -> None:
         import deepspeed
@@ -280,7 +281,8 @@ class TrainedModel:
             optimizer=optimizer,
             config={
                 "train_batch_size": minibatch_size,
-                "train_micro_batch_size_per_gpu": micro_batch_size,
+                # Only says that gradients add up: the passes of a step are cut by tokens.
+                "train_micro_batch_size_per_gpu": 1,
                 # At stage 0 `step` clips itself: DeepSpeed applies even a gradient of nan there.
                 "gradient_clipping": MAX_GRAD_NORM if zero_stage else 0.0,
                 "zero_allow_untested_optimizer": True,
@@ -353,23 +355,6 @@ class TrainedModel:
 
     def load(self, folder: Path) -> None:
         self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
-
-
-COOLDOWN_SHARE = 0.3
-"""Share of a run in which the learning rate falls, under that schedule."""
-
-
-def schedule(name: Literal["constant", "linear", "cosine", "cooldown"], progress: float) -> float:
-    """Share of the learning rate after this share of the run; 1 at its start, 0 at its end."""
-    match name:
-        case "constant":
-            return 1.0
-        case "linear":
-            return max(0.0, 1.0 - progress)
-        case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-        case "cooldown":
-            return schedule("cosine", max(0.0, (progress - 1.0) / COOLDOWN_SHARE + 1.0))
 
 
 def _join_group(accelerator: Accelerator) -> None:

@@ -6,9 +6,9 @@ first minibatch and summed once at the end; in between only gradients travel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,110 +16,21 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
+from actors.learner_passes import Passes, Trainable, values_of
 from actors.learner_targets import derive_seed
-from equilibrate.ppo.batches import Indices, ScoredBatch, minibatch_indices, shard_rows
+from equilibrate.ppo.batches import Indices, minibatch_indices
 from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss, policy_sums, ptx_loss
 from equilibrate.types import TrainBatch
-
-
-class Trainable(Protocol):
-    """A model with its optimizer; gradients of all ranks are added up, not averaged."""
-
-    def __call__(self, *inputs: Any) -> Any: ...
-
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add the gradient of this rank's part; `is_last` closes the minibatch."""
-
-    def step(self) -> float:
-        """Clip and apply; returns the norm before clipping, nan if nothing was applied."""
-
-    def discard(self) -> None:
-        """Forget the gradients of an unfinished minibatch."""
 
 
 class PtxRows(Protocol):
     def draw(self, num_rows: int, seed: int) -> tuple[Tensor, Tensor]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passes:
-    """The models of one rank and how it cuts its rows."""
-
-    policy: Trainable
-    critic: Trainable | None
-    """None where advantages need no values."""
-    cost_critic: Trainable | None
-    rank: int
-    world_size: int
-    micro_batch_size: int
-    temperature: float
-    device: torch.device
-
-    def micro_batches(self, rows: Indices, lengths: Indices) -> list[Indices]:
-        """Own share of the rows, similar lengths together; equally many on every rank."""
-        own = shard_rows(rows, self.rank, self.world_size)
-        own = own[np.argsort(-lengths[own], kind="stable")]
-        size = self.micro_batch_size
-        return [own[start : start + size] for start in range(0, len(own), size)]
-
-    @torch.no_grad()
-    def before(self, batch: ScoredBatch, lengths: Indices) -> dict[str, Tensor]:
-        """What the models say before the update, of all rows: each [B, T], 0 where not defined.
-
-        Args: batch: tensors on the device.
-        Returns: old_log_probs and entropies in nats, of response tokens; values and cost_values of
-            the prefix that ends before each token, 0 without a critic.
-        """
-        num_rows, width = batch.token_ids.shape
-        names = ("old_log_probs", "entropies", "values", "cost_values")
-        found = torch.zeros(len(names), num_rows, width, device=self.device)
-        by_name = dict(zip(names, found, strict=True))
-        for rows in self.micro_batches(np.arange(num_rows), lengths):
-            length = int(lengths[rows].max())
-            index = torch.from_numpy(rows).to(self.device)
-            token_ids = batch.token_ids[index, :length]
-            mask = batch.response_mask[index, :length]
-            log_probs, entropies = self.policy(token_ids, mask, self.temperature)
-            outputs = {"old_log_probs": log_probs, "entropies": entropies}
-            for name, critic in self.critics.items():
-                outputs[name] = values_of(critic, token_ids)
-            for name, output in outputs.items():
-                by_name[name][index, :length] = output
-        if self.world_size > 1:
-            # Every rank filled its own rows and left the others 0.
-            dist.all_reduce(found)
-        found = torch.where(batch.response_mask, found, 0.0)
-        return dict(zip(names, found, strict=True))
-
-    def all_finite(self, loss: Tensor) -> bool:
-        """Whether the loss is finite on every rank; all ranks get one answer."""
-        finite = loss.detach().isfinite()
-        if self.world_size == 1:
-            return bool(finite)
-        flag = finite.float()
-        dist.all_reduce(flag, dist.ReduceOp.MIN)
-        return bool(flag)
-
-    @property
-    def models(self) -> list[Trainable]:
-        return [self.policy, *self.critics.values()]
-
-    @property
-    def critics(self) -> dict[str, Trainable]:
-        """By the field of a `TokenBatch` that holds what they say."""
-        named = {"values": self.critic, "cost_values": self.cost_critic}
-        return {name: critic for name, critic in named.items() if critic is not None}
-
-
 def _stacked(first: Tensor, second: Tensor) -> Tensor:
     """Rows of both, padded on the right to one width."""
     width = max(first.shape[1], second.shape[1])
     return torch.cat([pad(rows, (0, width - rows.shape[1])) for rows in (first, second)])
-
-
-def values_of(critic: Trainable, token_ids: Tensor) -> Tensor:
-    """[B, T], score of the prefix that ends just before each token; 0 before the first."""
-    return pad(critic(token_ids[:, :-1]), (1, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +59,16 @@ class Update:
         *,
         iteration: int,
         ptx: PtxRows | None,
+        live: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """Args: live: as `Passes.before` returns it."""
         self._passes = passes
         self._train = train
         self._lengths = lengths
         self._settings = settings
         self._iteration = iteration
         self._ptx = ptx
+        self._live = live
         self._num_kept = train.gradient_mask.sum(1).cpu().numpy()
         self._num_response = train.tokens.response_mask.sum(1).cpu().numpy()
         self._sums: dict[str, Tensor] = {}
@@ -187,6 +101,10 @@ class Update:
     def _minibatches(self) -> Iterator[tuple[Indices, int]]:
         """Rows of each minibatch, and the seed of its pretraining rows."""
         run_seed, iteration = self._settings.seed, self._iteration
+        if self._live is not None:
+            # In the order of the pass before, whose outputs are differentiated.
+            yield np.arange(len(self._lengths)), derive_seed(run_seed, iteration)
+            return
         for epoch in range(self._settings.epochs):
             order = minibatch_indices(
                 len(self._lengths),
@@ -208,7 +126,7 @@ class Update:
         for number, chunk in enumerate(chunks):
             part = MicroBatch.of(self._train, chunk, self._lengths, passes.device)
             for model, loss in self._losses(
-                part, rows, has_policy_step, ptx.part(number) if ptx else None
+                part, rows, has_policy_step, ptx.part(number, len(chunks)) if ptx else None
             ):
                 if not passes.all_finite(loss):
                     return False
@@ -229,8 +147,9 @@ class Update:
         }
         for field, critic in self._passes.critics.items():
             name, old_values, returns = targets[field]
+            values = values_of(critic, part.token_ids) if self._live is None else self._live[field]
             loss = clipped_value_loss(
-                values_of(critic, part.token_ids),
+                values,
                 old_values,
                 returns,
                 part.response_mask,
@@ -268,6 +187,8 @@ class Update:
 
     def _log_probs(self, part: MicroBatch, ptx: PtxPart | None) -> tuple[Tensor, Tensor | None]:
         """Of the kept tokens, and of the pretraining text; the others cost the head nothing."""
+        if self._live is not None:
+            return self._live["old_log_probs"], None
         policy, temperature = self._passes.policy, self._passes.temperature
         if ptx is None:
             log_probs, _ = policy(part.token_ids, part.gradient_mask, temperature)
@@ -353,7 +274,6 @@ class PtxShare:
     token_ids: Tensor
     mask: Tensor
     num_tokens: int
-    micro_batch_size: int
 
     @classmethod
     def draw(cls, rows: PtxRows, num_rows: int, seed: int, passes: Passes) -> PtxShare:
@@ -363,11 +283,11 @@ class PtxShare:
             token_ids=token_ids[own].to(passes.device),
             mask=mask[own].to(passes.device),
             num_tokens=int(mask.sum()),
-            micro_batch_size=passes.micro_batch_size,
         )
 
-    def part(self, number: int) -> PtxPart:
-        rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
-        return PtxPart(
-            token_ids=self.token_ids[rows], mask=self.mask[rows], num_tokens=self.num_tokens
+    def part(self, number: int, num_parts: int) -> PtxPart:
+        """One of so many equal parts; with as many rows as rollouts, none is empty."""
+        token_ids, mask = (
+            tensor.tensor_split(num_parts)[number] for tensor in (self.token_ids, self.mask)
         )
+        return PtxPart(token_ids=token_ids, mask=mask, num_tokens=self.num_tokens)

@@ -13,7 +13,7 @@ from actors.device import Accelerator
 from actors.learner import ADAM_BETAS, MAX_GRAD_NORM, LearnerSettings
 from actors.learner_targets import derive_seed, make_train_batch
 from actors.models import load_policy, load_scorer
-from equilibrate.ppo.batches import Indices, collate, minibatch_indices
+from equilibrate.ppo.batches import Indices, collate, minibatch_indices, token_budget_batches
 from equilibrate.ppo.log_probs import token_entropies, token_log_probs
 from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss
 from equilibrate.types import ScoredRollout, TrainBatch
@@ -72,9 +72,8 @@ class BareLearner:
                 self._step()
 
     def _micro_batches(self, rows: Indices, lengths: Indices) -> list[Indices]:
-        rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        size = self._settings.learner.micro_batch_size
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        max_tokens = self._settings.learner.max_tokens_per_batch
+        return [rows[part] for part in token_budget_batches(lengths[rows].tolist(), max_tokens)]
 
     @torch.no_grad()
     def _before(self, token_ids: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:

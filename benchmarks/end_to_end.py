@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import Quartiles, Result, RoofWatch, make_parser, publish, settings_of
-from benchmarks.limits import ModelShape, Roof, iteration_seconds, shape_of
+from benchmarks.limits import ModelShape, Roof, phase_seconds, shape_of
 
 PHASES = ("rollout", "score", "update", "sync")
 PROMPTS_PER_CLASS = 500
@@ -131,7 +131,7 @@ def limit_seconds(shape: ModelShape, roof: Roof, config: Any, lengths: tuple[int
     """
     count, (prompt, response) = config.rollouts_per_iteration, lengths
     scorers = 1 if config.constraint is None else 2
-    return iteration_seconds(
+    limits = phase_seconds(
         shape,
         roof,
         [prompt] * count,
@@ -139,7 +139,9 @@ def limit_seconds(shape: ModelShape, roof: Roof, config: Any, lengths: tuple[int
         scorers=scorers,
         critics=scorers if config.ppo.has_critics else 0,
         epochs=config.ppo.epochs,
+        is_only_step=config.ppo.takes_one_step(count),
     )
+    return sum(limits.values())
 
 
 def mean_prompt_tokens(run: Path, config: Any) -> int:

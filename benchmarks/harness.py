@@ -216,6 +216,11 @@ def publish(result: Result, file: Path | None) -> None:
         print(f"  share of limit   {result.limit_fraction:.3f}")
     for name, value in result.details.items():
         print(f"  {name:<16} {_short(value)}")
+    write(result, file)
+
+
+def write(result: Result, file: Path | None) -> None:
+    """Write the file if one is named."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")

@@ -101,7 +101,7 @@ def sync_seconds(num_bytes: int, roof: Roof) -> float:
     return 2 * num_bytes / roof.bytes_per_second
 
 
-def iteration_seconds(
+def phase_seconds(
     shape: ModelShape,
     roof: Roof,
     prompt_lengths: Sequence[int],
@@ -110,20 +110,24 @@ def iteration_seconds(
     scorers: int,
     critics: int,
     epochs: int,
-) -> float:
-    """Generation, all passes (30 N D with a constraint and one epoch) and sync, in turn.
+    is_only_step: bool = False,
+) -> dict[str, float]:
+    """Least seconds of each phase of an iteration: 30 N D in all with a constraint and one epoch.
 
-    Args: scorers: 1 with a reward model alone, 2 with a cost model; critics: 0 without any.
+    Args:
+        scorers: 1 with a reward model alone, 2 with a cost model.
+        critics: 0 without any.
+        is_only_step: the update is one step on all rows, and needs no pass before it.
     """
-    flops = pass_flops(
-        shape.num_parameters,
-        sum(prompt_lengths) + sum(response_lengths),
-        # In scoring the reference and the scorers, before the update the policy and the critics.
-        forwards=(1 + scorers) + (1 + critics),
-        trainings=(1 + critics) * epochs,
-    )
-    return (
-        rollout_seconds(shape, roof, prompt_lengths, response_lengths)
-        + flops / roof.flops_per_second
-        + sync_seconds(shape.num_bytes, roof)
-    )
+    num_tokens = sum(prompt_lengths) + sum(response_lengths)
+    models = 1 + critics
+
+    def seconds(**passes: int) -> float:
+        return pass_flops(shape.num_parameters, num_tokens, **passes) / roof.flops_per_second
+
+    return {
+        "rollout": rollout_seconds(shape, roof, prompt_lengths, response_lengths),
+        "score": seconds(forwards=1 + scorers, trainings=0),
+        "update": seconds(forwards=0 if is_only_step else models, trainings=models * epochs),
+        "sync": sync_seconds(shape.num_bytes, roof),
+    }

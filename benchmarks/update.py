@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--batch", type=int, default=64, help="rollouts of one update")
     parser.add_argument("--minibatch", type=int, default=32, help="rollouts of one step")
-    parser.add_argument("--micro-batch", type=int, default=32, help="rollouts of one backward")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="of one backward, padded")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--response-tokens", type=int, default=32, help="longest; the least is 1/4")
     arguments = parser.parse_args(argv)
@@ -84,7 +84,7 @@ def _compare(scored: Sequence[Any], settings: Any, arguments: argparse.Namespace
 
     shape = shape_of(settings.policy)
     num_tokens = sum(len(s.rollout.token_ids) for s in scored)
-    watch = RoofWatch(shape.gemm_shapes(num_tokens * arguments.micro_batch // arguments.batch))
+    watch = RoofWatch(shape.gemm_shapes(num_tokens * arguments.minibatch // arguments.batch))
     # The first warm-up comes apart: after one update the two must hold the same weights.
     ours(0)
     reference(0)
@@ -141,7 +141,7 @@ def _settings(models: dict[str, str], arguments: argparse.Namespace) -> Any:
         max_length=128,
         # The same rollouts serve every round, while the policy moves away from them.
         parity_tolerance=math.inf,
-        learner=LearnerConfig(micro_batch_size=arguments.micro_batch),
+        learner=LearnerConfig(max_tokens_per_batch=arguments.max_tokens),
         ppo=PPOConfig(minibatch_size=arguments.minibatch, epochs=arguments.epochs),
         ama=AmaConfig(),
     )

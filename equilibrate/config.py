@@ -60,7 +60,8 @@ class ScoringConfig(WorkerGroup):
 
 class LearnerConfig(WorkerGroup):
     zero_stage: Literal[0, 1, 2, 3] = 0
-    micro_batch_size: int = Field(32, gt=0)
+    max_tokens_per_batch: int = Field(8192, gt=0)
+    """Padded tokens of one forward and backward pass on one worker; a longer row comes alone."""
     policy_lr: float = Field(1e-4, gt=0)
     critic_lr: float = Field(5e-4, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine", "cooldown"] = "constant"
@@ -97,6 +98,10 @@ class PPOConfig(Config):
     @property
     def has_critics(self) -> bool:
         return self.advantage == "gae"
+
+    def takes_one_step(self, num_rollouts: int) -> bool:
+        """Whether an update on so many rollouts is a single optimizer step."""
+        return self.epochs == 1 and self.minibatch_size >= num_rollouts
 
 
 class MultiplierConfig(Config):
@@ -275,13 +280,6 @@ class RunConfig(Config):
             raise ValueError(
                 f"ppo.minibatch_size ({minibatch}) must be a multiple of learner.num_workers "
                 f"({workers}); try learner.num_workers={_nearest_divisor(minibatch, workers)}"
-            )
-        per_pass = workers * self.learner.micro_batch_size
-        if minibatch % per_pass:
-            raise ValueError(
-                f"ppo.minibatch_size ({minibatch}) must be a multiple of learner.num_workers x "
-                f"learner.micro_batch_size ({per_pass}); try learner.micro_batch_size="
-                f"{_nearest_divisor(minibatch // workers, self.learner.micro_batch_size)}"
             )
         return self
 

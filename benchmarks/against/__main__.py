@@ -12,13 +12,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.against.child import Child, SystemFailed
 from benchmarks.against.job import GROUP, Job
-from benchmarks.against.rounds import DIFFERENT_WORK, Rounds, compare, play, table
+from benchmarks.against.rounds import DIFFERENT_WORK, Rounds, compare, phase_table, play, table
 from benchmarks.against.systems import OURS, PEERS, System, interpreter
 from benchmarks.against.workload import (
     PROMPT_TOKENS,
@@ -26,16 +27,25 @@ from benchmarks.against.workload import (
     Setting,
     Shape,
     draw_lengths,
-    limit_seconds,
+    mean_limits,
     write_equal_prompts,
     write_llamas,
 )
-from benchmarks.harness import Quartiles, Result, make_parser, measure_roof, publish, settings_of
+from benchmarks.harness import (
+    Quartiles,
+    Result,
+    make_parser,
+    measure_roof,
+    publish,
+    settings_of,
+    write,
+)
 from benchmarks.limits import ModelShape, Roof, shape_of
 
 if TYPE_CHECKING:
     from benchmarks.workloads import ModelFolders
 
+DTYPES = ["float32", "bfloat16"]
 LONGEST = {"fixed": 64, "ragged": 200}
 TINY = {
     "hidden_size": 64,
@@ -53,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     result = measure(arguments)
     print(table(result.rows))
+    print(phase_table(result.details["phases"]))
     publish(result, arguments.json)
     return int(any(DIFFERENT_WORK in (row["error"] or "") for row in result.rows))
 
@@ -70,7 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--minibatch-size", type=int, default=32, help="or all rollouts, if fewer")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument(
         "--environments", type=Path, default=Path("runs/peers"), help="of the peers; made if absent"
     )
@@ -97,36 +108,57 @@ def measure(arguments: argparse.Namespace) -> Result:
         layers=arguments.layers,
     )
     rows: list[dict[str, Any]] = []
-    rates: dict[str, list[float]] = {}
+    details: dict[str, Any] = {"flops_per_second": {}, "phases": []}
     with TemporaryDirectory() as name:
         folder = Path(name)
         models = write_llamas(folder, size, max(arguments.longest.values()))
         write_equal_prompts(folder / "prompts.jsonl")
         shape = shape_of(models.policy)
+        details["num_parameters"] = shape.num_parameters
         for setting in _settings(arguments):
             print(f"{setting.name}:", file=sys.stderr, flush=True)
-            found, rates[setting.name] = _measure_setting(setting, folder, models, shape, arguments)
-            rows += found
+            rounds, jobs, roof = _measure_setting(setting, folder, models, shape, arguments)
+            limits = _limits(setting, jobs, shape, roof, arguments)
+            rows += _rows(setting, rounds, limits, arguments)
+            details["phases"] += _phases(setting, rounds, jobs, limits)
+            details["flops_per_second"][setting.name] = rounds.rates
+            # Each block takes minutes: what is measured is not lost with what follows.
+            write(_result(rows, details, arguments), arguments.json)
+    return _result(rows, details, arguments)
+
+
+def _result(
+    rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any], arguments: argparse.Namespace
+) -> Result:
     lowest = lowest_ratio(rows)
     return Result(
         name="against",
         ratio=Quartiles(**lowest["ratio"]) if lowest else None,
         reference=(
-            f"{lowest['peer']} at {lowest['rollouts']} {lowest['lengths']}, the lowest PPO to PPO"
+            f"{lowest['peer']} at {lowest['rollouts']} {lowest['lengths']} in "
+            f"{lowest['precision']}, the lowest PPO to PPO"
             if lowest
             else "no peer with PPO was compared"
         ),
         limit_fraction=None,
         config=settings_of(arguments),
-        details={"num_parameters": shape.num_parameters, "flops_per_second": rates},
+        details=details,
         rows=rows,
     )
 
 
 def _settings(arguments: argparse.Namespace) -> Iterator[Setting]:
-    for lengths in arguments.lengths:
-        for rollouts in arguments.rollouts:
-            yield Setting(lengths=lengths, longest=arguments.longest[lengths], rollouts=rollouts)
+    for dtype, lengths, rollouts in product(arguments.dtype, arguments.lengths, arguments.rollouts):
+        yield Setting(
+            dtype=dtype, lengths=lengths, longest=arguments.longest[lengths], rollouts=rollouts
+        )
+
+
+def _taking_part(
+    systems: Sequence[System], setting: Setting, arguments: argparse.Namespace
+) -> list[System]:
+    keys = (*arguments.ours, *arguments.peers)
+    return [s for s in systems if s.key in keys and setting.dtype in s.dtypes]
 
 
 def lowest_ratio(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -142,11 +174,12 @@ def _measure_setting(
     models: ModelFolders,
     shape: ModelShape,
     arguments: argparse.Namespace,
-) -> tuple[list[dict[str, Any]], list[float]]:
+) -> tuple[Rounds, dict[str, Job], Roof]:
+    """What was measured, the job of each system by its name, and the best rates of the machine."""
     max_rounds = arguments.warmups + 2 * arguments.repeats
     # One more than there are turns: the last one, too, ends with a wait.
     lengths = draw_lengths(setting, max_rounds + 1)
-    systems = [s for s in (*OURS, *PEERS) if s.key in (*arguments.ours, *arguments.peers)]
+    systems = _taking_part((*OURS, *PEERS), setting, arguments)
     gemms = shape.gemm_shapes(setting.rollouts)
     roofs: list[Roof] = []
 
@@ -157,8 +190,10 @@ def _measure_setting(
     with ExitStack() as stack:
         children: dict[str, Child] = {}
         errors: dict[str, str] = {}
+        jobs: dict[str, Job] = {}
         for system in systems:
             job = _job(system, setting, lengths, folder, models, arguments)
+            jobs[system.name] = job
             try:
                 child = _start(system, job, Path(job.output), arguments)
                 stack.callback(child.close)
@@ -179,7 +214,7 @@ def _measure_setting(
         flops_per_second=max(roof.flops_per_second for roof in roofs),
         bytes_per_second=max(roof.bytes_per_second for roof in roofs),
     )
-    return _rows(setting, rounds, shape, best, lengths, arguments), rounds.rates
+    return rounds, jobs, best
 
 
 def _job(
@@ -203,7 +238,7 @@ def _job(
         longest=setting.longest,
         minibatch_size=min(arguments.minibatch_size, setting.rollouts),
         epochs=arguments.epochs,
-        dtype=arguments.dtype,
+        dtype=setting.dtype,
         threads=arguments.threads,
         seed=SEED,
         output=str(output),
@@ -212,8 +247,6 @@ def _job(
 
 
 def _start(system: System, job: Job, output: Path, arguments: argparse.Namespace) -> Child:
-    if arguments.dtype not in system.dtypes:
-        raise SystemFailed(f"trains in {' or '.join(system.dtypes)} only: give --dtype")
     python = interpreter(system, arguments.environments)
     job.write(output / "job.json")
     return Child(
@@ -224,27 +257,62 @@ def _start(system: System, job: Job, output: Path, arguments: argparse.Namespace
     )
 
 
+def _limits(
+    setting: Setting,
+    jobs: Mapping[str, Job],
+    shape: ModelShape,
+    roof: Roof,
+    arguments: argparse.Namespace,
+) -> dict[str, dict[str, float]]:
+    """Least seconds of each phase, by the name of our mode."""
+    found = {}
+    for mode in _taking_part(OURS, setting, arguments):
+        job = jobs[mode.name]
+        scorers = 2 if mode.algorithm == "lagrangian" else 1
+        found[mode.name] = mean_limits(
+            shape,
+            roof,
+            job.lengths,
+            scorers=scorers,
+            critics=0 if mode.algorithm == "grpo" else scorers,
+            epochs=job.epochs,
+            is_only_step=job.epochs == 1 and job.minibatch_size == job.rollouts,
+        )
+    return found
+
+
 def _rows(
     setting: Setting,
     rounds: Rounds,
-    shape: ModelShape,
-    roof: Roof,
-    lengths: list[list[int]],
+    limits: Mapping[str, Mapping[str, float]],
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     rows = []
-    for mode in (system for system in OURS if system.key in arguments.ours):
-        scorers = 2 if mode.algorithm == "lagrangian" else 1
-        critics = 0 if mode.algorithm == "grpo" else scorers
-        limit = limit_seconds(
-            shape, roof, lengths, scorers=scorers, critics=critics, epochs=arguments.epochs
-        )
-        for peer in (system.name for system in PEERS if system.key in arguments.peers):
-            row = compare(rounds, mode.name, peer)
+    for mode, limit in limits.items():
+        for peer in _taking_part(PEERS, setting, arguments):
+            row = compare(rounds, mode, peer.name)
             if row["ratio"]:
-                row["limit_fraction"] = limit / row["our_seconds"]["median"]
-            rows.append({"lengths": setting.lengths, "rollouts": setting.rollouts, **row})
+                row["limit_fraction"] = sum(limit.values()) / row["our_seconds"]["median"]
+            rows.append(setting.block | row)
     return rows
+
+
+def _phases(
+    setting: Setting,
+    rounds: Rounds,
+    jobs: Mapping[str, Job],
+    limits: Mapping[str, Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    """Where the iterations of our modes go: median seconds of each phase, and its limit."""
+    from benchmarks.against.ours import phase_medians
+
+    return [
+        setting.block
+        | {"ours": mode, "seconds": phase_medians(jobs[mode], len(rounds.turns[mode]))}
+        | {"limits": dict(limit)}
+        for mode, limit in limits.items()
+        if rounds.turns.get(mode)
+    ]
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.against.job import GROUP, Job
 from benchmarks.against.turns import Turns
 
-MICRO_BATCHES = {"float32": 8, "bfloat16": 16}
-SCORING_TOKENS = 2048
-"""Small enough for the processor's caches, like the micro-batches."""
 KV_CACHE_SLACK = 1.5
 
 
@@ -92,13 +90,8 @@ def settings(job: Job) -> dict[str, Any]:
             "memory_gib": kv_cache_gib(job),
             "cpus": 0.5,
         },
-        "scoring": {"cpus": 0.5, "max_tokens_per_batch": SCORING_TOKENS},
-        "learner": {
-            "cpus": 0.5,
-            "micro_batch_size": min(MICRO_BATCHES[job.dtype], job.minibatch_size),
-            "policy_lr": 1e-5,
-            "critic_lr": 1e-5,
-        },
+        "scoring": {"cpus": 0.5},
+        "learner": {"cpus": 0.5, "policy_lr": 1e-5, "critic_lr": 1e-5},
         "ppo": {
             "advantage": "grpo" if is_critic_free else "gae",
             "minibatch_size": job.minibatch_size,
@@ -108,6 +101,15 @@ def settings(job: Job) -> dict[str, Any]:
         "constraint": {"type": "pid"} if is_constrained else None,
         "ama": None,
     }
+
+
+def phase_medians(job: Job, num_counted: int) -> dict[str, float]:
+    """Seconds of each phase and of whole iterations, of the last ones of a finished run."""
+    from equilibrate.sinks import TIMINGS_FILE, read_rows
+
+    seconds = [row["seconds"] for row in read_rows(Path(job.output) / TIMINGS_FILE)]
+    counted = seconds[-num_counted:]
+    return {phase: median(row[phase] for row in counted) for phase in counted[0]}
 
 
 def kv_cache_gib(job: Job) -> float:

@@ -100,7 +100,16 @@ def compare(rounds: Rounds, ours: str, peer: str) -> dict[str, Any]:
     }
 
 
-COLUMNS = ("lengths", "rollouts", "ours", "peer", "ours, s", "peer, s", "ratio (quartiles)")
+COLUMNS = (
+    "precision",
+    "lengths",
+    "rollouts",
+    "ours",
+    "peer",
+    "ours, s",
+    "peer, s",
+    "ratio (quartiles)",
+)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -110,7 +119,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    first = (str(row["lengths"]), str(row["rollouts"]), str(row["ours"]), str(row["peer"]))
+    first = tuple(str(row[c]) for c in ("precision", "lengths", "rollouts", "ours", "peer"))
     ratio = row["ratio"]
     if ratio is None:
         return (*first, "", "", str(row["error"]).replace("|", "\\|"))
@@ -120,3 +129,18 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['peer_seconds']['median']:.3f}",
         f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
     )
+
+
+PHASES = ("rollout", "score", "update", "sync")
+
+
+def phase_table(phases: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: one line per mode of ours, each phase as `seconds (share of its limit)`."""
+    columns = ("precision", "lengths", "rollouts", "ours", "iteration, s", *PHASES)
+    lines = [columns, ("---",) * len(columns)]
+    for row in phases:
+        seconds, limits = row["seconds"], row["limits"]
+        cells = (f"{seconds[p]:.3f} ({limits[p] / seconds[p]:.0%})" for p in PHASES)
+        first = (str(row[c]) for c in columns[:4])
+        lines.append((*first, f"{seconds['iteration']:.3f}", *cells))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -27,6 +27,7 @@ class System:
     lock: str = ""
     """File in `locks`; empty for ours, which runs in the environment of this process."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    """In which it is measured: of a peer, the one that it trains in by default on a CPU."""
 
 
 OURS = (
@@ -41,6 +42,7 @@ PEERS = (
         module="trl_ppo",
         algorithm="ppo",
         lock="trl-1.12.txt",
+        dtypes=("float32",),
     ),
     System(
         key="trl-grpo",
@@ -48,6 +50,7 @@ PEERS = (
         module="trl_critic_free",
         algorithm="grpo",
         lock="trl-1.16.txt",
+        dtypes=("float32",),
     ),
     System(
         key="trl-rloo",
@@ -55,6 +58,7 @@ PEERS = (
         module="trl_critic_free",
         algorithm="rloo",
         lock="trl-1.16.txt",
+        dtypes=("float32",),
     ),
     System(
         key="deepspeed-chat",

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.limits import ModelShape, Roof, iteration_seconds
+from benchmarks.limits import ModelShape, Roof, phase_seconds
 
 if TYPE_CHECKING:
     from benchmarks.workloads import ModelFolders
@@ -28,6 +29,7 @@ PROMPTS_PER_CLASS = 400
 class Setting:
     """One block of rows of the table."""
 
+    dtype: str
     lengths: str
     """`fixed` or `ragged`."""
     longest: int
@@ -35,8 +37,13 @@ class Setting:
     rollouts: int
 
     @property
+    def block(self) -> dict[str, Any]:
+        """How every row of the block begins."""
+        return {"precision": self.dtype, "lengths": self.lengths, "rollouts": self.rollouts}
+
+    @property
     def name(self) -> str:
-        return f"{self.rollouts}-{self.lengths}"
+        return f"{self.dtype}-{self.rollouts}-{self.lengths}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,16 +128,12 @@ def write_llamas(folder: Path, shape: Shape, longest: int) -> ModelFolders:
     return save_models(folder, LlamaForCausalLM(config), tokenizer)
 
 
-def limit_seconds(shape: ModelShape, roof: Roof, lengths: list[list[int]], **work: Any) -> float:
-    """Least mean seconds of our iteration.
+def mean_limits(
+    shape: ModelShape, roof: Roof, lengths: list[list[int]], **work: Any
+) -> dict[str, float]:
+    """Least mean seconds of the phases of our iteration.
 
-    Args: work: as in `iteration_seconds`.
+    Args: work: as in `phase_seconds`.
     """
-    return float(
-        np.mean(
-            [
-                iteration_seconds(shape, roof, [PROMPT_TOKENS] * len(row), row, **work)
-                for row in lengths
-            ]
-        )
-    )
+    found = [phase_seconds(shape, roof, [PROMPT_TOKENS] * len(row), row, **work) for row in lengths]
+    return {phase: fmean(row[phase] for row in found) for phase in found[0]}

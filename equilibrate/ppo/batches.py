@@ -15,6 +15,9 @@ from equilibrate.types import Category, ScoredRollout, TokenBatch
 
 Indices = NDArray[np.int64]
 
+PASS_TOKENS = 256
+"""What a pass costs however few tokens it has, in tokens."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredBatch:
@@ -101,18 +104,30 @@ def shard_rows(indices: Indices, rank: int, world_size: int) -> Indices:
 
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[Indices]:
-    """Row numbers in batches of at most `max_tokens` padded tokens, for passes without gradient.
+    """Row numbers in batches of at most `max_tokens` padded tokens, one batch a pass of a model.
 
-    Longest rows first, so that rows of similar length share a batch and memory peaks at once. Every
-    row comes exactly once; a row longer than the budget comes alone.
+    Longest rows first, so that rows of similar length share a batch and memory peaks at once. Of
+    all ways to cut them, the one with the least work: padded tokens, and `PASS_TOKENS` a batch.
+    Every row comes exactly once; a row longer than the budget comes alone.
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    sizes = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    num_rows = len(order)
+    # work[i]: least for the rows from the i-th longest on; ends[i]: where their first batch ends.
+    work, ends = np.zeros(num_rows + 1), np.zeros(num_rows, np.int64)
+    for start in reversed(range(num_rows)):
+        longest = max(1, int(sizes[order[start]]))
+        most = min(max(1, max_tokens // longest), num_rows - start)
+        # Fullest first: it wins where several are equal.
+        rows = np.arange(most, 0, -1)
+        totals = PASS_TOKENS + rows * longest + work[start + rows]
+        best = int(totals.argmin())
+        work[start], ends[start] = totals[best], start + rows[best]
     batches: list[Indices] = []
     start = 0
-    while start < len(order):
-        rows = max(1, max_tokens // max(1, lengths[order[start]]))
-        batches.append(order[start : start + rows])
-        start += rows
+    while start < num_rows:
+        batches.append(order[start : ends[start]])
+        start = int(ends[start])
     return batches
 
 

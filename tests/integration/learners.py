@@ -103,7 +103,7 @@ def score_rollouts(models: Path) -> list[ScoredRollout]:
 
 
 def make_settings(models: Path, **changes: Any) -> LearnerSettings:
-    learner = {"micro_batch_size": 2, **changes.pop("learner", {})}
+    learner = {"max_tokens_per_batch": 24, **changes.pop("learner", {})}
     ppo = {"minibatch_size": 8, "epochs": 2, **changes.pop("ppo", {})}
     settings = LearnerSettings(
         policy=str(models / "policy"),

@@ -33,7 +33,6 @@ OVERRIDES = (
     "rollout.prompts_per_iteration=8",
     "rollout.max_new_tokens=8",
     "ppo.minibatch_size=8",
-    "learner.micro_batch_size=8",
     "sandbox.base_steps=20",
     "sandbox.pairs=400",
     "sandbox.evaluation_per_cell=4",

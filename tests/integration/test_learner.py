@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from actors.learner import LearnerWorker
-from actors.learner_update import Passes
+from actors.learner import LearnerWorker, TrainedModel
+from actors.learner_passes import Passes
 from equilibrate.config import AmaConfig
 from equilibrate.errors import ParityError
 from equilibrate.types import Category, ScoredRollout
 from tests.integration.learners import (
+    NUM_ROLLOUTS,
     assert_equal,
     free_port,
     largest_difference,
@@ -55,11 +56,20 @@ def group_of_one() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+ONE_STEP: dict[str, Any] = {"minibatch_size": NUM_ROLLOUTS, "epochs": 1}
 WAYS: dict[str, dict[str, Any]] = {
     **{f"stage{stage}": {"learner": {"zero_stage": stage}} for stage in (0, 1, 2, 3)},
     "critic-free": {"reward": "", "cost": "", "ppo": {"advantage": "reinforce_plus_plus"}},
+    **{
+        f"one-pass{stage}": {
+            "learner": {"zero_stage": stage, "max_tokens_per_batch": 1024},
+            "ppo": ONE_STEP,
+        }
+        for stage in (0, 2, 3)
+    },
 }
-"""Settings whose result two ranks must share with one: ZeRO stages, and no critics."""
+"""Settings whose result two ranks must share with one that has the tests' own learner settings:
+ZeRO stages, no critics, and outputs of the pass before that are differentiated."""
 
 
 def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
@@ -84,8 +94,11 @@ def test_ranks_and_zero_stages_do_not_change_the_result(
         worker = LearnerWorker(make_settings(models, **one_rank))
         before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
         assert largest_difference(before, alone) > 1e-4
+        # Adam's first step enlarges the rounding of small gradients, more so if rows meet in other
+        # micro-batches: a hundredth of a step at most.
+        tolerance = 5e-6 if name.startswith("one-pass") else 2e-6
         with np.load(tmp_path / f"{name}.npz") as weights:
-            assert largest_difference(alone, dict(weights)) < 2e-6, name
+            assert largest_difference(alone, dict(weights)) < tolerance, name
         with np.load(tmp_path / f"metrics-{name}.npz") as values:
             assert dict(values) == pytest.approx(dict(metrics.values), rel=1e-4, abs=1e-6), name
 
@@ -126,6 +139,39 @@ def test_broken_minibatch_leaves_nothing_behind(
     assert not update(worker, scored).skipped
     update(fresh, scored)
     assert_equal(snapshot(worker), snapshot(fresh))
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_single_step_asks_every_model_once(
+    models: Path, scored: list[ScoredRollout], monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    asked: list[TrainedModel] = []
+    ask = TrainedModel.__call__
+
+    def count(model: TrainedModel, *inputs: Any) -> Any:
+        asked.append(model)
+        return ask(model, *inputs)
+
+    monkeypatch.setattr(TrainedModel, "__call__", count)
+    learner = {"zero_stage": stage, "max_tokens_per_batch": 1024}
+    worker, fresh = (
+        LearnerWorker(make_settings(models, ppo=ONE_STEP, learner=learner)) for _ in range(2)
+    )
+    off = scored[0].rollout.rollout_log_probs + np.float32(1e-3)
+    wrong = [replace(scored[0], rollout=replace(scored[0].rollout, rollout_log_probs=off))]
+    with pytest.raises(ParityError):
+        # Leaves outputs that are never differentiated.
+        update(worker, [*wrong, *scored[1:]])
+    asked.clear()
+    update(worker, scored)
+    assert asked == list(worker._models.values())
+    update(fresh, scored)
+    assert_equal(snapshot(worker), snapshot(fresh))
+    small = make_settings(models, ppo=ONE_STEP, learner={**learner, "max_tokens_per_batch": 512})
+    asked.clear()
+    # 16 rows of at most 13 tokens fit, three models of them do not.
+    update(LearnerWorker(small), scored)
+    assert len(asked) == 6
 
 
 @pytest.mark.parametrize("field", ["reward", "cost"])

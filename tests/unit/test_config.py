@@ -167,15 +167,10 @@ def test_every_broken_rule_has_its_line() -> None:
             "ppo.minibatch_size (32); try ",
         ),
         (
-            ("learner.micro_batch_size=24",),
             # Divisors of 32 next to 24: 16 and 32, the smaller comes first.
-            "ppo.minibatch_size (32) must be a multiple of learner.num_workers x "
-            "learner.micro_batch_size (24); try learner.micro_batch_size=16",
-        ),
-        (
-            ("learner.num_workers=2",),
-            "ppo.minibatch_size (32) must be a multiple of learner.num_workers x "
-            "learner.micro_batch_size (64); try learner.micro_batch_size=16",
+            ("learner.num_workers=24",),
+            "ppo.minibatch_size (32) must be a multiple of learner.num_workers (24); "
+            "try learner.num_workers=16",
         ),
         (
             ("rollout.max_new_tokens=128",),

@@ -82,6 +82,6 @@ def test_default_kind_need_not_be_repeated() -> None:
 
 def test_hints_name_their_key_and_work() -> None:
     assert message_of("learner.num_workers=3").endswith("try learner.num_workers=2")
-    load_config([], ["learner.num_workers=2", "learner.micro_batch_size=16"])
+    load_config([], ["learner.num_workers=2"])
     found = message_of("rollout.prompts_per_iteration=65")
     assert found.endswith("try ppo.minibatch_size=13")

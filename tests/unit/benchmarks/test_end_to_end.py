@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.end_to_end import claimed_shares, limit_seconds, phase_shares
 from benchmarks.limits import ModelShape, Roof
+from equilibrate.config import PPOConfig
 
 SECONDS = [
     {"rollout": 4.0, "score": 1.0, "update": 3.0, "sync": 1.0, "iteration": 10.0},
@@ -28,14 +29,14 @@ def test_phase_shares_are_medians_over_iterations() -> None:
 
 @pytest.mark.parametrize(
     ("constraint", "has_critics", "passes"),
-    # 2 N D a forward pass, 6 N D a training: without critics (1 + 3) x 2 + 6.
+    # Two steps. 2 N D a forward pass, 6 N D a training: without critics (1 + 3) x 2 + 6.
     [("pid", True, 30), (None, True, 20), ("pid", False, 14)],
 )
 def test_limit_of_an_iteration(constraint: str | None, has_critics: bool, passes: int) -> None:
     config = SimpleNamespace(
         rollouts_per_iteration=2,
         constraint=constraint,
-        ppo=SimpleNamespace(epochs=1, has_critics=has_critics),
+        ppo=PPOConfig(minibatch_size=1, advantage="gae" if has_critics else "rloo"),
     )
     roof = Roof(flops_per_second=1000.0, bytes_per_second=1e12)
     # 2 rollouts of 3 + 1 tokens: prefill 2 x 100 x 6 / 1000 = 1.2 s, then all passes over 8 tokens;

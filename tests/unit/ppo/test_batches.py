@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equilibrate.ppo.batches import (
+    PASS_TOKENS,
     collate,
     minibatch_indices,
     shard_rows,
@@ -141,6 +144,33 @@ def test_token_budget_by_hand():
     # budget 10: 9 alone; two of length 5; then 3 and 2 (padded 6)
     batches = token_budget_batches([3, 9, 2, 5, 5], max_tokens=10)
     assert [batch.tolist() for batch in batches] == [[1], [3, 4], [0, 2]]
+
+
+def test_cuts_that_save_more_padding_than_a_pass_costs():
+    # Together 4 x 300 tokens; apart 300 + 3 x 100 and one more pass, which costs 256.
+    batches = token_budget_batches([100, 300, 100, 100], max_tokens=5000)
+    assert [batch.tolist() for batch in batches] == [[1], [0, 2, 3]]
+    # Together 2 x 300; apart 300 + 50 + 256 is more.
+    assert len(token_budget_batches([300, 50], max_tokens=5000)) == 1
+
+
+@given(st.lists(st.integers(0, 600), min_size=1, max_size=9), st.integers(1, 2000))
+def test_no_other_cuts_of_the_sorted_rows_are_less_work(lengths, budget):
+    def work(batches):
+        return sum(PASS_TOKENS + len(b) * max(1, *lengths_of(b)) for b in batches)
+
+    def lengths_of(batch):
+        return [0, *(lengths[row] for row in batch)]
+
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    every = []
+    for cuts in product([False, True], repeat=len(order) - 1):
+        batches = [[order[0]]]
+        for row, is_cut in zip(order[1:], cuts, strict=True):
+            batches.append([row]) if is_cut else batches[-1].append(row)
+        if all(len(b) == 1 or len(b) * max(1, *lengths_of(b)) <= budget for b in batches):
+            every.append(work(batches))
+    assert work(token_budget_batches(lengths, budget)) == min(every)
 
 
 def test_a_row_longer_than_the_budget_comes_alone():

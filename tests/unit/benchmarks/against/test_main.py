@@ -9,7 +9,8 @@ QUARTILES = {"median": 1.0, "low": 1.0, "high": 1.0}
 
 
 def make_row(median: float, *, ours: str = OURS[0].name, peer: str = PEERS[0].name) -> dict:
-    return {"ours": ours, "peer": peer, "ratio": QUARTILES | {"median": median}}
+    block = {"precision": "float32", "lengths": "fixed", "rollouts": 16}
+    return block | {"ours": ours, "peer": peer, "ratio": QUARTILES | {"median": median}}
 
 
 def test_tiny_makes_everything_small() -> None:
@@ -17,6 +18,18 @@ def test_tiny_makes_everything_small() -> None:
     assert arguments.rollouts == [8]
     assert arguments.longest == {"fixed": 8, "ragged": 40}
     assert against.parse([]).longest == {"fixed": 64, "ragged": 200}
+
+
+def test_each_precision_has_the_peers_that_train_in_it() -> None:
+    arguments = against.parse(["--rollouts", "16", "--lengths", "fixed", "--ours", "ppo"])
+    blocks = {
+        setting.name: [s.key for s in against._taking_part((*OURS, *PEERS), setting, arguments)]
+        for setting in against._settings(arguments)
+    }
+    assert blocks == {
+        "float32-16-fixed": ["ppo", "trl-ppo", "trl-grpo", "trl-rloo"],
+        "bfloat16-16-fixed": ["ppo", "deepspeed-chat"],
+    }
 
 
 def test_rollouts_are_whole_groups(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +53,8 @@ def test_the_ratio_above_is_the_worst_of_plain_ppo_to_ppo() -> None:
 
 
 def test_the_exit_code_is_for_different_work_alone(monkeypatch, capsys) -> None:
-    row = {"lengths": "fixed", "rollouts": 8, "ours": "a", "peer": "b", "ratio": None}
+    block = {"precision": "float32", "lengths": "fixed", "rollouts": 8}
+    row = block | {"ours": "a", "peer": "b", "ratio": None}
 
     def exit_code(error: str) -> int:
         result = against.Result(
@@ -49,6 +63,7 @@ def test_the_exit_code_is_for_different_work_alone(monkeypatch, capsys) -> None:
             reference="no peer",
             limit_fraction=None,
             config={},
+            details={"phases": []},
             rows=[{**row, "error": error}],
         )
         monkeypatch.setattr(against, "measure", lambda arguments: result)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.against.child import SystemFailed, Turn
-from benchmarks.against.rounds import DIFFERENT_WORK, compare, is_steady, play, table
+from benchmarks.against.rounds import DIFFERENT_WORK, compare, is_steady, phase_table, play, table
 
 
 class FakeChild:
@@ -99,7 +99,7 @@ def test_other_work_gives_no_ratio() -> None:
 
 def test_the_table_says_ratios_and_errors() -> None:
     quartiles = {"median": 2.0, "low": 1.5, "high": 2.5}
-    names = {"lengths": "fixed", "rollouts": 16, "ours": "plain PPO"}
+    names = {"precision": "float32", "lengths": "fixed", "rollouts": 16, "ours": "plain PPO"}
     rows = [
         {
             **names,
@@ -112,10 +112,23 @@ def test_the_table_says_ratios_and_errors() -> None:
         {**names, "peer": "B", "ratio": None, "error": "B: x | y"},
     ]
     lines = table(rows).splitlines()
-    assert lines[2] == "| fixed | 16 | plain PPO | A | 2.000 | 2.000 | 2.00 (1.50 to 2.50) |"
-    assert lines[3] == "| fixed | 16 | plain PPO | B |  |  | B: x \\| y |"
-    assert lines[1].count("---") == 7
+    assert (
+        lines[2] == "| float32 | fixed | 16 | plain PPO | A | 2.000 | 2.000 | 2.00 (1.50 to 2.50) |"
+    )
+    assert lines[3] == "| float32 | fixed | 16 | plain PPO | B |  |  | B: x \\| y |"
+    assert lines[1].count("---") == 8
     json.dumps(rows, allow_nan=False)
+
+
+def test_phases_come_with_their_share_of_the_limit() -> None:
+    seconds = {"rollout": 0.5, "score": 0.25, "update": 1.0, "sync": 0.1, "iteration": 1.9}
+    limits = {"rollout": 0.05, "score": 0.2, "update": 0.5, "sync": 0.001}
+    block = {"precision": "float32", "lengths": "fixed", "rollouts": 16}
+    line = phase_table([block | {"ours": "plain PPO", "seconds": seconds, "limits": limits}])
+    assert line.splitlines()[2] == (
+        "| float32 | fixed | 16 | plain PPO | 1.900 "
+        "| 0.500 (10%) | 0.250 (80%) | 1.000 (50%) | 0.100 (1%) |"
+    )
 
 
 @pytest.mark.parametrize("missing", ["ours", "peer"])

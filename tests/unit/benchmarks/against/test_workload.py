@@ -5,12 +5,12 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.against.workload import Setting, cut_words, draw_lengths, limit_seconds
+from benchmarks.against.workload import Setting, cut_words, draw_lengths, mean_limits
 from benchmarks.limits import ModelShape, Roof
 
 
 def make_setting(lengths: str, rollouts: int = 256) -> Setting:
-    return Setting(lengths=lengths, longest=200, rollouts=rollouts)
+    return Setting(dtype="float32", lengths=lengths, longest=200, rollouts=rollouts)
 
 
 def test_fixed_lengths_are_all_the_longest() -> None:
@@ -52,5 +52,10 @@ def test_limit_of_an_iteration(scorers: int, critics: int, passes: int) -> None:
     # One response of 2 tokens after 16: prefill 2 x 100 x 16 / 1000 = 3.2 s, one more step 0.2 s,
     # then all passes over 18 tokens; memory is as good as free.
     expected = 3.2 + 0.2 + passes * 100 * 18 / 1000
-    found = limit_seconds(shape, roof, [[2]], scorers=scorers, critics=critics, epochs=1)
-    assert found == pytest.approx(expected)
+    work = {"scorers": scorers, "critics": critics, "epochs": 1}
+    found = mean_limits(shape, roof, [[2]], **work)
+    assert sum(found.values()) == pytest.approx(expected)
+    # A single step asks each model once less: 2 N D.
+    saved = 2 * (1 + critics) * 100 * 18 / 1000
+    once = mean_limits(shape, roof, [[2]], **work, is_only_step=True)
+    assert once == {**found, "update": pytest.approx(found["update"] - saved)}

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from actors.learner import schedule
+from equilibrate.ppo.learning_rates import schedule
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""The models of one rank, and how it takes its share of the rows through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import pad
+
+from equilibrate.ppo.batches import Indices, ScoredBatch, shard_rows, token_budget_batches
+
+
+class Trainable(Protocol):
+    """A model with its optimizer; gradients of all ranks are added up, not averaged."""
+
+    def __call__(self, *inputs: Any) -> Any: ...
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add the gradient of this rank's part; `is_last` closes the minibatch."""
+
+    def step(self) -> float:
+        """Clip and apply; returns the norm before clipping, nan if nothing was applied."""
+
+    def discard(self) -> None:
+        """Forget the gradients of an unfinished minibatch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """The models of one rank and how it cuts its rows."""
+
+    policy: Trainable
+    critic: Trainable | None
+    """None where advantages need no values."""
+    cost_critic: Trainable | None
+    rank: int
+    world_size: int
+    max_tokens_per_batch: int
+    temperature: float
+    device: torch.device
+
+    def micro_batches(self, rows: Indices, lengths: Indices) -> list[Indices]:
+        """Own share of the rows, similar lengths together, within the budget of padded tokens.
+
+        Rows are dealt by length, so ranks have about equally many tokens, and the cuts that suit
+        the first rank, which gets the longest row of every deal, suit all: ZeRO needs equally many
+        passes on every rank.
+        """
+        by_length = rows[np.argsort(-lengths[rows], kind="stable")]
+        own, longest = (shard_rows(by_length, rank, self.world_size) for rank in (self.rank, 0))
+        cuts = token_budget_batches(lengths[longest].tolist(), self.max_tokens_per_batch)
+        return [own[cut] for cut in cuts]
+
+    def before(
+        self, batch: ScoredBatch, lengths: Indices, *, is_only_step: bool = False
+    ) -> tuple[dict[str, Tensor], Mapping[str, Tensor] | None]:
+        """What the models say before the update, of all rows: each [B, T], 0 where not defined.
+
+        Args:
+            batch: tensors on the device.
+            is_only_step: the update takes one step, on all rows, so that it would ask the models
+                the same once more.
+        Returns:
+            outputs: old_log_probs and entropies in nats, of response tokens; values and cost_values
+                of the prefix that ends before each token, 0 without a critic.
+            live: the same of this rank's rows, to differentiate; None if there is more than one
+                step or if the activations of all models together are beyond the budget.
+        """
+        num_rows, width = batch.token_ids.shape
+        num_tokens = math.ceil(num_rows / self.world_size) * int(lengths.max())
+        is_live = is_only_step and num_tokens * len(self.models) <= self.max_tokens_per_batch
+        names = ("old_log_probs", "entropies", "values", "cost_values")
+        found = torch.zeros(len(names), num_rows, width, device=self.device)
+        by_name = dict(zip(names, found, strict=True))
+        for rows in self.micro_batches(np.arange(num_rows), lengths):
+            length = int(lengths[rows].max())
+            index = torch.from_numpy(rows).to(self.device)
+            token_ids = batch.token_ids[index, :length]
+            mask = batch.response_mask[index, :length]
+            with torch.set_grad_enabled(is_live):
+                log_probs, entropies = self.policy(token_ids, mask, self.temperature)
+                outputs = {"old_log_probs": log_probs, "entropies": entropies}
+                for name, critic in self.critics.items():
+                    outputs[name] = values_of(critic, token_ids)
+            for name, output in outputs.items():
+                by_name[name][index, :length] = output.detach()
+        if self.world_size > 1:
+            # Every rank filled its own rows and left the others 0.
+            dist.all_reduce(found)
+        found = torch.where(batch.response_mask, found, 0.0)
+        return dict(zip(names, found, strict=True)), outputs if is_live else None
+
+    def all_finite(self, loss: Tensor) -> bool:
+        """Whether the loss is finite on every rank; all ranks get one answer."""
+        finite = loss.detach().isfinite()
+        if self.world_size == 1:
+            return bool(finite)
+        flag = finite.float()
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag)
+
+    @property
+    def models(self) -> list[Trainable]:
+        return [self.policy, *self.critics.values()]
+
+    @property
+    def critics(self) -> dict[str, Trainable]:
+        """By the field of a `TokenBatch` that holds what they say."""
+        named = {"values": self.critic, "cost_values": self.cost_critic}
+        return {name: critic for name, critic in named.items() if critic is not None}
+
+
+def values_of(critic: Trainable, token_ids: Tensor) -> Tensor:
+    """[B, T], score of the prefix that ends just before each token; 0 before the first."""
+    return pad(critic(token_ids[:, :-1]), (1, 0))

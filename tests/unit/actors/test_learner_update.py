@@ -1,0 +1,67 @@
+"""How a rank cuts its rows, without any model."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.learner_passes import Passes
+from actors.learner_update import PtxShare
+from equilibrate.ppo.batches import Indices
+
+NO_MODEL: Any = None
+
+
+def passes(rank: int, world_size: int, max_tokens: int) -> Passes:
+    return Passes(
+        policy=NO_MODEL,
+        critic=None,
+        cost_critic=None,
+        rank=rank,
+        world_size=world_size,
+        max_tokens_per_batch=max_tokens,
+        temperature=1.0,
+        device=torch.device("cpu"),
+    )
+
+
+def test_rows_are_cut_by_padded_tokens() -> None:
+    lengths = np.array([5, 10, 4, 9, 1])
+    parts = passes(0, 1, 20).micro_batches(np.arange(5), lengths)
+    # Longest first: 2 x 10 tokens fit, then 3 x 5 (4 would).
+    assert [part.tolist() for part in parts] == [[1, 3], [0, 2, 4]]
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.lists(st.integers(1, 30), min_size=24, max_size=24),
+    st.integers(1, 90),
+)
+def test_ranks_share_all_rows_in_equally_many_cuts(
+    world_size: int, rows_per_rank: int, all_lengths: list[int], max_tokens: int
+) -> None:
+    lengths = np.array(all_lengths)
+    rows = cast(Indices, np.random.default_rng(0).permutation(24)[: world_size * rows_per_rank])
+    ranks = [
+        passes(rank, world_size, max_tokens).micro_batches(rows, lengths)
+        for rank in range(world_size)
+    ]
+    assert len({len(parts) for parts in ranks}) == 1
+    parts = [part for of_rank in ranks for part in of_rank]
+    assert sorted(np.concatenate(parts)) == sorted(rows)
+    for part in parts:
+        assert len(part) == 1 or len(part) * lengths[part].max() <= max_tokens
+
+
+def test_pretraining_rows_come_in_as_many_parts() -> None:
+    share = PtxShare(
+        token_ids=torch.arange(5)[:, None], mask=torch.ones(5, 1, dtype=torch.bool), num_tokens=5
+    )
+    parts = [share.part(number, 3) for number in range(3)]
+    assert [part.token_ids[:, 0].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    assert {part.num_tokens for part in parts} == {5}
