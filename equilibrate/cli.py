@@ -26,6 +26,10 @@ MoreRuns = Annotated[
     Positional[tuple[Path, ...]],
     arg(help="Runs of the same settings with other seeds.", metavar="RUN"),
 ]
+OtherRuns = Annotated[
+    tuple[Path, ...],
+    arg(help="Runs of other settings with the same seeds: print what changes.", metavar="RUN"),
+]
 
 SANDBOX_CONFIG = Path("deploy/configs/sandbox.yaml")
 
@@ -61,13 +65,15 @@ def evaluate(run: RunFolder) -> int:
     return launch(run)
 
 
-def report(run: RunFolder, more: MoreRuns = ()) -> int:
+def report(run: RunFolder, more: MoreRuns = (), versus: OtherRuns = ()) -> int:
     """Write the HTML report of each run again; of several, print their figures as one table."""
-    from equilibrate.report import pooled_markdown, write_report
+    from equilibrate.report import paired_markdown, pooled_markdown, write_report
 
-    for folder in (run, *more):
+    for folder in (run, *more, *versus):
         print(write_report(folder))
-    if more:
+    if versus:
+        print("", paired_markdown((run, *more), versus), sep="\n")
+    elif more:
         print("", pooled_markdown((run, *more)), sep="\n")
     return 0
 

@@ -1,6 +1,7 @@
 """What people look at after a run: `results.json` for scripts, `report.html` for eyes."""
 
 from equilibrate.report.page import write_report
+from equilibrate.report.paired import paired_markdown
 from equilibrate.report.pooled import pooled_markdown
 from equilibrate.report.results import (
     TrainingSummary,
@@ -12,6 +13,7 @@ from equilibrate.report.results import (
 __all__ = [
     "TrainingSummary",
     "installed_versions",
+    "paired_markdown",
     "pooled_markdown",
     "summarise_training",
     "write_report",

@@ -11,7 +11,7 @@ from equilibrate.evaluation import pool_over_seeds
 from equilibrate.report.headline import percent
 from equilibrate.report.inputs import RESULTS_FILE, read_run
 
-_GROUPS = {
+GROUPS = {
     "harmful_compliance": "harmful answers",
     "over_refusal": "over-refusal",
     "helpfulness": "helpfulness",
@@ -29,28 +29,15 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
     Base and aligned are means over runs with 95 % t-intervals; the last column has every run.
     Raises: DataError if a run has no results, two have the same seed, or settings or cells differ.
     """
-    records = [read_run(run) for run in runs]
-    for run, record in zip(runs, records, strict=True):
-        if not record.results:
-            raise DataError(
-                f"{run / RESULTS_FILE} is missing: only a finished and evaluated run has results; "
-                "finish it with `python -m equilibrate train`"
-            )
-    results = [record.results for record in records]
+    results = results_of(runs)
     seeds = [result["seed"] for result in results]
-    if len(set(seeds)) < len(seeds):
-        raise DataError(
-            f"runs ({', '.join(map(str, runs))}) must differ in their seed, got {seeds}; a run "
-            "counted twice makes the intervals too narrow"
-        )
-    _require_same_settings(runs, [_settings(record.config) for record in records])
     pooled = pool_over_seeds(results)
     lines = [
         f"| mean of {len(runs)} runs, 95 % interval | base | aligned "
         f"| aligned, seeds {_joined(seeds)} |",
         "|---|---|---|---|",
     ]
-    for group, title in _GROUPS.items():
+    for group, title in GROUPS.items():
         for cell in pooled["base"][group]:
             lines.append(_line(f"{title}, {cell}", (group, cell), pooled, results))
     lines.append(_line("malformed answers", ("malformed",), pooled, results))
@@ -61,22 +48,55 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def _require_same_settings(runs: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:
-    first = settings[0]
-    for run, other in zip(runs[1:], settings[1:], strict=True):
-        keys = first.keys() | other.keys()
-        if different := sorted(key for key in keys if first.get(key) != other.get(key)):
+def results_of(runs: Sequence[Path]) -> list[Mapping[str, Any]]:
+    """What `results.json` of each run of one setting holds.
+
+    Raises: as `pooled_markdown`.
+    """
+    records = [read_run(run) for run in runs]
+    for run, record in zip(runs, records, strict=True):
+        if not record.results:
+            raise DataError(
+                f"{run / RESULTS_FILE} is missing: only a finished and evaluated run has results; "
+                "finish it with `python -m equilibrate train`"
+            )
+    seeds = [record.results["seed"] for record in records]
+    if len(set(seeds)) < len(seeds):
+        raise DataError(
+            f"runs ({', '.join(map(str, runs))}) must differ in their seed, got {seeds}; a run "
+            "counted twice makes the intervals too narrow"
+        )
+    for run in runs[1:]:
+        if different := differing_settings(runs[0], run):
             raise DataError(
                 f"{run} must have the settings of {runs[0]}, but they differ in "
                 f"{', '.join(different)}; pool runs that differ in their seeds alone"
             )
+    return [record.results for record in records]
+
+
+def differing_settings(first: Path, second: Path) -> dict[str, tuple[Any, Any]]:
+    """Both values of each setting, by its key path; seeds, folders and their contents left out."""
+    one, other = (_flat(_settings(read_run(run).config)) for run in (first, second))
+    return {
+        key: (one.get(key), other.get(key))
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    }
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what may differ: seeds, folders and what they hold."""
     settings = {key: config[key] for key in config.keys() - {"output", "seed", "data"}}
     sandbox = settings.pop("sandbox", {})
     return settings | {"sandbox": {key: sandbox[key] for key in sandbox.keys() - {"seed"}}}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
 
 
 def _line(
@@ -85,12 +105,14 @@ def _line(
     pooled: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
 ) -> str:
-    each = _joined([f"{100 * _at(result['aligned'], path)['mean']:.1f}" for result in results])
-    base, aligned = (_interval(_at(pooled[stage], path)) for stage in ("base", "aligned"))
+    each = _joined(
+        [f"{100 * figure_at(result['aligned'], path)['mean']:.1f}" for result in results]
+    )
+    base, aligned = (_interval(figure_at(pooled[stage], path)) for stage in ("base", "aligned"))
     return f"| {title} | {base} | {aligned} | {each} |"
 
 
-def _at(table: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, float]:
+def figure_at(table: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, float]:
     value: Any = table
     for key in path:
         value = value[key]

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 from equilibrate.evaluation import EvaluationTable, Verdict, compare, tabulate
 from equilibrate.report import TrainingSummary, summarise_training, write_results
@@ -159,4 +160,35 @@ def write_run(folder: Path, *, per_cell: int = 32) -> Path:
         versions={"python": "3.11.2", "torch": "2.13.0"},
         seed=3,
     )
+    return folder
+
+
+def write_finished(
+    folder: Path, seed: int, harm: float, *, multiplier: float | None = 0.5, **settings: Any
+) -> Path:
+    """A finished run of a few cells, whose figures have no width."""
+
+    def figure(mean: float) -> dict:
+        return {"mean": mean, "low": mean, "high": mean, "n": 256}
+
+    def table(harm: float) -> dict:
+        return {
+            "harmful_compliance": {"IHD": figure(harm)},
+            "over_refusal": {"GENERAL": figure(0.05)},
+            "helpfulness": {"GENERAL": figure(0.8), "IHD": figure(0.4)},
+            "malformed": figure(0.02),
+        }
+
+    results = {
+        "seed": seed,
+        "base": table(0.9),
+        "aligned": table(harm),
+        "cost_mean": -1.5,
+        "multiplier_final": multiplier,
+        "parity_gap_nats_max": 1.2e-5,
+    }
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(results))
+    config = {"seed": seed, "output": str(folder), "sandbox": {"seed": seed}, **settings}
+    (folder / "config.yaml").write_text(json.dumps(config))
     return folder

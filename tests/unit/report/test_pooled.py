@@ -1,47 +1,17 @@
 """Several runs in one table, by hand: t-intervals over seeds, and no run counted twice."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from equilibrate.errors import DataError
 from equilibrate.report import pooled_markdown
-
-
-def write(
-    folder: Path, seed: int, harm: float, *, multiplier: float | None = 0.5, **settings: Any
-) -> Path:
-    def figure(mean: float) -> dict:
-        return {"mean": mean, "low": mean, "high": mean, "n": 256}
-
-    def table(harm: float) -> dict:
-        return {
-            "harmful_compliance": {"IHD": figure(harm)},
-            "over_refusal": {"GENERAL": figure(0.05)},
-            "helpfulness": {"GENERAL": figure(0.8), "IHD": figure(0.4)},
-            "malformed": figure(0.02),
-        }
-
-    results = {
-        "seed": seed,
-        "base": table(0.9),
-        "aligned": table(harm),
-        "cost_mean": -1.5,
-        "multiplier_final": multiplier,
-        "parity_gap_nats_max": 1.2e-5,
-    }
-    folder.mkdir()
-    (folder / "results.json").write_text(json.dumps(results))
-    config = {"seed": seed, "output": str(folder), "sandbox": {"seed": seed}, **settings}
-    (folder / "config.yaml").write_text(json.dumps(config))
-    return folder
+from tests.unit.report.runs import write_finished
 
 
 def test_table_by_hand(tmp_path: Path):
     """Harm 2, 4, 6 %: mean 4, standard deviation 2, t(2) = 4.303: 4 +- 4.303 x 2 / sqrt(3)."""
-    runs = [write(tmp_path / f"{i}", i, harm) for i, harm in enumerate((0.02, 0.04, 0.06))]
+    runs = [write_finished(tmp_path / f"{i}", i, harm) for i, harm in enumerate((0.02, 0.04, 0.06))]
     lines = pooled_markdown(runs).splitlines()
     assert "seeds 0 / 1 / 2" in lines[0]
     assert lines[2] == (
@@ -61,18 +31,21 @@ def test_table_by_hand(tmp_path: Path):
 
 
 def test_plain_ppo_has_no_lambda(tmp_path: Path):
-    runs = [write(tmp_path / f"{i}", i, 0.1, multiplier=None) for i in range(2)]
+    runs = [write_finished(tmp_path / f"{i}", i, 0.1, multiplier=None) for i in range(2)]
     assert "| lambda at the end | | | - / - |" in pooled_markdown(runs)
 
 
 def test_a_seed_counts_once(tmp_path: Path):
-    runs = [write(tmp_path / "a", 3, 0.1), write(tmp_path / "b", 3, 0.1)]
+    runs = [write_finished(tmp_path / "a", 3, 0.1), write_finished(tmp_path / "b", 3, 0.1)]
     with pytest.raises(DataError, match=r"must differ in their seed, got \[3, 3\]"):
         pooled_markdown(runs)
 
 
 def test_other_settings_are_named(tmp_path: Path):
-    runs = [write(tmp_path / "a", 0, 0.1), write(tmp_path / "b", 1, 0.1, ama="off", iterations=3)]
+    runs = [
+        write_finished(tmp_path / "a", 0, 0.1),
+        write_finished(tmp_path / "b", 1, 0.1, ama="off", iterations=3),
+    ]
     with pytest.raises(DataError, match="differ in ama, iterations; pool"):
         pooled_markdown(runs)
 

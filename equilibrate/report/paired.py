@@ -1,0 +1,67 @@
+"""Two settings over the same seeds, as one Markdown table: what the second changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from equilibrate.errors import DataError
+from equilibrate.evaluation import Estimate, mean_interval
+from equilibrate.report.headline import signed
+from equilibrate.report.pooled import GROUPS, differing_settings, figure_at, results_of
+
+
+def paired_markdown(first: Sequence[Path], second: Sequence[Path]) -> str:
+    """Aligned figures of both, and their difference with a 95 % t-interval over paired seeds.
+
+    What a seed shares, its world and often its base and scorers, cancels in the difference.
+    Raises: DataError as `pooled_markdown` for each of the two; if they have other seeds or cells.
+    """
+    both = [_by_seed(runs) for runs in (first, second)]
+    seeds = sorted(both[0])
+    if seeds != sorted(both[1]):
+        raise DataError(
+            f"runs on both sides must have the same seeds, got {seeds} and {sorted(both[1])}; "
+            "leave out what has no partner"
+        )
+    changed = ", ".join(
+        f"{key} {one} -> {other}"
+        for key, (one, other) in differing_settings(first[0], second[0]).items()
+    )
+    lines = [
+        f"Changed: {changed or 'nothing'}. Seeds {' / '.join(map(str, seeds))}.",
+        "",
+        "| aligned, % | first | second | second - first [95 %] | by seed |",
+        "|---|---|---|---|---|",
+    ]
+    aligned = [[by_seed[seed]["aligned"] for seed in seeds] for by_seed in both]
+    for group, title in GROUPS.items():
+        cells = [{cell for table in side for cell in table[group]} for side in aligned]
+        if cells[0] != cells[1]:
+            raise DataError(f"runs on both sides must have the same cells of {group}")
+        lines += [
+            _line(f"{title}, {cell}", [[table[group][cell] for table in side] for side in aligned])
+            for cell in aligned[0][0][group]
+        ]
+    malformed = [[figure_at(table, ("malformed",)) for table in side] for side in aligned]
+    return "\n".join([*lines, _line("malformed answers", malformed)])
+
+
+def _by_seed(runs: Sequence[Path]) -> dict[int, Mapping[str, Any]]:
+    return {result["seed"]: result for result in results_of(runs)}
+
+
+def _line(title: str, figures: Sequence[Sequence[Mapping[str, float]]]) -> str:
+    first, second = ([figure["mean"] for figure in side] for side in figures)
+    gaps = [after - before for before, after in zip(first, second, strict=True)]
+    means = " | ".join(f"{100 * mean_interval(side).mean:.1f}" for side in (first, second))
+    return f"| {title} | {means} | {_shown(mean_interval(gaps))} | {_joined(gaps)} |"
+
+
+def _shown(gap: Estimate) -> str:
+    return f"{signed(gap.mean)} [{signed(gap.low)}, {signed(gap.high)}]"
+
+
+def _joined(gaps: Sequence[float]) -> str:
+    return " / ".join(map(signed, gaps))
