@@ -1,15 +1,18 @@
-"""What the driver loop costs with 1 to 64 workers that only sleep.
+"""What the driver loop costs with 1 to 64 workers that only sleep, or more in shared processes.
 
-The real loop, pools, sampler, controllers and sink; each stub is an actor of its own and plays
-rollout worker, scoring worker and learner rank. The batch stays the same, so an ideal loop would
-take as long with any number of workers; what it takes longer is the price of talking to them. All
-stubs live on this machine and share its cores with the driver: the CPU seconds of the driver's
-process alone are given beside the wall clock.
+The real loop, pools, sampler, controllers and sink; each stub plays rollout worker, scoring worker
+and learner rank. By default it is a process of its own; with `--per-process` several sleep in
+threads of one, which leaves the driver as many messages and this machine fewer processes. The batch
+stays the same, so an ideal loop would take as long with any number of workers; what it takes longer
+is the price of talking to them. All stubs live on this machine and share its cores with the driver:
+the CPU seconds of the driver's process alone are given beside the wall clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("workers", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--batch", type=int, default=64, help="rollouts of an iteration")
+    parser.add_argument("--per-process", type=int, default=1, help="stubs of one process")
     parser.add_argument("--weight-bytes", type=int, default=3_300_000)
     parser.add_argument(
         "--seconds",
@@ -61,7 +65,9 @@ def measure(arguments: argparse.Namespace) -> Result:
 
 def _measure_loops(folder: Path, arguments: argparse.Namespace) -> Result:
     phases = dict(zip(PHASES, arguments.seconds, strict=True))
-    actors = _start_stubs(max(arguments.workers), phases, arguments.weight_bytes)
+    actors = _start_stubs(
+        max(arguments.workers), phases, arguments.weight_bytes, arguments.per_process
+    )
     loops = {
         count: Loop(folder / str(count), actors[:count], arguments.batch)
         for count in arguments.workers
@@ -84,6 +90,8 @@ def _measure_loops(folder: Path, arguments: argparse.Namespace) -> Result:
             "ideal_seconds": ideal,
             "overhead_seconds": {str(n): seconds for n, seconds in overheads.items()},
             "driver_cpu": {str(n): Quartiles.of(values).median for n, values in cpu.items()},
+            # Of the largest size: the loops share a process.
+            "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
             "growth": growth(overheads),
             "is_sub_linear": growth(overheads) < largest,
         },
@@ -95,18 +103,21 @@ def growth(overheads: Mapping[int, float]) -> float:
     return overheads[max(overheads)] / overheads[min(overheads)]
 
 
-def _start_stubs(count: int, seconds: Mapping[str, float], weight_bytes: int) -> list[Any]:
+def _start_stubs(
+    count: int, seconds: Mapping[str, float], weight_bytes: int, per_process: int
+) -> list[Any]:
+    """A handle for each stub; those of one process share theirs, as stubs have no state."""
     import ray
 
     from benchmarks.stubs import StubWorker
 
-    stub = ray.remote(StubWorker).options(num_cpus=0)
+    stub = ray.remote(StubWorker).options(num_cpus=0, max_concurrency=per_process)
     actors = [
         stub.remote(seconds, response_tokens=RESPONSE_TOKENS, weight_bytes=weight_bytes)
-        for _ in range(count)
+        for _ in range(math.ceil(count / per_process))
     ]
     ray.get([actor.ready.remote() for actor in actors], timeout=TIMEOUT_SECONDS)
-    return actors
+    return [actors[index // per_process] for index in range(count)]
 
 
 class Loop:
