@@ -48,6 +48,8 @@ class Passes:
     def micro_batches(self, rows: Indices, lengths: Indices) -> list[Indices]:
         """Own share of the rows, similar lengths together, within the budget of padded tokens.
 
+        Args: rows: equally many for every rank.
+
         Rows are dealt by length, so ranks have about equally many tokens, and the cuts that suit
         the first rank, which gets the longest row of every deal, suit all: ZeRO needs equally many
         passes on every rank.
@@ -70,15 +72,18 @@ class Passes:
             outputs: old_log_probs and entropies in nats, of response tokens; values and cost_values
                 of the prefix that ends before each token, 0 without a critic.
             live: the same of this rank's rows, to differentiate; None if there is more than one
-                step or if the activations of all models together are beyond the budget.
+                step, if the rows are cut, or if all models together are beyond the budget.
         """
         num_rows, width = batch.token_ids.shape
         num_tokens = math.ceil(num_rows / self.world_size) * int(lengths.max())
-        is_live = is_only_step and num_tokens * len(self.models) <= self.max_tokens_per_batch
+        parts = self.micro_batches(np.arange(num_rows), lengths)
+        fits = num_tokens * len(self.models) <= self.max_tokens_per_batch
+        # ZeRO-3 follows one forward per backward, so there is one graph a model at most.
+        is_live = is_only_step and len(parts) == 1 and fits
         names = ("old_log_probs", "entropies", "values", "cost_values")
         found = torch.zeros(len(names), num_rows, width, device=self.device)
         by_name = dict(zip(names, found, strict=True))
-        for rows in self.micro_batches(np.arange(num_rows), lengths):
+        for rows in parts:
             length = int(lengths[rows].max())
             index = torch.from_numpy(rows).to(self.device)
             token_ids = batch.token_ids[index, :length]

@@ -16,7 +16,7 @@ class Roof:
     """Rates that this machine reached in this run."""
 
     flops_per_second: float
-    """Float32 matrix products at the shapes of the job."""
+    """Matrix products at the shapes of the job."""
     bytes_per_second: float
     """Memory copy, reads and writes both counted."""
 
@@ -112,7 +112,7 @@ def phase_seconds(
     epochs: int,
     is_only_step: bool = False,
 ) -> dict[str, float]:
-    """Least seconds of each phase of an iteration: 30 N D in all with a constraint and one epoch.
+    """Least seconds of each phase of an iteration: 30 N D with a constraint, one epoch, two steps.
 
     Args:
         scorers: 1 with a reward model alone, 2 with a cost model.

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,11 +42,12 @@ from benchmarks.harness import (
     write,
 )
 from benchmarks.limits import ModelShape, Roof, shape_of
+from equilibrate.config import PPOConfig
 
 if TYPE_CHECKING:
     from benchmarks.workloads import ModelFolders
 
-DTYPES = ["float32", "bfloat16"]
+BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2}
 LONGEST = {"fixed": 64, "ragged": 200}
 TINY = {
     "hidden_size": 64,
@@ -81,7 +83,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--minibatch-size", type=int, default=32, help="or all rollouts, if fewer")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument(
+        "--dtype", nargs="+", choices=[*BYTES_PER_NUMBER], default=[*BYTES_PER_NUMBER]
+    )
     parser.add_argument(
         "--environments", type=Path, default=Path("runs/peers"), help="of the peers; made if absent"
     )
@@ -118,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> Result:
         for setting in _settings(arguments):
             print(f"{setting.name}:", file=sys.stderr, flush=True)
             rounds, jobs, roof = _measure_setting(setting, folder, models, shape, arguments)
-            limits = _limits(setting, jobs, shape, roof, arguments)
+            limits = _limits(setting, jobs, shape, roof, rounds.counted, arguments)
             rows += _rows(setting, rounds, limits, arguments)
             details["phases"] += _phases(setting, rounds, jobs, limits)
             details["flops_per_second"][setting.name] = rounds.rates
@@ -149,9 +153,11 @@ def _result(
 
 def _settings(arguments: argparse.Namespace) -> Iterator[Setting]:
     for dtype, lengths, rollouts in product(arguments.dtype, arguments.lengths, arguments.rollouts):
-        yield Setting(
+        setting = Setting(
             dtype=dtype, lengths=lengths, longest=arguments.longest[lengths], rollouts=rollouts
         )
+        if _taking_part(PEERS, setting, arguments):
+            yield setting
 
 
 def _taking_part(
@@ -184,7 +190,7 @@ def _measure_setting(
     roofs: list[Roof] = []
 
     def rate() -> float:
-        roofs.append(measure_roof(gemms))
+        roofs.append(measure_roof(gemms, setting.dtype))
         return roofs[-1].flops_per_second
 
     with ExitStack() as stack:
@@ -262,21 +268,27 @@ def _limits(
     jobs: Mapping[str, Job],
     shape: ModelShape,
     roof: Roof,
+    counted: Sequence[int],
     arguments: argparse.Namespace,
 ) -> dict[str, dict[str, float]]:
-    """Least seconds of each phase, by the name of our mode."""
+    """Least seconds of each phase over the counted rounds, by the name of our mode."""
+    if not counted:
+        return {}
     found = {}
+    shape = replace(shape, bytes_per_number=BYTES_PER_NUMBER[setting.dtype])
     for mode in _taking_part(OURS, setting, arguments):
         job = jobs[mode.name]
         scorers = 2 if mode.algorithm == "lagrangian" else 1
         found[mode.name] = mean_limits(
             shape,
             roof,
-            job.lengths,
+            [job.lengths[number] for number in counted],
             scorers=scorers,
             critics=0 if mode.algorithm == "grpo" else scorers,
             epochs=job.epochs,
-            is_only_step=job.epochs == 1 and job.minibatch_size == job.rollouts,
+            is_only_step=PPOConfig(
+                minibatch_size=job.minibatch_size, epochs=job.epochs
+            ).takes_one_step(job.rollouts),
         )
     return found
 
@@ -288,11 +300,12 @@ def _rows(
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     rows = []
-    for mode, limit in limits.items():
+    for mode in (system.name for system in _taking_part(OURS, setting, arguments)):
         for peer in _taking_part(PEERS, setting, arguments):
             row = compare(rounds, mode, peer.name)
             if row["ratio"]:
-                row["limit_fraction"] = sum(limit.values()) / row["our_seconds"]["median"]
+                limit = sum(limits[mode].values())
+                row["limit_fraction"] = limit / row["our_seconds"]["median"]
             rows.append(setting.block | row)
     return rows
 
@@ -308,7 +321,10 @@ def _phases(
 
     return [
         setting.block
-        | {"ours": mode, "seconds": phase_medians(jobs[mode], len(rounds.turns[mode]))}
+        | {
+            "ours": mode,
+            "seconds": phase_medians(jobs[mode], rounds.counted[: len(rounds.turns[mode])]),
+        }
         | {"limits": dict(limit)}
         for mode, limit in limits.items()
         if rounds.turns.get(mode)

@@ -103,12 +103,12 @@ def settings(job: Job) -> dict[str, Any]:
     }
 
 
-def phase_medians(job: Job, num_counted: int) -> dict[str, float]:
-    """Seconds of each phase and of whole iterations, of the last ones of a finished run."""
+def phase_medians(job: Job, iterations: Sequence[int]) -> dict[str, float]:
+    """Seconds of each phase, and of the whole, over these iterations of a finished run."""
     from equilibrate.sinks import TIMINGS_FILE, read_rows
 
     seconds = [row["seconds"] for row in read_rows(Path(job.output) / TIMINGS_FILE)]
-    counted = seconds[-num_counted:]
+    counted = [seconds[iteration] for iteration in iterations]
     return {phase: median(row[phase] for row in counted) for phase in counted[0]}
 
 

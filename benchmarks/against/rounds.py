@@ -23,7 +23,9 @@ class Rounds:
     errors: dict[str, str] = field(default_factory=dict)
     """Why a system is missing: its own words."""
     rates: list[float] = field(default_factory=list)
-    """Float32 products per second, before the first counted round and after every one."""
+    """Products per second, before the first counted round and after every one."""
+    counted: list[int] = field(default_factory=list)
+    """Numbers of the counted rounds, warm-ups included in the counting."""
     num_discarded: int = 0
 
 
@@ -58,6 +60,7 @@ def play(
         if not steady:
             rounds.num_discarded += 1
             continue
+        rounds.counted.append(number)
         for name, turn in turns.items():
             rounds.turns[name].append(turn)
         if number + 1 - warmups - rounds.num_discarded == repeats:

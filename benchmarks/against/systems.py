@@ -27,7 +27,7 @@ class System:
     lock: str = ""
     """File in `locks`; empty for ours, which runs in the environment of this process."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    """In which it is measured: of a peer, the one that it trains in by default on a CPU."""
+    """In which it is measured."""
 
 
 OURS = (

@@ -72,7 +72,7 @@ def settings(job: Job) -> dict[str, Any]:
         "learning_rate": 1e-5,
         # Its default recomputes every layer: slower, and not needed at this size.
         "gradient_checkpointing": False,
-        "bf16": job.dtype == "bfloat16",
+        "bf16": False,
         "use_cpu": True,
         "logging_strategy": "no",
         "save_strategy": "no",

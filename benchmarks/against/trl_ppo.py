@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from itertools import islice
 from typing import Any
@@ -24,9 +23,6 @@ def main(job: Job, turns: Turns) -> None:
     from trl.experimental.ppo import PPOTrainer
 
     torch.set_num_threads(job.threads)
-    if job.dtype == "bfloat16":
-        # This trainer makes its own Accelerator, which reads the launcher's variable only.
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     tokenizer = AutoTokenizer.from_pretrained(job.policy)
     policy, reference = (AutoModelForCausalLM.from_pretrained(job.policy) for _ in range(2))
     reward, critic = (
@@ -80,7 +76,7 @@ def settings(job: Job) -> Any:
         learning_rate=1e-5,
         # Its default recomputes every layer: slower, and not needed at this size.
         gradient_checkpointing=False,
-        bf16=job.dtype == "bfloat16",
+        bf16=False,
         use_cpu=True,
         num_sample_generations=0,
         logging_strategy="no",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.learner_passes import Passes
 from actors.learner_update import PtxShare
-from equilibrate.ppo.batches import Indices
+from equilibrate.ppo.batches import Indices, collate
+from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
 
 NO_MODEL: Any = None
 
@@ -56,6 +59,62 @@ def test_ranks_share_all_rows_in_equally_many_cuts(
     assert sorted(np.concatenate(parts)) == sorted(rows)
     for part in parts:
         assert len(part) == 1 or len(part) * lengths[part].max() <= max_tokens
+
+
+class FakePolicy:
+    """Log-probs and entropies of 0 with a graph."""
+
+    def __call__(self, token_ids: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        zeros = torch.zeros(token_ids.shape, requires_grad=True)
+        return zeros * 1.0, zeros.detach()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "is_kept"),
+    [
+        ([60, 58], 120, True),
+        ([60, 58], 119, False),
+        # Within the budget, but the padding of one pass costs more than a second pass.
+        ([107, *[29] * 15], 8192, False),
+    ],
+)
+def test_outputs_are_kept_for_the_update_if_one_pass_holds_them(
+    lengths: list[int], max_tokens: int, is_kept: bool
+) -> None:
+    rows = [scored_rollout(length) for length in lengths]
+    policy: Any = FakePolicy()
+    alone = replace(passes(0, 1, max_tokens), policy=policy)
+    batch = collate(rows, pad_token_id=0)
+    found, live = alone.before(batch, np.array(lengths), is_only_step=True)
+    assert found["old_log_probs"].shape == batch.token_ids.shape
+    assert not found["old_log_probs"].requires_grad
+    assert (live is not None) == is_kept
+    if live is not None:
+        assert live["old_log_probs"].requires_grad
+    _, ordinary = alone.before(batch, np.array(lengths))
+    assert ordinary is None
+
+
+def scored_rollout(length: int) -> ScoredRollout:
+    zeros = np.zeros(length, np.float32)
+    rollout = Rollout(
+        prompt_id="p",
+        copy=0,
+        category=Category.GENERAL,
+        policy_version=0,
+        token_ids=np.ones(length, np.int64),
+        response_mask=np.arange(length) > 0,
+        rollout_log_probs=zeros,
+        finish_reason=FinishReason.STOP,
+    )
+    return ScoredRollout(
+        rollout=rollout,
+        reward=0.0,
+        cost=0.0,
+        token_rewards=zeros,
+        token_costs=zeros,
+        ref_log_probs=zeros,
+    )
 
 
 def test_pretraining_rows_come_in_as_many_parts() -> None:
