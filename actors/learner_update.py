@@ -122,12 +122,13 @@ class Update:
             ptx = PtxShare.draw(self._ptx, len(rows), ptx_seed, passes)
         # A momentum left from earlier steps must not move the policy where no token may.
         has_policy_step = ptx is not None or bool(self._num_kept[rows].any())
-        chunks = passes.micro_batches(rows, self._lengths)
+        chunks = passes.micro_batches(rows, ptx.widths(self._lengths) if ptx else self._lengths)
+        num_seen = 0
         for number, chunk in enumerate(chunks):
             part = MicroBatch.of(self._train, chunk, self._lengths, passes.device)
-            for model, loss in self._losses(
-                part, rows, has_policy_step, ptx.part(number, len(chunks)) if ptx else None
-            ):
+            texts = ptx.part(num_seen, num_seen + len(chunk)) if ptx else None
+            num_seen += len(chunk)
+            for model, loss in self._losses(part, rows, has_policy_step, texts):
                 if not passes.all_finite(loss):
                     return False
                 model.backward(loss, is_last=number == len(chunks) - 1)
@@ -139,7 +140,7 @@ class Update:
     def _losses(
         self, part: MicroBatch, rows: Indices, has_policy_step: bool, ptx: PtxPart | None
     ) -> Iterator[tuple[Trainable, Tensor]]:
-        """One at a time, so that only one model's activations are in memory."""
+        """One at a time: only one model's activations are in memory, unless all were kept."""
         num_response = int(self._num_response[rows].sum())
         targets = {
             "values": ("value_loss", part.values, part.returns),
@@ -186,7 +187,8 @@ class Update:
         return loss + settings.ptx_coef * text_loss
 
     def _log_probs(self, part: MicroBatch, ptx: PtxPart | None) -> tuple[Tensor, Tensor | None]:
-        """Of the kept tokens, and of the pretraining text; the others cost the head nothing."""
+        """Of the kept tokens, and of the pretraining text; the others cost the head nothing, unless
+        the outputs are those of the pass before."""
         if self._live is not None:
             return self._live["old_log_probs"], None
         policy, temperature = self._passes.policy, self._passes.temperature
@@ -285,9 +287,13 @@ class PtxShare:
             num_tokens=int(mask.sum()),
         )
 
-    def part(self, number: int, num_parts: int) -> PtxPart:
-        """One of so many equal parts; with as many rows as rollouts, none is empty."""
-        token_ids, mask = (
-            tensor.tensor_split(num_parts)[number] for tensor in (self.token_ids, self.mask)
+    def widths(self, lengths: Indices) -> Indices:
+        """Tokens that each rollout takes of a pass: a text of the same width comes beside it."""
+        return 2 * np.maximum(lengths, self.token_ids.shape[1])
+
+    def part(self, start: int, stop: int) -> PtxPart:
+        return PtxPart(
+            token_ids=self.token_ids[start:stop],
+            mask=self.mask[start:stop],
+            num_tokens=self.num_tokens,
         )
-        return PtxPart(token_ids=token_ids, mask=mask, num_tokens=self.num_tokens)

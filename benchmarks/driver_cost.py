@@ -2,10 +2,10 @@
 
 The real loop, pools, sampler, controllers and sink; each stub plays rollout worker, scoring worker
 and learner rank. By default it is a process of its own; with `--per-process` several sleep in
-threads of one, which leaves the driver as many messages and this machine fewer processes. The batch
-stays the same, so an ideal loop would take as long with any number of workers; what it takes longer
-is the price of talking to them. All stubs live on this machine and share its cores with the driver:
-the CPU seconds of the driver's process alone are given beside the wall clock.
+threads of one: as many messages, but fewer connections, so the driver's cost is then a lower bound.
+The batch stays the same, so an ideal loop would take as long with any number of workers; what it
+takes longer is the price of talking to them. All stubs live on this machine and share its cores
+with the driver: the CPU seconds of the driver's process alone are given beside the wall clock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.harness import Quartiles, Result, make_parser, publish, settings_of
+from benchmarks.harness import Quartiles, Result, make_parser, positive, publish, settings_of
 
 PHASES = ("rollout", "score", "update", "sync")
 TIMEOUT_SECONDS = 600.0
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("workers", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--batch", type=int, default=64, help="rollouts of an iteration")
-    parser.add_argument("--per-process", type=int, default=1, help="stubs of one process")
+    parser.add_argument("--per-process", type=positive, default=1, help="stubs of one process")
     parser.add_argument("--weight-bytes", type=int, default=3_300_000)
     parser.add_argument(
         "--seconds",
@@ -90,7 +90,7 @@ def _measure_loops(folder: Path, arguments: argparse.Namespace) -> Result:
             "ideal_seconds": ideal,
             "overhead_seconds": {str(n): seconds for n, seconds in overheads.items()},
             "driver_cpu": {str(n): Quartiles.of(values).median for n, values in cpu.items()},
-            # Of the largest size: the loops share a process.
+            # Of this process, with the loops of all sizes in it.
             "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
             "growth": growth(overheads),
             "is_sub_linear": growth(overheads) < largest,

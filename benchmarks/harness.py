@@ -184,15 +184,15 @@ def make_parser(document: str | None) -> argparse.ArgumentParser:
         description=document, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
-    parser.add_argument("--repeats", type=_positive, default=10, help="measured rounds")
+    parser.add_argument("--repeats", type=positive, default=10, help="measured rounds")
     parser.add_argument("--warmups", type=int, default=3, help="rounds before them")
     parser.add_argument(
-        "--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of torch"
+        "--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of torch"
     )
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} must be at least 1")
     return number

@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--response-tokens", type=int, default=32, help="longest; the least is 1/4")
     arguments = parser.parse_args(argv)
+    if arguments.epochs == 1 and arguments.minibatch >= arguments.batch:
+        parser.error("--minibatch must be below --batch: a single step has no pass before it")
     publish(measure(arguments), arguments.json)
 
 

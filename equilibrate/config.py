@@ -61,7 +61,8 @@ class ScoringConfig(WorkerGroup):
 class LearnerConfig(WorkerGroup):
     zero_stage: Literal[0, 1, 2, 3] = 0
     max_tokens_per_batch: int = Field(8192, gt=0)
-    """Padded tokens of one forward and backward pass on one worker; a longer row comes alone."""
+    """Padded tokens of one forward and backward pass on one worker, pretraining text included; a
+    longer row comes alone."""
     policy_lr: float = Field(1e-4, gt=0)
     critic_lr: float = Field(5e-4, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine", "cooldown"] = "constant"

@@ -16,7 +16,8 @@ from equilibrate.types import Category, ScoredRollout, TokenBatch
 Indices = NDArray[np.int64]
 
 PASS_TOKENS = 256
-"""What a pass costs however few tokens it has, in tokens."""
+"""What a pass costs however few tokens it has, in tokens. Measured with 3.5 M parameters on two
+cores: of 64, 128, 256 and 512, 128 is best in float32 and 512 in bfloat16, by a tenth at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +107,8 @@ def shard_rows(indices: Indices, rank: int, world_size: int) -> Indices:
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[Indices]:
     """Row numbers in batches of at most `max_tokens` padded tokens, one batch a pass of a model.
 
-    Longest rows first, so that rows of similar length share a batch and memory peaks at once. Of
-    all ways to cut them, the one with the least work: padded tokens, and `PASS_TOKENS` a batch.
+    Rows are sorted, longest first, so that similar lengths share a batch. Of all ways to cut them,
+    the one with the least work: padded tokens, and `PASS_TOKENS` a batch.
     Every row comes exactly once; a row longer than the budget comes alone.
     """
     sizes = np.asarray(lengths, dtype=np.int64)

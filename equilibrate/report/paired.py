@@ -9,7 +9,8 @@ from typing import Any
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Estimate, mean_interval
 from equilibrate.report.headline import signed
-from equilibrate.report.pooled import GROUPS, differing_settings, figure_at, results_of
+from equilibrate.report.inputs import read_run
+from equilibrate.report.pooled import GROUPS, differing_settings, results_of
 
 
 def paired_markdown(first: Sequence[Path], second: Sequence[Path]) -> str:
@@ -25,9 +26,9 @@ def paired_markdown(first: Sequence[Path], second: Sequence[Path]) -> str:
             f"runs on both sides must have the same seeds, got {seeds} and {sorted(both[1])}; "
             "leave out what has no partner"
         )
+    configs = [read_run(runs[0]).config for runs in (first, second)]
     changed = ", ".join(
-        f"{key} {one} -> {other}"
-        for key, (one, other) in differing_settings(first[0], second[0]).items()
+        f"{key} {one} -> {other}" for key, (one, other) in differing_settings(*configs).items()
     )
     lines = [
         f"Changed: {changed or 'nothing'}. Seeds {' / '.join(map(str, seeds))}.",
@@ -37,14 +38,14 @@ def paired_markdown(first: Sequence[Path], second: Sequence[Path]) -> str:
     ]
     aligned = [[by_seed[seed]["aligned"] for seed in seeds] for by_seed in both]
     for group, title in GROUPS.items():
-        cells = [{cell for table in side for cell in table[group]} for side in aligned]
-        if cells[0] != cells[1]:
-            raise DataError(f"runs on both sides must have the same cells of {group}")
+        cells = [list(table[group]) for side in aligned for table in side]
+        if any(other != cells[0] for other in cells):
+            raise DataError(f"all runs must have the same cells of {group}, got {cells}")
         lines += [
             _line(f"{title}, {cell}", [[table[group][cell] for table in side] for side in aligned])
-            for cell in aligned[0][0][group]
+            for cell in cells[0]
         ]
-    malformed = [[figure_at(table, ("malformed",)) for table in side] for side in aligned]
+    malformed = [[table["malformed"] for table in side] for side in aligned]
     return "\n".join([*lines, _line("malformed answers", malformed)])
 
 

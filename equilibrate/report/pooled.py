@@ -66,8 +66,8 @@ def results_of(runs: Sequence[Path]) -> list[Mapping[str, Any]]:
             f"runs ({', '.join(map(str, runs))}) must differ in their seed, got {seeds}; a run "
             "counted twice makes the intervals too narrow"
         )
-    for run in runs[1:]:
-        if different := differing_settings(runs[0], run):
+    for run, record in zip(runs[1:], records[1:], strict=True):
+        if different := differing_settings(records[0].config, record.config):
             raise DataError(
                 f"{run} must have the settings of {runs[0]}, but they differ in "
                 f"{', '.join(different)}; pool runs that differ in their seeds alone"
@@ -75,9 +75,11 @@ def results_of(runs: Sequence[Path]) -> list[Mapping[str, Any]]:
     return [record.results for record in records]
 
 
-def differing_settings(first: Path, second: Path) -> dict[str, tuple[Any, Any]]:
+def differing_settings(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
     """Both values of each setting, by its key path; seeds, folders and their contents left out."""
-    one, other = (_flat(_settings(read_run(run).config)) for run in (first, second))
+    one, other = (_flat(_settings(config)) for config in (first, second))
     return {
         key: (one.get(key), other.get(key))
         for key in sorted(one.keys() | other.keys())
@@ -106,13 +108,13 @@ def _line(
     results: Sequence[Mapping[str, Any]],
 ) -> str:
     each = _joined(
-        [f"{100 * figure_at(result['aligned'], path)['mean']:.1f}" for result in results]
+        [f"{100 * _figure_at(result['aligned'], path)['mean']:.1f}" for result in results]
     )
-    base, aligned = (_interval(figure_at(pooled[stage], path)) for stage in ("base", "aligned"))
+    base, aligned = (_interval(_figure_at(pooled[stage], path)) for stage in ("base", "aligned"))
     return f"| {title} | {base} | {aligned} | {each} |"
 
 
-def figure_at(table: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, float]:
+def _figure_at(table: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, float]:
     value: Any = table
     for key in path:
         value = value[key]

@@ -117,10 +117,16 @@ def scored_rollout(length: int) -> ScoredRollout:
     )
 
 
-def test_pretraining_rows_come_in_as_many_parts() -> None:
+def test_pretraining_rows_count_in_the_budget() -> None:
+    """Rollouts of 40 and 9 tokens, texts of 10: a pass pads both to the wider one."""
+    lengths = np.array([9, 40, 9, 9, 9])
     share = PtxShare(
-        token_ids=torch.arange(5)[:, None], mask=torch.ones(5, 1, dtype=torch.bool), num_tokens=5
+        token_ids=torch.arange(5)[:, None].expand(5, 10),
+        mask=torch.ones(5, 10, dtype=torch.bool),
+        num_tokens=50,
     )
-    parts = [share.part(number, 3) for number in range(3)]
-    assert [part.token_ids[:, 0].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
-    assert {part.num_tokens for part in parts} == {5}
+    parts = passes(0, 1, 80).micro_batches(np.arange(5), share.widths(lengths))
+    # (1 + 1) x 40, then (4 + 4) x 10.
+    assert [part.tolist() for part in parts] == [[1], [0, 2, 3, 4]]
+    assert share.part(1, 3).token_ids[:, 0].tolist() == [1, 2]
+    assert share.part(1, 3).num_tokens == 50

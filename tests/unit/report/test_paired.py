@@ -32,6 +32,14 @@ def test_equal_settings_are_said(tmp_path: Path):
     assert paired_markdown(*sides).startswith("Changed: nothing. Seeds 0 / 1.")
 
 
+def test_other_cells_are_refused(tmp_path: Path):
+    sides = [write_side(tmp_path / name, {0: 0.1, 1: 0.2}) for name in "ab"]
+    file = sides[1][1] / "results.json"
+    file.write_text(file.read_text().replace("GENERAL", "OTHER"))
+    with pytest.raises(DataError, match="all runs must have the same cells of over_refusal"):
+        paired_markdown(*sides)
+
+
 def test_every_run_needs_its_partner(tmp_path: Path):
     first = write_side(tmp_path / "a", {0: 0.1, 1: 0.1})
     second = write_side(tmp_path / "b", {0: 0.1, 2: 0.1})
