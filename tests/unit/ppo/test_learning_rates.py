@@ -16,9 +16,12 @@ from equilibrate.ppo.learning_rates import schedule
         ("cosine", 0.0, 1.0),
         ("cosine", 0.5, 0.5),  # (1 + cos(pi / 2)) / 2
         ("cosine", 1.0, 0.0),
+        ("cooldown", 0.7, 1.0),
+        ("cooldown", 0.85, 0.5),  # half of the last 30 %
+        ("cooldown", 1.0, 0.0),
     ],
 )
 def test_schedule_by_hand(
-    name: Literal["constant", "linear", "cosine"], progress: float, expected: float
+    name: Literal["constant", "linear", "cosine", "cooldown"], progress: float, expected: float
 ) -> None:
     assert schedule(name, progress) == pytest.approx(expected)
