@@ -11,12 +11,10 @@ COOLDOWN_SHARE = 0.3
 
 def schedule(name: Literal["constant", "linear", "cosine", "cooldown"], progress: float) -> float:
     """Share of the learning rate after this share of the run; 1 at its start, 0 at its end."""
-    match name:
-        case "constant":
-            return 1.0
-        case "linear":
-            return max(0.0, 1.0 - progress)
-        case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-        case "cooldown":
-            return schedule("cosine", max(0.0, (progress - 1.0) / COOLDOWN_SHARE + 1.0))
+    if name == "constant":
+        return 1.0
+    if name == "linear":
+        return max(0.0, 1.0 - progress)
+    if name == "cooldown":
+        progress = max(0.0, (progress - 1.0) / COOLDOWN_SHARE + 1.0)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
