@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from actors.learner_passes import Passes
 from actors.learner_update import PtxShare
 from equilibrate.ppo.batches import Indices, collate
-from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
+from tests.fakes import make_rollout, make_scored
 
 NO_MODEL: Any = None
 
@@ -81,7 +81,8 @@ class FakePolicy:
 def test_outputs_are_kept_for_the_update_if_one_pass_holds_them(
     lengths: list[int], max_tokens: int, is_kept: bool
 ) -> None:
-    rows = [scored_rollout(length) for length in lengths]
+    # Prompts of two tokens.
+    rows = [make_scored(make_rollout(response=(7,) * (length - 2))) for length in lengths]
     policy: Any = FakePolicy()
     alone = replace(passes(0, 1, max_tokens), policy=policy)
     batch = collate(rows, pad_token_id=0)
@@ -93,28 +94,6 @@ def test_outputs_are_kept_for_the_update_if_one_pass_holds_them(
         assert live["old_log_probs"].requires_grad
     _, ordinary = alone.before(batch, np.array(lengths))
     assert ordinary is None
-
-
-def scored_rollout(length: int) -> ScoredRollout:
-    zeros = np.zeros(length, np.float32)
-    rollout = Rollout(
-        prompt_id="p",
-        copy=0,
-        category=Category.GENERAL,
-        policy_version=0,
-        token_ids=np.ones(length, np.int64),
-        response_mask=np.arange(length) > 0,
-        rollout_log_probs=zeros,
-        finish_reason=FinishReason.STOP,
-    )
-    return ScoredRollout(
-        rollout=rollout,
-        reward=0.0,
-        cost=0.0,
-        token_rewards=zeros,
-        token_costs=zeros,
-        ref_log_probs=zeros,
-    )
 
 
 def test_pretraining_rows_count_in_the_budget() -> None:
