@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import Quartiles, Result, make_parser, positive, publish, settings_of
+from benchmarks.limits import PHASES
 
-PHASES = ("rollout", "score", "update", "sync")
 TIMEOUT_SECONDS = 600.0
 RESPONSE_TOKENS = 32
 PROMPT_TOKENS = 12

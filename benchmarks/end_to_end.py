@@ -15,9 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import Quartiles, Result, RoofWatch, make_parser, publish, settings_of
-from benchmarks.limits import ModelShape, Roof, phase_seconds, shape_of
+from benchmarks.limits import PHASES, ModelShape, Roof, phase_seconds, shape_of
 
-PHASES = ("rollout", "score", "update", "sync")
 PROMPTS_PER_CLASS = 500
 
 

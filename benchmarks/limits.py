@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+PHASES = ("rollout", "score", "update", "sync")
+"""Of an iteration, in their order."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roof:

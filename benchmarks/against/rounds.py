@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.against.child import Child, SystemFailed, Turn
 from benchmarks.harness import ROOF_TOLERANCE, Pairs, Quartiles, moved_fraction
+from benchmarks.limits import PHASES
 
 DIFFERENT_WORK = "different work"
 """How an error begins that makes the numbers of both sides worthless."""
@@ -117,8 +118,7 @@ COLUMNS = (
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: one line per comparison; one that failed says why."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(COLUMNS, map(_cells, rows))
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -134,16 +134,18 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-PHASES = ("rollout", "score", "update", "sync")
-
-
 def phase_table(phases: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: one line per mode of ours, each phase as `seconds (share of its limit)`."""
     columns = ("precision", "lengths", "rollouts", "ours", "iteration, s", *PHASES)
-    lines = [columns, ("---",) * len(columns)]
+    lines = []
     for row in phases:
         seconds, limits = row["seconds"], row["limits"]
         cells = (f"{seconds[p]:.3f} ({limits[p] / seconds[p]:.0%})" for p in PHASES)
         first = (str(row[c]) for c in columns[:4])
         lines.append((*first, f"{seconds['iteration']:.3f}", *cells))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(columns, lines)
+
+
+def _markdown(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    every = (columns, ("---",) * len(columns), *lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in every)
