@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Estimate, mean_interval
 from equilibrate.report.headline import signed
-from equilibrate.report.inputs import read_run
-from equilibrate.report.pooled import GROUPS, differing_settings, results_of
+from equilibrate.report.pooled import GROUPS, differing_settings, records_of
 
 
 def paired_markdown(first: Sequence[Path], second: Sequence[Path]) -> str:
@@ -19,14 +18,15 @@ def paired_markdown(first: Sequence[Path], second: Sequence[Path]) -> str:
     What a seed shares, its world and often its base and scorers, cancels in the difference.
     Raises: DataError as `pooled_markdown` for each of the two; if they have other seeds or cells.
     """
-    both = [_by_seed(runs) for runs in (first, second)]
+    records = [records_of(runs) for runs in (first, second)]
+    both = [{record.results["seed"]: record.results for record in side} for side in records]
     seeds = sorted(both[0])
     if seeds != sorted(both[1]):
         raise DataError(
             f"runs on both sides must have the same seeds, got {seeds} and {sorted(both[1])}; "
             "leave out what has no partner"
         )
-    configs = [read_run(runs[0]).config for runs in (first, second)]
+    configs = [side[0].config for side in records]
     changed = ", ".join(
         f"{key} {one} -> {other}" for key, (one, other) in differing_settings(*configs).items()
     )
@@ -49,14 +49,10 @@ def paired_markdown(first: Sequence[Path], second: Sequence[Path]) -> str:
     return "\n".join([*lines, _line("malformed answers", malformed)])
 
 
-def _by_seed(runs: Sequence[Path]) -> dict[int, Mapping[str, Any]]:
-    return {result["seed"]: result for result in results_of(runs)}
-
-
 def _line(title: str, figures: Sequence[Sequence[Mapping[str, float]]]) -> str:
     first, second = ([figure["mean"] for figure in side] for side in figures)
     gaps = [after - before for before, after in zip(first, second, strict=True)]
-    means = " | ".join(f"{100 * mean_interval(side).mean:.1f}" for side in (first, second))
+    means = " | ".join(f"{100 * fmean(side):.1f}" for side in (first, second))
     return f"| {title} | {means} | {_shown(mean_interval(gaps))} | {_joined(gaps)} |"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from equilibrate.errors import DataError
 from equilibrate.evaluation import pool_over_seeds
 from equilibrate.report.headline import percent
-from equilibrate.report.inputs import RESULTS_FILE, read_run
+from equilibrate.report.inputs import RESULTS_FILE, RunRecord, read_run
 
 GROUPS = {
     "harmful_compliance": "harmful answers",
@@ -29,7 +29,7 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
     Base and aligned are means over runs with 95 % t-intervals; the last column has every run.
     Raises: DataError if a run has no results, two have the same seed, or settings or cells differ.
     """
-    results = results_of(runs)
+    results = [record.results for record in records_of(runs)]
     seeds = [result["seed"] for result in results]
     pooled = pool_over_seeds(results)
     lines = [
@@ -48,8 +48,8 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def results_of(runs: Sequence[Path]) -> list[Mapping[str, Any]]:
-    """What `results.json` of each run of one setting holds.
+def records_of(runs: Sequence[Path]) -> list[RunRecord]:
+    """Finished and evaluated runs of one setting.
 
     Raises: as `pooled_markdown`.
     """
@@ -72,7 +72,7 @@ def results_of(runs: Sequence[Path]) -> list[Mapping[str, Any]]:
                 f"{run} must have the settings of {runs[0]}, but they differ in "
                 f"{', '.join(different)}; pool runs that differ in their seeds alone"
             )
-    return [record.results for record in records]
+    return records
 
 
 def differing_settings(
