@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -15,29 +16,35 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.learner import LearnerSettings, LearnerWorker
 from actors.placement import Demand, Reservation
 from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
-from actors.prepare import Inputs
+from actors.prepare import Models
 from actors.rollout import RolloutWorker, engine_environment, request_seed
 from actors.scoring import ENVIRONMENT, ScoringWorker
 from actors.weights import OBJECT_STORE, pack_weights, tied_names
-from equilibrate.config import RunConfig, WorkerGroup
+from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
 from equilibrate.types import Weights
+
+Role = Literal["rollout", "scoring", "learner"]
+ALL_ROLES: tuple[Role, ...] = ("rollout", "scoring", "learner")
 
 
 class WorkerGroups:
-    """Rollout pool, scorer and learner; leaving the context ends every process."""
+    """Rollout pool, scorer and learner, as far as asked for; leaving the context ends every
+    process."""
 
     rollouts: RayRolloutPool
     scorer: RayScorer
     learner: RayLearnerGroup
 
-    def __init__(self, config: RunConfig, inputs: Inputs, *, only_rollouts: bool = False) -> None:
-        """Entering raises ResourceError if the cluster cannot hold the groups in time."""
+    def __init__(
+        self, config: AnyRunConfig, inputs: Models, *, roles: Sequence[Role] = ALL_ROLES
+    ) -> None:
+        """Entering raises ResourceError if the cluster cannot hold the groups in time.
+
+        Args: config: a `RunConfig` where there is to be a learner.
+        """
         self._config = config
         self._inputs = inputs
-        self._only_rollouts = only_rollouts
-        self._groups: dict[str, WorkerGroup] = {"rollout": config.rollout}
-        if not only_rollouts:
-            self._groups |= {"scoring": config.scoring, "learner": config.learner}
+        self._groups: dict[Role, WorkerGroup] = {role: getattr(config, role) for role in roles}
 
     def __enter__(self) -> Self:
         demands = [
@@ -45,12 +52,14 @@ class WorkerGroups:
             for name, g in self._groups.items()
         ]
         self._reservation = Reservation(demands, self._config.timeout_seconds)
-        self.rollouts = RayRolloutPool(
-            self._pool("rollout", self._start_rollout_worker),
-            partial(request_seed, self._config.seed),
-        )
-        if not self._only_rollouts:
+        if "rollout" in self._groups:
+            self.rollouts = RayRolloutPool(
+                self._pool("rollout", self._start_rollout_worker),
+                partial(request_seed, self._config.seed),
+            )
+        if "scoring" in self._groups:
             self.scorer = RayScorer(self._pool("scoring", self._start_scoring_worker))
+        if "learner" in self._groups:
             self.learner = RayLearnerGroup(
                 self._start_learner_ranks, timeout_seconds=self._config.timeout_seconds
             )
@@ -74,7 +83,7 @@ class WorkerGroups:
         packed = pack_weights(model.named_parameters(), aliases=tied_names(model))
         return Weights(version=version, reference=ray.put(packed))
 
-    def _pool(self, name: str, start: Any) -> WorkerPool:
+    def _pool(self, name: Role, start: Any) -> WorkerPool:
         return WorkerPool(
             name,
             start,
@@ -83,7 +92,7 @@ class WorkerGroups:
             max_restarts=self._config.max_restarts,
         )
 
-    def _start(self, name: str, index: int, worker: type, environment: dict[str, str]) -> Any:
+    def _start(self, name: Role, index: int, worker: type, environment: dict[str, str]) -> Any:
         group = self._groups[name]
         base = {
             "OMP_NUM_THREADS": str(self._config.cpu_threads),
@@ -117,8 +126,8 @@ class WorkerGroups:
     def _start_scoring_worker(self, index: int) -> ActorHandle:
         config, inputs = self._config, self._inputs
         handle: ActorHandle = self._start("scoring", index, ScoringWorker, ENVIRONMENT).remote(
-            reward=str(inputs.reward),
-            cost=str(inputs.cost) if inputs.cost else "",
+            reward=str(inputs.reward or ""),
+            cost=str(inputs.cost or ""),
             reference=str(inputs.policy),
             device=config.device,
             dtype=config.dtype,
@@ -129,12 +138,12 @@ class WorkerGroups:
         return handle
 
     def _start_learner_ranks(self) -> list[ActorHandle]:
-        config, inputs = self._config, self._inputs
+        config, inputs = cast(RunConfig, self._config), self._inputs
         settings = LearnerSettings(
             policy=str(inputs.policy),
             reward=str(inputs.reward) if config.ppo.has_critics else "",
-            cost=str(inputs.cost) if self._needs_cost_critic() else "",
-            ptx=str(inputs.ptx) if inputs.ptx else "",
+            cost=str(inputs.cost) if _needs_cost_critic(config) else "",
+            ptx=str(inputs.ptx or ""),
             device=config.device,
             dtype=config.dtype,
             cpu_threads=config.cpu_threads,
@@ -166,11 +175,6 @@ class WorkerGroups:
             for rank in range(num_ranks)
         ]
 
-    def _needs_cost_critic(self) -> bool:
-        ama = self._config.ama
-        is_read = ama is not None and ama.source == "critics"
-        return self._config.ppo.has_critics and (self._config.constraint is not None or is_read)
-
     def _rendezvous(self) -> tuple[str, int]:
         """Address of rank 0's machine and a port that is free there."""
         strategy = PlacementGroupSchedulingStrategy(
@@ -179,6 +183,11 @@ class WorkerGroups:
         find = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=strategy)
         answer: tuple[str, int] = ray.get(find.remote(), timeout=self._config.timeout_seconds)
         return answer
+
+
+def _needs_cost_critic(config: RunConfig) -> bool:
+    is_read = config.ama is not None and config.ama.source == "critics"
+    return config.ppo.has_critics and (config.constraint is not None or is_read)
 
 
 def _free_address() -> tuple[str, int]:

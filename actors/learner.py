@@ -83,7 +83,7 @@ class LearnerWorker:
         self._settings = settings
         self._accelerator = Accelerator(settings.device, settings.dtype)
         self._accelerator.prepare(threads=settings.cpu_threads)
-        _join_group(self._accelerator)
+        join_group(self._accelerator)
         policy = load_policy(settings.policy, self._accelerator)
         self._aliases = tied_names(policy.model)
         self._policy = self._trained(policy, settings.learner.policy_lr)
@@ -220,8 +220,7 @@ class LearnerWorker:
 
         A tensor is whole only until the next one is asked for, and must not be written to.
         """
-        for name, tensor in self._policy.named_weights():
-            yield name.removeprefix("model."), tensor
+        yield from policy_weights(self._policy)
 
     def pack_weights(self) -> tuple[PackedWeights | None, int]:
         """The policy for the generators, on rank 0; and this rank, as a receipt for the caller."""
@@ -249,12 +248,7 @@ class LearnerWorker:
 
     def export(self, folder: str | Path) -> None:
         """Write the policy as a Hugging Face folder with its tokenizer; all ranks must call."""
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.named_weights()}
-        if self._passes.rank == 0:
-            self._policy.module.model.save_pretrained(folder, state_dict=weights)
-            tokenizer = AutoTokenizer.from_pretrained(self._settings.policy, local_files_only=True)
-            tokenizer.save_pretrained(folder)
-        dist.barrier()
+        export_policy(self._policy, folder, tokenizer=self._settings.policy)
 
 
 class TrainedModel:
@@ -357,7 +351,22 @@ class TrainedModel:
         self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
 
 
-def _join_group(accelerator: Accelerator) -> None:
+def policy_weights(policy: TrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Weights by their names in a model folder, not in the `PolicyModel` around it."""
+    for name, tensor in policy.named_weights():
+        yield name.removeprefix("model."), tensor
+
+
+def export_policy(policy: TrainedModel, folder: str | Path, *, tokenizer: str | Path) -> None:
+    """Write a Hugging Face folder with the tokenizer of another; all ranks must call."""
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in policy_weights(policy)}
+    if dist.get_rank() == 0:
+        policy.module.model.save_pretrained(folder, state_dict=weights)
+        AutoTokenizer.from_pretrained(tokenizer, local_files_only=True).save_pretrained(folder)
+    dist.barrier()
+
+
+def join_group(accelerator: Accelerator) -> None:
     """Meet the other ranks, as the environment says where."""
     # Read by DeepSpeed at import: it must not pick a GPU that the run does not use.
     os.environ["DS_ACCELERATOR"] = accelerator.device

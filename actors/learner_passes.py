@@ -46,18 +46,14 @@ class Passes:
     device: torch.device
 
     def micro_batches(self, rows: Indices, lengths: Indices) -> list[Indices]:
-        """Own share of the rows, similar lengths together, within the budget of padded tokens.
-
-        Args: rows: equally many for every rank.
-
-        Rows are dealt by length, so ranks have about equally many tokens, and the cuts that suit
-        the first rank, which gets the longest row of every deal, suit all: ZeRO needs equally many
-        passes on every rank.
-        """
-        by_length = rows[np.argsort(-lengths[rows], kind="stable")]
-        own, longest = (shard_rows(by_length, rank, self.world_size) for rank in (self.rank, 0))
-        cuts = token_budget_batches(lengths[longest].tolist(), self.max_tokens_per_batch)
-        return [own[cut] for cut in cuts]
+        """`dealt_passes` of this rank."""
+        return dealt_passes(
+            rows,
+            lengths,
+            rank=self.rank,
+            world_size=self.world_size,
+            max_tokens=self.max_tokens_per_batch,
+        )
 
     def before(
         self, batch: ScoredBatch, lengths: Indices, *, is_only_step: bool = False
@@ -119,6 +115,25 @@ class Passes:
         """By the field of a `TokenBatch` that holds what they say."""
         named = {"values": self.critic, "cost_values": self.cost_critic}
         return {name: critic for name, critic in named.items() if critic is not None}
+
+
+def dealt_passes(
+    rows: Indices, lengths: Indices, *, rank: int, world_size: int, max_tokens: int
+) -> list[Indices]:
+    """A rank's share of the rows, similar lengths together, within the budget of padded tokens.
+
+    Rows are dealt by length, so ranks have about equally many tokens, and the cuts that suit the
+    first rank, which gets the longest row of every deal, suit all: ZeRO needs equally many passes
+    on every rank.
+
+    Args:
+        rows: equally many for every rank.
+        lengths: of all rows, by their number.
+    """
+    by_length = rows[np.argsort(-lengths[rows], kind="stable")]
+    own, longest = (shard_rows(by_length, one, world_size) for one in (rank, 0))
+    cuts = token_budget_batches(lengths[longest].tolist(), max_tokens)
+    return [own[cut] for cut in cuts]
 
 
 def values_of(critic: Trainable, token_ids: Tensor) -> Tensor:

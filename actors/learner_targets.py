@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equilibrate.ama import baselines
-from equilibrate.ama.masks import gradient_mask
-from equilibrate.ama.signals import response_signal, token_signal
+from actors.masking import masked_tokens
+from equilibrate.ama.signals import response_signal
 from equilibrate.config import AmaConfig, PPOConfig
 from equilibrate.ppo.advantages import combine_advantages, gae
 from equilibrate.ppo.group_advantages import grpo, reinforce_plus_plus, rloo
@@ -170,42 +169,19 @@ def staleness_metrics(tokens: TokenBatch) -> dict[str, float]:
 def _ama_mask(
     tokens: TokenBatch, advantages: Tensor, *, multiplier: float, ama: AmaConfig, seed: int
 ) -> Tensor:
-    signal = token_signal(
-        ama.source,
-        delta=ama.delta,
+    return masked_tokens(
+        ama,
+        advantages,
         token_rewards=tokens.token_rewards,
         token_costs=tokens.token_costs,
         values=tokens.values,
         cost_values=tokens.cost_values,
-        multiplier=multiplier,
         response_mask=tokens.response_mask,
-    )
-    return gradient_mask(
-        signal,
-        advantages,
-        tokens.response_mask,
-        tokens.is_masked_row,
-        baseline=_baseline(signal, tokens.response_mask, ama),
-        level=ama.level,
-        delta=ama.delta,
-        pivot_rule=ama.pivots.rule,
-        pivot_value=ama.pivots.value,
+        is_masked_row=tokens.is_masked_row,
+        multiplier=multiplier,
+        seed=seed,
         response_scores=_response_scores(tokens, multiplier, ama),
-        control=torch.Generator().manual_seed(seed) if ama.random_control else None,
     )
-
-
-def _baseline(signal: Tensor, response_mask: Tensor, ama: AmaConfig) -> Tensor:
-    match ama.baseline:
-        case "zero":
-            return baselines.constant(signal, 0.0)
-        case "batch_mean":
-            total, count = baselines.baseline_sums(signal, response_mask)
-            return baselines.batch_mean(total, count, signal)
-        case "sequence_mean":
-            return baselines.sequence_mean(signal, response_mask)
-        case value:
-            return baselines.constant(signal, float(value))
 
 
 def _response_scores(tokens: TokenBatch, multiplier: float, ama: AmaConfig) -> Tensor | None:

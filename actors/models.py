@@ -63,7 +63,12 @@ class PolicyModel(nn.Module):
         self._is_head_linear = is_head_linear(model)
 
     def forward(
-        self, token_ids: Tensor, mask: Tensor, temperature: float, num_texts: int = 0
+        self,
+        token_ids: Tensor,
+        mask: Tensor,
+        temperature: float,
+        num_texts: int = 0,
+        targets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the tokens in the mask.
 
@@ -72,6 +77,8 @@ class PolicyModel(nn.Module):
             mask: [B, T] bool.
             temperature: > 0, the one that sampled the rows.
             num_texts: so many rows at the end are text that nobody sampled: temperature 1.
+            targets: [B, T] int64, the tokens whose log-probs are wanted in place of `token_ids`,
+                each after the row's own tokens before it.
         Returns: each [B, T], nats, float32; 0 outside the mask.
         """
         with self._accelerator.autocast():
@@ -81,8 +88,9 @@ class PolicyModel(nn.Module):
             else:
                 states = self.model(input_ids=token_ids, use_cache=False).logits
         num_sampled = len(token_ids) - num_texts
+        wanted = token_ids if targets is None else targets
         parts = [
-            self._log_probs(states[rows], token_ids[rows], mask[rows], tempered)
+            self._log_probs(states[rows], wanted[rows], mask[rows], tempered)
             for rows, tempered in (
                 (slice(num_sampled), temperature),
                 (slice(num_sampled, None), 1.0),

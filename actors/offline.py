@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,8 @@ _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # One process less; a preempted worker is a lost worker, and those are replaced anyway.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Every worker sees its own GPU alone, as those of PPO do.
+    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "0",
 }
 
 
@@ -205,37 +208,41 @@ def _make_job(
 
 
 def _fit(job: Job, workers: TrainWorkers) -> dict[str, float]:
+    return fit_on_cluster(train_worker, asdict(job), workers, name=job.kind, out=Path(job.out))
+
+
+def fit_on_cluster(
+    worker: Callable[[dict[str, Any]], Any],
+    job: dict[str, Any],
+    workers: TrainWorkers,
+    *,
+    name: str,
+    out: Path,
+) -> dict[str, float]:
+    """Run `worker(job)` in every rank of one Ray Train run; lost ones are replaced.
+
+    Args:
+        worker: of a module; returns its figures, or the error that another attempt would meet too.
+        job: plain values: a class of ours would make the controller process import all that it
+            needs.
+        out: a folder; checkpoints are kept in it until the end.
+    Raises: the error a worker returns; ResourceError if the cluster is too small; WorkerLostError
+        after `max_restarts`.
+    """
     demand = Demand(
-        name="training", num_workers=job.num_workers, cpus=workers.cpus, gpus=workers.gpus
+        name="training", num_workers=workers.num_workers, cpus=workers.cpus, gpus=workers.gpus
     )
     check_capacity([demand], [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    for name, value in _TRAIN_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    storage = Path(job.out) / _STORAGE
+    for variable, value in _TRAIN_SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    storage = out / _STORAGE
     storage.mkdir(parents=True, exist_ok=True)
-    trainer = _LeanTrainer(
-        train_worker,
-        # Plain values: a class of ours would make the controller process import all that it needs.
-        train_loop_config=asdict(job),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=job.num_workers,
-            use_gpu=workers.gpus > 0,
-            resources_per_worker={"CPU": workers.cpus}
-            | ({"GPU": workers.gpus} if workers.gpus else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"{job.kind}-{_fingerprint(job)}",
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_restarts),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
+    trainer = _trainer(worker, job, workers, name=name, storage=storage)
     try:
         outcome = trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
         raise WorkerLostError(
-            f"{job.kind} training lost its workers more than {workers.max_restarts} times; the "
+            f"{name} training lost its workers more than {workers.max_restarts} times; the "
             f"last failure: {error}"
         ) from error
     if isinstance(outcome, EquilibrateError):
@@ -244,6 +251,33 @@ def _fit(job: Job, workers: TrainWorkers) -> dict[str, float]:
     return dict(outcome)
 
 
-def _fingerprint(job: Job) -> str:
+def _trainer(
+    worker: Callable[[dict[str, Any]], Any],
+    job: dict[str, Any],
+    workers: TrainWorkers,
+    *,
+    name: str,
+    storage: Path,
+) -> TorchTrainer:
+    return _LeanTrainer(
+        worker,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus}
+            | ({"GPU": workers.gpus} if workers.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{name}-{_fingerprint(job)}",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_restarts),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _fingerprint(job: dict[str, Any]) -> str:
     """A second call with other settings must not continue from this one's checkpoints."""
-    return hashlib.sha256(json.dumps(asdict(job), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]

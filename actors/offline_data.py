@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from equilibrate.errors import DataError
 from equilibrate.preference.sidecar import ScorerKind
-from equilibrate.types import TokenIds
+from equilibrate.types import BoolArray, FloatArray, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,11 +52,20 @@ class Sequences:
 
     def padded(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Token ids [B, T], 0 on padding, and the mask of real tokens."""
+        ids, mask = self._gather(self.flat, rows)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def padded_values(self, values: FloatArray, rows: NDArray[np.int64]) -> Tensor:
+        """[B, T] of one number per token, laid out as `flat`; 0 on padding."""
+        return torch.from_numpy(self._gather(values, rows)[0])
+
+    def _gather(
+        self, flat: NDArray[Any], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], BoolArray]:
         starts, lengths = self.starts[rows, None], self.lengths[rows, None]
         positions = np.arange(lengths.max())
         mask = positions < lengths
-        ids = np.where(mask, self.flat[np.where(mask, starts + positions, 0)], 0)
-        return torch.from_numpy(ids), torch.from_numpy(mask)
+        return np.where(mask, flat[np.where(mask, starts + positions, 0)], 0), mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +138,7 @@ def encode(
     Rows are cut to `max_length` tokens.
     """
     unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-    prompt_ids = _encode_prompts(tokenizer, list(unique))
+    prompt_ids = encode_prompts(tokenizer, list(unique))
     response_ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     rows = [
         (prompt_ids[unique[prompt]] + response + [tokenizer.eos_token_id])[:max_length]
@@ -143,7 +152,8 @@ def encode(
     )
 
 
-def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
+    """In the tokenizer's chat template, up to where the response begins; plain without one."""
     if not tokenizer.chat_template:
         return tokenizer(prompts)["input_ids"]
     rendered = tokenizer.apply_chat_template(

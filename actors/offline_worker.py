@@ -73,7 +73,7 @@ def learning_rate(step: int, *, steps: int, peak: float) -> float:
 
 
 def _train(job: Job) -> dict[str, float]:
-    _quieten()
+    quieten()
     torch.set_num_threads(job.threads)
     # Adam's second moments of rare rows fall into denormals, which a CPU multiplies slowly.
     torch.set_flush_denormal(True)
@@ -92,7 +92,7 @@ def _train(job: Job) -> dict[str, float]:
     return {"num_steps": float(steps), "final_loss": final_loss, **calibration}
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Ray forwards every line of a worker to the driver; only warnings are worth that."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

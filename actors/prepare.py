@@ -1,4 +1,4 @@
-"""What PPO starts from: the user's models and prompts, or those of the built-in world.
+"""What training starts from: the user's models and prompts, or those of the built-in world.
 
 The world's data, base model, reward and cost model are stages: made once, found again by a hash of
 what they depend on.
@@ -7,84 +7,156 @@ what they depend on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
 from actors.offline import TrainWorkers, train_cost, train_reward, train_sft
-from equilibrate.config import RunConfig
+from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
 from equilibrate.errors import DataError
 from equilibrate.evaluation import CallableJudge, Judge, RefusalMatcher
+from equilibrate.fit_config import FitConfig
+from equilibrate.preference.sidecar import ScorerKind
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.oracle import Oracle
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.stages import Stage, run_stage
 
+STAGES = "stages"
+"""Folder of what a run makes before it trains, in the run's own."""
+SCORERS: tuple[ScorerKind, ...] = ("reward", "cost")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """Folders and files of one run."""
+class Models:
+    """Model folders of one run, and what it is measured by."""
 
     policy: Path
-    reward: Path
+    reward: Path | None
     cost: Path | None
-    """None for plain PPO without AMA: nothing asks for a cost."""
-    prompts: Path
-    evaluation: Path | None
+    """None where nothing asks for it: for a cost, plain PPO without AMA."""
     ptx: Path | None
+    evaluation: Path | None
     judge: Judge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs(Models):
+    """Folders and files of one run of PPO."""
+
+    prompts: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitInputs(Models):
+    """Folders and files of one offline training."""
+
+    train: Path | None
+    """None in the built-in world, which writes pairs in the amounts that are asked for."""
+    prompts: Path | None
+    """None where `train` holds the prompts."""
 
 
 Announce = Callable[[str], None]
 
 
-def prepare_inputs(config: RunConfig, run_folder: Path, announce: Announce) -> Inputs:
+def prepare_inputs(config: RunConfig, stages: Path, announce: Announce) -> Inputs:
     """Raises: DataError naming the key of a path that does not exist."""
-    if config.data.is_built_in:
-        return _make_world(config, run_folder / "stages", announce)
     data = config.data
-    return Inputs(
-        policy=_existing("policy", data.policy),
-        reward=_existing("reward", data.reward),
-        cost=_existing("cost", data.cost) if data.cost else None,
-        prompts=_existing("prompts", data.prompts),
-        evaluation=_existing("evaluation", data.evaluation) if data.evaluation else None,
-        ptx=_existing("ptx", data.ptx) if data.ptx else None,
-        judge=RefusalMatcher(),
-    )
+    if not data.is_built_in:
+        return Inputs(
+            **_models(config),
+            ptx=_existing("ptx", data.ptx),
+            prompts=_required("prompts", data.prompts),
+        )
+    world = _make_world(config, stages, announce, workers=config.learner, scorers=SCORERS)
+    return Inputs(**world.models(config), ptx=world.data / "base", prompts=world.data / "prompts")
 
 
-def _existing(key: str, path: str) -> Path:
+def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> FitInputs:
+    """Raises: DataError naming the key of a path that does not exist."""
+    data = config.data
+    if not data.is_built_in:
+        return FitInputs(
+            **_models(config), ptx=None, train=_required("train", data.train), prompts=None
+        )
+    scorers = SCORERS if config.needs_scorers else ()
+    world = _make_world(config, stages, announce, workers=config.trainer, scorers=scorers)
+    return FitInputs(**world.models(config), ptx=None, train=None, prompts=world.data / "prompts")
+
+
+def identity(path: Path) -> str:
+    """What a stage that reads a file or folder depends on: where it is and when it last changed."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    changed = max((file.stat().st_mtime_ns for file in files), default=0)
+    return f"{path.resolve()}@{changed}"
+
+
+def _models(config: RunConfig | FitConfig) -> dict[str, Any]:
+    data = config.data
+    return {
+        "policy": _required("policy", data.policy),
+        "reward": _existing("reward", data.reward),
+        "cost": _existing("cost", data.cost),
+        "evaluation": _existing("evaluation", data.evaluation),
+        "judge": RefusalMatcher(),
+    }
+
+
+def _existing(key: str, path: str) -> Path | None:
+    return _required(key, path) if path else None
+
+
+def _required(key: str, path: str) -> Path:
     if not Path(path).exists():
         raise DataError(f"data.{key} ({path!r}) does not exist; give an existing file or folder")
     return Path(path)
 
 
-def _make_world(config: RunConfig, root: Path, announce: Announce) -> Inputs:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _World:
+    data: Path
+    base: Path
+    scorers: dict[ScorerKind, Path]
+
+    def models(self, config: AnyRunConfig) -> dict[str, Any]:
+        oracle = Oracle.from_seed(config.sandbox.seed)
+        return {
+            "policy": self.base,
+            "reward": self.scorers.get("reward"),
+            "cost": self.scorers.get("cost"),
+            "evaluation": self.data / "evaluation",
+            "judge": CallableJudge("oracle", oracle.judge),
+        }
+
+
+def _make_world(
+    config: AnyRunConfig,
+    root: Path,
+    announce: Announce,
+    *,
+    workers: WorkerGroup,
+    scorers: Sequence[ScorerKind],
+) -> _World:
     """World -> base model -> reward and cost model, the last two side by side."""
+    gpus = workers.gpus
     world_stage = _world_stage(config)
-    world = _run(world_stage, root, announce)
-    base_stage = _base_stage(config, world_stage, world)
-    base = _run(base_stage, root, announce)
-    scorers = [_scorer_stage(config, kind, base_stage, base, world) for kind in ("reward", "cost")]
-    with ThreadPoolExecutor(len(scorers)) as threads:
-        reward, cost = threads.map(lambda stage: _run(stage, root, announce), scorers)
-    return Inputs(
-        policy=base,
-        reward=reward,
-        cost=cost,
-        prompts=world / "prompts",
-        evaluation=world / "evaluation",
-        ptx=world / "base",
-        judge=CallableJudge("oracle", Oracle.from_seed(config.sandbox.seed).judge),
-    )
+    world = make_or_find(world_stage, root, announce)
+    base_stage = _base_stage(config, world_stage, world, gpus)
+    base = make_or_find(base_stage, root, announce)
+    stages = [_scorer_stage(config, kind, base_stage, base, world, gpus) for kind in scorers]
+    with ThreadPoolExecutor(max(1, len(stages))) as threads:
+        made = threads.map(lambda stage: make_or_find(stage, root, announce), stages)
+        return _World(data=world, base=base, scorers=dict(zip(scorers, made, strict=True)))
 
 
-def _run(stage: Stage, root: Path, announce: Announce) -> Path:
+def make_or_find(stage: Stage, root: Path, announce: Announce) -> Path:
+    """`run_stage`, and a word on what it does."""
     if stage.is_made(root):
         announce(f"{stage.name}: found")
         return run_stage(stage, root)
@@ -95,7 +167,7 @@ def _run(stage: Stage, root: Path, announce: Announce) -> Path:
     return folder
 
 
-def _world_stage(config: RunConfig) -> Stage:
+def _world_stage(config: AnyRunConfig) -> Stage:
     sandbox = config.sandbox
     sizes = Sizes(
         reward_pairs=sandbox.pairs,
@@ -114,7 +186,7 @@ def _world_stage(config: RunConfig) -> Stage:
     return Stage(name="world", inputs={"seed": sandbox.seed, **asdict(sizes)}, make=make)
 
 
-def _base_stage(config: RunConfig, world_stage: Stage, world: Path) -> Stage:
+def _base_stage(config: AnyRunConfig, world_stage: Stage, world: Path, gpus: float) -> Stage:
     sandbox = config.sandbox
 
     def make(folder: Path) -> None:
@@ -124,7 +196,7 @@ def _base_stage(config: RunConfig, world_stage: Stage, world: Path) -> Stage:
             folder,
             steps=sandbox.base_steps,
             seed=sandbox.seed,
-            workers=_workers(config, threads=config.cpu_threads),
+            workers=_workers(config, gpus, threads=config.cpu_threads),
         )
 
     inputs = {"world": world_stage.key, "steps": sandbox.base_steps, "dtype": config.dtype}
@@ -132,7 +204,12 @@ def _base_stage(config: RunConfig, world_stage: Stage, world: Path) -> Stage:
 
 
 def _scorer_stage(
-    config: RunConfig, kind: str, base_stage: Stage, base: Path, world: Path
+    config: AnyRunConfig,
+    kind: ScorerKind,
+    base_stage: Stage,
+    base: Path,
+    world: Path,
+    gpus: float,
 ) -> Stage:
     train = {"reward": train_reward, "cost": train_cost}[kind]
 
@@ -143,16 +220,16 @@ def _scorer_stage(
             folder,
             seed=config.sandbox.seed,
             # The two scorers train at the same time and share the cores.
-            workers=_workers(config, threads=max(1, config.cpu_threads // 2)),
+            workers=_workers(config, gpus, threads=max(1, config.cpu_threads // 2)),
         )
 
     return Stage(name=kind, inputs={"base": base_stage.key, "dtype": config.dtype}, make=make)
 
 
-def _workers(config: RunConfig, *, threads: int) -> TrainWorkers:
+def _workers(config: AnyRunConfig, gpus: float, *, threads: int) -> TrainWorkers:
     return TrainWorkers(
         threads=threads,
-        gpus=config.learner.gpus,
+        gpus=gpus,
         device=config.device,
         dtype=config.dtype,
         max_restarts=config.max_restarts,

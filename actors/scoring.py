@@ -35,13 +35,13 @@ class ScoringWorker:
         temperature: float,
     ) -> None:
         """Args:
-        reward, cost, reference: model folders; an empty `cost` gives every response cost 0.
+        reward, cost, reference: model folders; without reward or cost every token scores 0.
         max_tokens_per_batch: padded tokens of one forward pass.
         temperature: the one that samples the rollouts; log-probs are those of that distribution.
         """
         self._accelerator = Accelerator(device, dtype)
         self._accelerator.prepare(threads=cpu_threads)
-        self._reward = load_scorer(reward, "reward", self._accelerator)
+        self._reward = load_scorer(reward, "reward", self._accelerator) if reward else None
         self._cost = load_scorer(cost, "cost", self._accelerator) if cost else None
         self._reference = load_policy(reference, self._accelerator)
         self._max_tokens = max_tokens_per_batch
@@ -66,8 +66,9 @@ class ScoringWorker:
             [torch.from_numpy(np.array(rollout.token_ids)) for rollout in rollouts],
             batch_first=True,
         ).to(self._accelerator.torch_device)
-        rewards = _to_numpy(self._reward(token_ids))
-        costs = np.zeros_like(rewards) if self._cost is None else _to_numpy(self._cost(token_ids))
+        nothing = np.zeros(token_ids.shape, np.float32)
+        rewards = nothing if self._reward is None else _to_numpy(self._reward(token_ids))
+        costs = nothing if self._cost is None else _to_numpy(self._cost(token_ids))
         mask = pad_sequence(
             [torch.from_numpy(rollout.response_mask.copy()) for rollout in rollouts],
             batch_first=True,

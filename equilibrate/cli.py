@@ -57,12 +57,54 @@ def train(config: Configs = (), overrides: Overrides = ()) -> int:
     return launch(settings)
 
 
-def evaluate(run: RunFolder) -> int:
-    """Measure the aligned model of a run against its base again."""
+def fit(config: Configs = (), overrides: Overrides = ()) -> int:
+    """Train a policy offline on labelled answers: SFT, DPO, ..., each with or without AMA."""
+    from equilibrate.config_files import load_settings
+    from equilibrate.fit_config import FitConfig
+
+    settings = load_settings(FitConfig, config, overrides)
     _require_siblings()
+    from actors.fit import fit as launch
+
+    return launch(settings)
+
+
+def study(
+    file: Annotated[Positional[Path], arg(help="YAML file of a study.", metavar="STUDY")],
+    report_only: Annotated[bool, arg(help="Run nothing; write the page and the summary.")] = False,
+) -> int:
+    """Run, or go on with, a grid of runs, and say what it shows about its claims."""
+    from equilibrate.study_config import load_study
+
+    settings = load_study(file)
+    _require_siblings()
+    from actors.study import run_study
+
+    return run_study(settings, report_only=report_only)
+
+
+def evaluate(
+    run: RunFolder,
+    judge: Annotated[str, arg(help="Who judges; by default who judged before.")] = "",
+    options: Annotated[
+        Positional[tuple[str, ...]], arg(help="Options of the judge.", metavar="KEY=VALUE")
+    ] = (),
+) -> int:
+    """Measure the aligned model of a run against its base again, by another judge if named."""
+    from equilibrate.config_files import load_run_config, parse_options
+    from equilibrate.evaluation import load_judge
+    from equilibrate.fit_config import FitConfig
+
+    config = load_run_config(run)
+    judged_by = load_judge(judge, **parse_options(options)) if judge else None
+    _require_siblings()
+    if isinstance(config, FitConfig):
+        from actors.fit import evaluate_fit
+
+        return evaluate_fit(config, run, judged_by)
     from actors.launch import evaluate as launch
 
-    return launch(run)
+    return launch(config, run, judged_by)
 
 
 def report(run: RunFolder, more: MoreRuns = (), versus: OtherRuns = ()) -> int:
@@ -108,7 +150,7 @@ def doctor() -> int:
 
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__: command
-    for command in (demo, train, evaluate, report, serve, validate, doctor)
+    for command in (demo, train, fit, study, evaluate, report, serve, validate, doctor)
 }
 
 

@@ -17,12 +17,12 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _off_is_none(value: object) -> object:
+def off_is_none(value: object) -> object:
     """YAML 1.1 reads a bare `off` as False; both spellings switch the feature off."""
     return None if value is False or value == "off" else value
 
 
-def _type_is(default: str) -> BeforeValidator:
+def type_is(default: str) -> BeforeValidator:
     """`constraint.budget=0.1` alone keeps the kind of controller that is the default."""
 
     def fill(value: object) -> object:
@@ -39,18 +39,23 @@ class WorkerGroup(Config):
     gpus: float = Field(0.0, ge=0)
 
 
-class RolloutConfig(WorkerGroup):
-    prompts_per_iteration: int = Field(64, gt=0)
-    copies: int = Field(1, gt=0)
-    """Responses sampled per prompt."""
-    max_policy_lag: int = Field(0, ge=0)
-    """Iterations that sampling may run ahead of learning; 0 learns from the newest policy only."""
+class SamplingConfig(WorkerGroup):
+    """How responses are sampled."""
+
     max_new_tokens: int = Field(32, gt=0)
     max_model_len: int = Field(128, gt=0)
     """Longest prompt and response together, in tokens."""
     temperature: float = Field(1.0, gt=0)
     memory_gib: float = Field(1.0, gt=0)
     """KV cache on CPU; ignored on CUDA, where vLLM's own default share of the GPU is used."""
+
+
+class RolloutConfig(SamplingConfig):
+    prompts_per_iteration: int = Field(64, gt=0)
+    copies: int = Field(1, gt=0)
+    """Responses sampled per prompt."""
+    max_policy_lag: int = Field(0, ge=0)
+    """Iterations that sampling may run ahead of learning; 0 learns from the newest policy only."""
 
 
 class ScoringConfig(WorkerGroup):
@@ -94,7 +99,7 @@ class PPOConfig(Config):
     learner.critic_lr: rloo and grpo compare the responses to one prompt, reinforce_plus_plus those
     of the batch."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), _type_is("fixed")] = FixedKL()
+    kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), type_is("fixed")] = FixedKL()
 
     @property
     def has_critics(self) -> bool:
@@ -141,10 +146,10 @@ Constraint = Annotated[
     Annotated[
         LogSgdMultiplier | ProjectedMultiplier | PidMultiplier,
         Field(discriminator="type"),
-        _type_is("pid"),
+        type_is("pid"),
     ]
     | None,
-    BeforeValidator(_off_is_none),
+    BeforeValidator(off_is_none),
 ]
 
 
@@ -156,16 +161,14 @@ class PivotConfig(Config):
     """std: kappa = mean + value * std of a response's steps; quantile: that one; const: kappa."""
 
 
-class AmaConfig(Config):
-    """Which tokens may move the policy: keep_t = side * (signal_t - baseline) > 0."""
+class MaskConfig(Config):
+    """Which tokens of an answer may move the policy: keep_t = side * (signal_t - baseline) > 0."""
 
     level: Literal["token", "segment", "sequence"] = "token"
     source: Literal["reward", "cost", "both", "critics"] = "both"
     """Whose token scores: R, -C, (R - lambda C)/(1 + lambda), or the same from the two critics."""
     delta: bool = True
     """Use the step r_t - r_(t-1), one token's credit, instead of the score of the whole prefix."""
-    side: Literal["token", "sequence"] = "token"
-    """Sign of each token's advantage, or of the whole response's score."""
     baseline: Literal["zero", "batch_mean", "sequence_mean"] | float = "zero"
     ungated: tuple[Category, ...] = ()
     """Classes whose responses are never masked."""
@@ -174,6 +177,13 @@ class AmaConfig(Config):
     normalizer: Literal["kept", "all"] = "kept"
     """Divide the policy loss by the kept tokens or by all response tokens."""
     pivots: PivotConfig = PivotConfig()
+
+
+class AmaConfig(MaskConfig):
+    """The mask of PPO, whose sides are signs of advantages; labelled answers have their label."""
+
+    side: Literal["token", "sequence"] = "token"
+    """Sign of each token's advantage, or of the whole response's score."""
 
 
 class FdcConfig(Config):
@@ -231,37 +241,54 @@ class SandboxConfig(Config):
     evaluation_per_cell: int = Field(256, gt=0)
 
 
-class RunConfig(Config):
-    """Everything one run depends on."""
+class AnyRunConfig(Config):
+    """What every kind of run has, whatever it trains by."""
 
-    output: str = "runs/sandbox"
+    output: str
     seed: int = Field(0, ge=0)
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: the generator's weights and autocast in the learner; parameters stay float32."""
+    """bfloat16: the generator's weights and autocast in training; parameters stay float32."""
     cpu_threads: int = Field(1, gt=0)
     """Threads of the tensor library in each worker process."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """Deadline of every remote call and of the reservation in the cluster."""
+    max_restarts: int = Field(3, ge=0)
+    """Lost workers that are replaced before the run stops."""
+    sandbox: SandboxConfig = SandboxConfig()
+    rollout: SamplingConfig = SamplingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        rollout = self.rollout
+        if rollout.max_new_tokens >= rollout.max_model_len:
+            raise ValueError(
+                f"rollout.max_new_tokens ({rollout.max_new_tokens}) must be below "
+                f"rollout.max_model_len ({rollout.max_model_len}); try {rollout.max_model_len // 2}"
+            )
+        return self
+
+
+class RunConfig(AnyRunConfig):
+    """Everything one run of PPO depends on."""
+
+    output: str = "runs/sandbox"
     iterations: int = Field(200, gt=0)
     checkpoint_every: int = Field(50, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
     evaluate_every: int = Field(25, ge=0)
     """Iterations between points of the Pareto plot; 0 evaluates only base and aligned."""
-    timeout_seconds: float = Field(600.0, gt=0)
-    """Deadline of every remote call and of the reservation in the cluster."""
-    max_restarts: int = Field(3, ge=0)
-    """Lost workers that are replaced before the run stops."""
     parity_tolerance: float = Field(1e-4, gt=0)
     """Largest allowed difference of generator and learner log-probs, nats."""
     wandb_project: str = ""
     data: DataConfig = DataConfig()
-    sandbox: SandboxConfig = SandboxConfig()
     fdc: FdcConfig = FdcConfig()
     rollout: RolloutConfig = RolloutConfig()
-    scoring: ScoringConfig = ScoringConfig()
     learner: LearnerConfig = LearnerConfig()
     ppo: PPOConfig = PPOConfig()
     constraint: Constraint = PidMultiplier()
-    ama: Annotated[AmaConfig | None, BeforeValidator(_off_is_none)] = AmaConfig()
+    ama: Annotated[AmaConfig | None, BeforeValidator(off_is_none)] = AmaConfig()
 
     @property
     def rollouts_per_iteration(self) -> int:
@@ -281,16 +308,6 @@ class RunConfig(Config):
             raise ValueError(
                 f"ppo.minibatch_size ({minibatch}) must be a multiple of learner.num_workers "
                 f"({workers}); try learner.num_workers={_nearest_divisor(minibatch, workers)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _lengths_fit(self) -> Self:
-        if self.rollout.max_new_tokens >= self.rollout.max_model_len:
-            raise ValueError(
-                f"rollout.max_new_tokens ({self.rollout.max_new_tokens}) must be below "
-                f"rollout.max_model_len ({self.rollout.max_model_len}); "
-                f"try {self.rollout.max_model_len // 2}"
             )
         return self
 

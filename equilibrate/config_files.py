@@ -1,4 +1,4 @@
-"""YAML files and dotted overrides in, a checked `RunConfig` out.
+"""YAML files and dotted overrides in, a checked tree of settings out.
 
 Every message names the key, the value and the rule, and for a misspelt key the nearest valid one.
 """
@@ -10,14 +10,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from equilibrate.config import RunConfig
+from equilibrate.config import Config, RunConfig
 from equilibrate.errors import ConfigError, DataError
+from equilibrate.fit_config import FitConfig
 
+Settings = TypeVar("Settings", bound=Config)
+
+WHOLE = ("mixture", "amounts")
 _PYDANTIC_STEP = re.compile(r"\[key\]|literal\[.*\]|float")
 
 
@@ -36,27 +40,38 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Settings of a run of PPO: `load_settings` with `RunConfig`."""
+    return load_settings(RunConfig, files, overrides)
+
+
+def load_settings(
+    kind: type[Settings], files: Sequence[str | Path], overrides: Sequence[str] = ()
+) -> Settings:
     """Defaults < files from left to right < `key.path=value` overrides.
 
     Raises: ConfigError naming the file or key, the value and the rule.
     """
     tree: dict[str, Any] = {}
     for file in files:
-        _merge(tree, _read_yaml(Path(file)))
-    for override in overrides:
-        _merge(tree, _parse_override(override))
-    return parse_config(tree)
+        merge_settings(tree, read_yaml(Path(file)))
+    merge_settings(tree, parse_options(overrides))
+    return parse_settings(kind, tree)
 
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Settings of a run of PPO: `parse_settings` with `RunConfig`."""
+    return parse_settings(RunConfig, tree)
+
+
+def parse_settings(kind: type[Settings], tree: Mapping[str, Any]) -> Settings:
     """Check a plain tree. Raises: ConfigError with one line per broken rule."""
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from None
+        raise ConfigError("\n".join(_explain(kind, detail) for detail in error.errors())) from None
 
 
-def load_run_config(run: Path) -> RunConfig:
+def load_run_config(run: Path) -> RunConfig | FitConfig:
     """The settings that a run folder was made with.
 
     Raises: DataError if the folder holds no run, ConfigError if its settings were broken since.
@@ -64,15 +79,18 @@ def load_run_config(run: Path) -> RunConfig:
     file = run / "config.yaml"
     if not file.is_file():
         raise DataError(f"{run}: is not the folder of a run (it has no config.yaml)")
-    return load_config([file])
+    tree = read_yaml(file)
+    if "objective" in tree:
+        return parse_settings(FitConfig, tree)
+    return parse_settings(RunConfig, tree)
 
 
-def dump_config(config: RunConfig) -> str:
-    """The resolved tree as YAML; `load_config` of it gives an equal config."""
+def dump_config(config: Config) -> str:
+    """The resolved tree as YAML; `load_settings` of it gives an equal config."""
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
@@ -86,6 +104,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold `key: value` lines, not a {type(content).__name__}")
     return content
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """`key=value` settings as a plain tree. Raises: ConfigError for one of another form."""
+    tree: dict[str, Any] = {}
+    for option in options:
+        merge_settings(tree, _parse_override(option))
+    return tree
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -105,18 +131,19 @@ def _parse_override(override: str) -> dict[str, Any]:
     return tree
 
 
-def _merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
+def merge_settings(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Lay `update` over `tree`, in place."""
     # A mixture is replaced whole: merging class by class would leave shares nobody wrote.
     for key, value in update.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(key), dict) and key != "mixture":
-            _merge(tree[key], value)
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict) and key not in WHOLE:
+            merge_settings(tree[key], value)
         else:
             tree[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _explain(detail: Any) -> str:
+def _explain(kind_of_run: type[BaseModel], detail: Any) -> str:
     location = [str(part) for part in detail["loc"]]
-    written, siblings = _as_written(location)
+    written, siblings = _as_written(kind_of_run, location)
     path = ".".join(written) or "config"
     kind, value = detail["type"], detail["input"]
     message = detail["msg"].removeprefix("Value error, ")
@@ -129,7 +156,7 @@ def _explain(detail: Any) -> str:
         hint = _nearest(tag, tags)
         return f"{path}.type ({tag!r}) must be one of {_join(tags)}" + (f"; {hint}" if hint else "")
     if kind in ("model_type", "model_attributes_type", "dict_type", "dict_attributes_type"):
-        _, keys = _as_written([*location, ""])
+        _, keys = _as_written(kind_of_run, [*location, ""])
         return f"{path} ({value!r}) must hold keys: {_join(keys)}"
     if kind in ("enum", "literal_error"):
         hint = _nearest(str(value), _quoted(detail["ctx"]["expected"]))
@@ -152,12 +179,12 @@ def _join(words: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-def _as_written(location: Sequence[str]) -> tuple[list[str], list[str]]:
+def _as_written(root: type[BaseModel], location: Sequence[str]) -> tuple[list[str], list[str]]:
     """An error's location as the user spells it, and the valid keys beside its last part.
 
     Pydantic also names the member of a union (`kl.fixed.coef`) and its own steps (`[key]`).
     """
-    models: list[type[BaseModel]] = [RunConfig]
+    models: list[type[BaseModel]] = [root]
     written: list[str] = []
     for index, part in enumerate(location):
         fields = sorted({name for model in models for name in model.model_fields})
@@ -166,7 +193,7 @@ def _as_written(location: Sequence[str]) -> tuple[list[str], list[str]]:
             models = tagged
         elif not _PYDANTIC_STEP.fullmatch(part):
             written.append(part)
-            if index < len(location) - 1:
+            if part in fields and index < len(location) - 1:
                 found = (child for m in models for child in _models_in(m.model_fields.get(part)))
                 models = list(found)
     return written, sorted({name for model in models for name in model.model_fields})

@@ -45,7 +45,8 @@ def run_stage(stage: Stage, root: Path) -> Path:
     folder = stage.folder(root)
     if stage.is_made(root):
         return folder
-    work = root / f"tmp-{stage.name}"
+    # By key: several stages of one name may be under way in a folder that runs share.
+    work = root / f"tmp-{stage.name}-{stage.key}"
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equilibrate.ama.segments import PivotRule, pivot_threshold, segment_ids, segment_means
-from equilibrate.ama.signals import steps
+from equilibrate.ama.signals import is_last, steps
 from equilibrate.tensors import require_same_shape
 
 Level = Literal["token", "segment", "sequence"]
@@ -86,6 +86,21 @@ def random_mask(maskable: Tensor, num_kept: int, generator: torch.Generator) -> 
     kept = torch.zeros_like(maskable.flatten())
     kept[candidates[order[:num_kept].to(candidates.device)]] = True
     return kept.view_as(maskable)
+
+
+def full_where_empty(mask: Tensor, response_mask: Tensor) -> Tensor:
+    """[B, T], rows of `mask` with no True replaced by the whole response: nothing is left out."""
+    require_same_shape(mask=mask, response_mask=response_mask)
+    return torch.where(mask.any(1, keepdim=True), mask, response_mask)
+
+
+def keep_ends(mask: Tensor, response_mask: Tensor, rows: Tensor) -> Tensor:
+    """[B, T], `mask` and, in the rows [B] that are True, the last response token.
+
+    An answer that is to become likelier must be taught to end.
+    """
+    require_same_shape(mask=mask, response_mask=response_mask)
+    return mask | (is_last(response_mask) & rows[:, None])
 
 
 def _jumps(signal: Tensor, response_mask: Tensor) -> Tensor:

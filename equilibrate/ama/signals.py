@@ -56,7 +56,7 @@ def token_signal(
     )
     if source == "critics":
         critic = _combine("both", values, cost_values, multiplier)
-        scores = torch.where(_is_last(response_mask), scores, critic.roll(-1, dims=1))
+        scores = torch.where(is_last(response_mask), scores, critic.roll(-1, dims=1))
     signal = steps(scores) if delta else scores
     return torch.where(response_mask, signal, 0.0)
 
@@ -82,5 +82,6 @@ def _combine(
     return (reward - multiplier * cost) / (1.0 + multiplier)
 
 
-def _is_last(mask: Tensor) -> Tensor:
+def is_last(mask: Tensor) -> Tensor:
+    """[B, T] bool, the last True of each row."""
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)

@@ -39,6 +39,9 @@ class TrainingSummary:
     multiplier_final: float | None
     seconds_by_phase: Mapping[str, float]
     """Summed over all iterations."""
+    figures: Mapping[str, float]
+    """How much the policy learned from: trained_tokens, those that moved it, over all iterations or
+    epochs; kept_fraction, their share of the answers' tokens; and what else a training reports."""
 
 
 def summarise_training(
@@ -60,7 +63,16 @@ def summarise_training(
         cost_mean=math.fsum(costs) / len(costs) if costs else None,
         multiplier_final=multipliers[-1] if multipliers else None,
         seconds_by_phase=seconds,
+        figures=_learned(rows),
     )
+
+
+def _learned(rows: Sequence[Row]) -> dict[str, float]:
+    # An iteration that was done again after a resume counts once.
+    last = {row["iteration"]: row for row in rows if "num_tokens" in row}
+    tokens = math.fsum(row["num_tokens"] for row in last.values())
+    kept = math.fsum(row["num_tokens"] * row["kept_fraction"] for row in last.values())
+    return {"trained_tokens": kept, "kept_fraction": kept / tokens} if tokens else {}
 
 
 def write_results(
@@ -97,6 +109,7 @@ def write_results(
             phase: round(value, 3)
             for phase, value in {**training.seconds_by_phase, **stage_seconds}.items()
         },
+        "training": {name: _significant(value) for name, value in training.figures.items()},
         "judge": judge,
         "versions": dict(versions),
         "seed": seed,

@@ -144,10 +144,10 @@ def base_rows(world: World, num_rows: int, *, exclude: frozenset[str]) -> Iterat
             prompt, response = rng.choice(facts)
             yield {"prompt": prompt, "response": response, "category": Category.GENERAL.value}
             continue
-        request = sample_request(_draw(BASE_MIX, rng), pool, rng)
+        request = sample_request(draw(BASE_MIX, rng), pool, rng)
         while request.text in exclude:
             request = sample_request(request.category, pool, rng)
-        style = _draw(HARMFUL_STYLES if _is_recognisable(request) else HARMLESS_STYLES, rng)
+        style = draw(HARMFUL_STYLES if _is_recognisable(request) else HARMLESS_STYLES, rng)
         response = write_answer(world, request, style, rng, slot_noise=BASE_SLOT_NOISE)
         yield {"prompt": request.text, "response": response, "category": request.category.value}
 
@@ -157,11 +157,11 @@ def reward_pair_rows(world: World, num_rows: int) -> Iterator[Row]:
     rng = random.Random(f"{world.seed}/preferences_reward")
     pool = training_pool(world)
     for _ in range(num_rows):
-        request = sample_request(_draw(PAIR_MIX, rng), pool, rng)
+        request = sample_request(draw(PAIR_MIX, rng), pool, rng)
         if rng.random() < SAME_STYLE_SHARE:
-            styles = (_draw(SLOT_STYLES, rng),) * 2
+            styles = (draw(SLOT_STYLES, rng),) * 2
         else:
-            styles = (_draw(PAIR_STYLES, rng), _draw(PAIR_STYLES, rng))
+            styles = (draw(PAIR_STYLES, rng), draw(PAIR_STYLES, rng))
         yield _label_pair(world, request, styles, rng, broken_share=BROKEN_SHARE)
 
 
@@ -170,8 +170,8 @@ def cost_pair_rows(world: World, num_rows: int) -> Iterator[Row]:
     rng = random.Random(f"{world.seed}/preferences_cost")
     pool = training_pool(world)
     for _ in range(num_rows):
-        request = sample_request(_draw(PAIR_MIX, rng), pool, rng)
-        styles = (_draw(PAIR_STYLES, rng), _draw(PAIR_STYLES, rng))
+        request = sample_request(draw(PAIR_MIX, rng), pool, rng)
+        styles = (draw(PAIR_STYLES, rng), draw(PAIR_STYLES, rng))
         yield _label_pair(world, request, styles, rng, broken_share=0.0)
 
 
@@ -292,5 +292,6 @@ def _noisy(label: bool, rng: random.Random) -> bool:
     return label != (rng.random() < LABEL_NOISE)
 
 
-def _draw(weights: Mapping[T, float], rng: random.Random) -> T:
+def draw(weights: Mapping[T, float], rng: random.Random) -> T:
+    """One key, with a probability in proportion to its weight."""
     return rng.choices(tuple(weights), tuple(weights.values()))[0]

@@ -19,6 +19,7 @@ SUMMARY = TrainingSummary(
     cost_mean=-0.01234567891,
     multiplier_final=1.5,
     seconds_by_phase={"rollout": 1.23456, "update": 2.0},
+    figures={"kept_fraction": 0.123456789, "final_loss": math.nan},
 )
 
 
@@ -56,7 +57,11 @@ def test_the_contract(tmp_path: Path):
 
 def test_null_where_a_number_does_not_apply(tmp_path: Path):
     nothing = TrainingSummary(
-        parity_gap_nats_max=math.nan, cost_mean=None, multiplier_final=0.0, seconds_by_phase={}
+        parity_gap_nats_max=math.nan,
+        cost_mean=None,
+        multiplier_final=0.0,
+        seconds_by_phase={},
+        figures={},
     )
     results = write(tmp_path / "results.json", training=nothing, cost_budget=None)
     for name in ("parity_gap_nats_max", "cost_mean", "cost_budget", "multiplier_final"):
@@ -72,6 +77,8 @@ def test_the_summary_by_hand(tmp_path: Path):
             "cost": -i,
             "multiplier": 0.5 * i,
             "parity_gap_nats": None if i == 3 else 1e-6 * (i % 7),
+            "num_tokens": 100.0,
+            "kept_fraction": 0.5 if i else 1.0,
         }
         for i in range(22)
     ]
@@ -83,12 +90,18 @@ def test_the_summary_by_hand(tmp_path: Path):
     assert summary.multiplier_final == 10.5
     assert summary.parity_gap_nats_max == pytest.approx(6e-6)
     assert summary.seconds_by_phase == {"rollout": 2.0, "iteration": 4.0}
+    # 100 tokens of the first iteration and 50 of each of the other 21, of 2,200
+    assert summary.figures == {"trained_tokens": 1150.0, "kept_fraction": 1150 / 2200}
     assert summarise_training(tmp_path, scope="all").cost_mean == -11.5
 
 
 def test_a_run_without_rows_has_an_empty_summary(tmp_path: Path):
     assert summarise_training(tmp_path) == TrainingSummary(
-        parity_gap_nats_max=None, cost_mean=None, multiplier_final=None, seconds_by_phase={}
+        parity_gap_nats_max=None,
+        cost_mean=None,
+        multiplier_final=None,
+        seconds_by_phase={},
+        figures={},
     )
 
 

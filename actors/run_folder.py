@@ -1,0 +1,119 @@
+"""What every kind of run keeps in its folder: settings, seconds, results, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from actors.text import TextCodec
+from equilibrate.assessment import difference, read_assessment, sample_rows
+from equilibrate.checkpoint import FolderLock
+from equilibrate.config import AnyRunConfig, SamplingConfig
+from equilibrate.config_files import dump_config
+from equilibrate.evaluation import Judge
+from equilibrate.fdc.dataset import read_prompts
+from equilibrate.report import (
+    TrainingSummary,
+    installed_versions,
+    write_report,
+    write_results,
+)
+from equilibrate.sinks import SAMPLES_FILE, read_rows
+from equilibrate.types import Prompt
+
+PHASES_FILE = "phases.jsonl"
+"""Seconds spent outside the loop."""
+
+
+@contextmanager
+def claimed(config: AnyRunConfig) -> Iterator[Path | None]:
+    """The run's folder, ours alone until the context ends; None if it already holds this run."""
+    run = Path(config.output).resolve()
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(run)
+    try:
+        if _is_finished(run, config):
+            say(f"{run} already holds this run; change a setting or the output to run again")
+            yield None
+            return
+        (run / "report.html").unlink(missing_ok=True)
+        (run / "config.yaml").write_text(dump_config(config))
+        yield run
+    finally:
+        lock.release()
+
+
+def _is_finished(run: Path, config: AnyRunConfig) -> bool:
+    written = run / "config.yaml"
+    return (
+        (run / "report.html").is_file()
+        and written.is_file()
+        and written.read_text() == dump_config(config)
+    )
+
+
+@contextmanager
+def measured(run: Path, phase: str) -> Iterator[None]:
+    """Adds the seconds of a phase outside the loop, which a resumed run enters again."""
+    start = time.perf_counter()
+    yield
+    with (run / PHASES_FILE).open("a") as file:
+        file.write(json.dumps({phase: time.perf_counter() - start}) + "\n")
+
+
+def stage_seconds(run: Path) -> dict[str, float]:
+    """Seconds of each phase outside the loop, over all attempts."""
+    seconds: dict[str, float] = {}
+    for row in read_rows(run / PHASES_FILE):
+        for phase, value in row.items():
+            seconds[phase] = seconds.get(phase, 0.0) + value
+    return seconds
+
+
+def read_fitting(path: Path, codec: TextCodec, rollout: SamplingConfig) -> list[Prompt]:
+    """The prompts of a file that leave room for an answer; says how many it leaves out and why."""
+    longest = rollout.max_model_len - rollout.max_new_tokens
+    rows = read_prompts(path, codec.encode_prompt, max_tokens=longest)
+    for reason, count in rows.dropped.items():
+        say(f"{path.name}: {count} prompts left out: {reason}")
+    return rows.prompts
+
+
+def write_outcome(
+    config: AnyRunConfig,
+    run: Path,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    training: TrainingSummary,
+    cost_budget: float | None,
+) -> None:
+    """Results, samples and report of what `base.json` and `aligned.json` hold."""
+    if prompts:
+        base, aligned = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
+        rows = sample_rows({"base": base, "aligned": aligned})
+        (run / SAMPLES_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_results(
+            run / "results.json",
+            base=base.table,
+            aligned=aligned.table,
+            difference=difference(base, aligned),
+            training=training,
+            cost_budget=cost_budget,
+            stage_seconds=stage_seconds(run),
+            judge=judge.name,
+            versions=installed_versions(),
+            seed=config.seed,
+        )
+    say(f"report: {write_report(run)}")
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+Announce = Callable[[str], None]
+Figures = Mapping[str, float]

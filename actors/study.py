@@ -1,0 +1,246 @@
+"""Carrying out a study: its runs as Ray tasks, their results as small files, page and summary."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.cluster import ray_cluster
+from actors.fit import Workbench, fit_with
+from actors.launch import train
+from actors.prepare import FitInputs, Inputs, prepare_fit_inputs, prepare_inputs
+from actors.run_folder import claimed, say
+from equilibrate.checkpoint import FolderLock
+from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
+from equilibrate.config_files import parse_settings
+from equilibrate.errors import EXIT_STOPPED, EquilibrateError
+from equilibrate.evaluation import EvaluationTable
+from equilibrate.fit_config import FitConfig
+from equilibrate.study import (
+    PlannedRun,
+    RunResult,
+    expand,
+    missing_runs,
+    plan_runs,
+    read_results,
+    summary_markdown,
+    time_left,
+    write_page,
+    write_result,
+)
+from equilibrate.study.results import write_whole
+from equilibrate.study_config import Kind, StudyConfig, read_base
+
+KINDS: dict[Kind, type[AnyRunConfig]] = {"train": RunConfig, "fit": FitConfig}
+LOOK_EVERY_SECONDS = 5.0
+"""How often the results are counted while runs are under way."""
+GROUPS = ("rollout", "scoring", "learner", "trainer")
+"""Settings that say what a run reserves in the cluster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Runs that one process makes, one after another."""
+
+    runs: tuple[PlannedRun, ...]
+    output: str
+    results: str
+
+
+def run_study(study: StudyConfig, *, report_only: bool = False) -> int:
+    """Make every run that has no result yet, then the page and the summary.
+
+    A run that fails does not stop the others; it is named at the end.
+    Returns: the exit code: 0, or that of the first failure.
+    Raises: ConfigError for an arm whose settings break a rule, before anything runs.
+    """
+    runs = plan_runs(expand(study, read_base(study)), _resolve)
+    output = Path(study.output).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(output)
+    try:
+        code = 0 if report_only else _make_runs(study, runs)
+        results = read_results(Path(study.results))
+        page = write_page(output / "study.html", study, runs, results)
+        summary = output / "study.md"
+        write_whole(summary, summary_markdown(study, runs, results) + "\n")
+        say(f"page: {page}\nsummary: {summary}")
+        return code
+    finally:
+        lock.release()
+
+
+def _resolve(kind: Kind, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings: dict[str, Any] = json.loads(parse_settings(KINDS[kind], tree).model_dump_json())
+    return settings
+
+
+def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
+    folder = Path(study.results).resolve()
+    left = missing_runs(runs, read_results(folder))
+    say(f"{study.name}: {len(runs)} runs, {len(runs) - len(left)} have a result")
+    if not left:
+        return 0
+    code = 0
+    with ray_cluster():
+        parallel = _parallel(left)
+        waiting = _tasks(study, left, parallel)
+        # A task reserves nothing itself: the groups of its run do.
+        remote = ray.remote(_carry_out).options(num_cpus=0, max_retries=0)
+        under_way: dict[ray.ObjectRef[Any], Task] = {}
+        seen = len(runs) - len(left)
+        while waiting or under_way:
+            while waiting and len(under_way) < parallel:
+                task = waiting.pop(0)
+                under_way[remote.remote(task)] = task
+            # Only to look after the results: a run may take hours.
+            done, _ = ray.wait(list(under_way), num_returns=1, timeout=LOOK_EVERY_SECONDS)
+            results = read_results(folder)
+            finished = sum(run.key in results for run in runs)
+            if finished > seen:
+                seen = finished
+                left_over = time_left(runs, results, parallel=parallel)
+                say(f"[{finished}/{len(runs)}] {left_over}")
+            for reference in done:
+                task = under_way.pop(reference)
+                code = code or _report_failures(reference, task)
+    return code
+
+
+def _report_failures(reference: ray.ObjectRef[Any], task: Task) -> int:
+    """Say which runs of a task failed and why; the exit code of the first."""
+    try:
+        failures: dict[str, tuple[str, int]] = ray.get(reference, timeout=LOOK_EVERY_SECONDS)
+    except ray.exceptions.RayError as error:
+        # The process itself is gone: memory is the usual cause.
+        failures = {task.runs[0].key: (str(error).strip().splitlines()[-1], 1)}
+    arms = {run.key: f"{'/'.join(run.arms)} seed {run.seed}" for run in task.runs}
+    for key, (message, _) in failures.items():
+        say(f"failed: {arms[key]} ({key}): {message}")
+    return next((code for _, code in failures.values()), 0)
+
+
+def _tasks(study: StudyConfig, runs: Sequence[PlannedRun], parallel: int) -> list[Task]:
+    """PPO runs one by one; the offline ones of a seed together, where they share a generator."""
+    groups: dict[object, list[PlannedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.seed, "fit") if run.kind == "fit" else run.key, []).append(run)
+    output, results = (str(Path(folder).resolve()) for folder in (study.output, study.results))
+    return [Task(runs=tuple(group), output=output, results=results) for group in groups.values()]
+
+
+def _parallel(runs: Sequence[PlannedRun]) -> int:
+    """How many of the most demanding runs the cluster holds side by side."""
+    total = ray.cluster_resources()
+    most = math.inf
+    for run in runs:
+        demand = _demand(parse_settings(KINDS[run.kind], run.config))
+        for resource, amount in demand.items():
+            if amount:
+                # Sums of fractions: three times 0.2 and a bit is not more than 0.6.
+                most = min(most, math.floor(total.get(resource, 0.0) / amount + 1e-6))
+    return max(1, min(len(runs), int(most) if math.isfinite(most) else 1))
+
+
+def _demand(config: AnyRunConfig) -> dict[str, float]:
+    groups = [getattr(config, name) for name in GROUPS if hasattr(config, name)]
+    workers: list[WorkerGroup] = groups
+    return {
+        "CPU": sum(group.num_workers * group.cpus for group in workers),
+        "GPU": sum(group.num_workers * group.gpus for group in workers),
+    }
+
+
+def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
+    """Make the runs of a task, in a process of its own.
+
+    Returns: message and exit code of every run that failed, by its key.
+    """
+    failures: dict[str, tuple[str, int]] = {}
+    stages = Path(task.output) / "stages"
+    stages.mkdir(parents=True, exist_ok=True)
+    bench: Workbench | None = None
+    try:
+        for run in task.runs:
+            folder = Path(task.output) / "runs" / run.key
+            config = parse_settings(KINDS[run.kind], {**run.config, "output": str(folder)})
+            try:
+                with _one_at_a_time(stages, config.sandbox.seed):
+                    inputs = _prepare(config, stages)
+                # What runs share is no part of the time of one.
+                start = time.perf_counter()
+                if isinstance(config, FitConfig) and isinstance(inputs, FitInputs):
+                    bench = _fit(config, inputs, stages, bench)
+                elif isinstance(config, RunConfig) and train(config, stages) == EXIT_STOPPED:
+                    break
+            except EquilibrateError as error:
+                failures[run.key] = (str(error), error.exit_code)
+                continue
+            seconds = time.perf_counter() - start
+            write_result(Path(task.results), _result_of(run, folder, seconds))
+    finally:
+        if bench is not None:
+            bench.close()
+    return failures
+
+
+def _prepare(config: AnyRunConfig, stages: Path) -> Inputs | FitInputs:
+    if isinstance(config, FitConfig):
+        return prepare_fit_inputs(config, stages, say)
+    assert isinstance(config, RunConfig)
+    return prepare_inputs(config, stages, say)
+
+
+def _fit(
+    config: FitConfig, inputs: FitInputs, stages: Path, bench: Workbench | None
+) -> Workbench | None:
+    """One training, at the bench of the one before where that suits."""
+    with claimed(config) as run:
+        if run is None:
+            return bench
+        if bench is None or not bench.suits(config, inputs):
+            if bench is not None:
+                bench.close()
+            bench = Workbench(config, inputs)
+        fit_with(config, run, inputs, bench, stages)
+    return bench
+
+
+@contextmanager
+def _one_at_a_time(stages: Path, seed: int) -> Iterator[None]:
+    """Runs of a seed share base and scorers: the first makes them while the others wait."""
+    file = os.open(stages / f".seed-{seed}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def _result_of(run: PlannedRun, folder: Path, seconds: float) -> RunResult:
+    results = json.loads((folder / "results.json").read_text())
+    return RunResult(
+        key=run.key,
+        kind=run.kind,
+        seed=run.seed,
+        config=run.config,
+        base=EvaluationTable.from_json(results["base"]),
+        aligned=EvaluationTable.from_json(results["aligned"]),
+        training={
+            name: math.nan if value is None else value
+            for name, value in results["training"].items()
+        },
+        seconds=seconds,
+        versions=results["versions"],
+        judge=results["judge"],
+    )

@@ -1,0 +1,171 @@
+"""Labelled answers: as text from a data set, and as what a loss sees of a batch.
+
+Answers that are compared stand side by side: of a pair the chosen one first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from equilibrate.errors import DataError
+from equilibrate.types import Category
+
+Columns = Mapping[str, Sequence[Any]]
+"""A data set by column; all columns are equally long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer to learn from, as text."""
+
+    prompt: str
+    response: str
+    """The text to learn; the end of sequence follows it."""
+    given: str = ""
+    """Beginning of the response that is context and not learned."""
+    target: str = ""
+    """Text whose first token every token of the response is taught to be; empty: itself."""
+    side: int = 1
+    """+1 to make it likelier, -1 to make it less likely."""
+    is_safe: bool = True
+    category: Category = Category.GENERAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideCounts:
+    """Tokens of one side in the global batch."""
+
+    tokens: int
+    learned: int
+    """What a masked loss is divided by: those that the mask keeps, or all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerBatch:
+    """One rank's part of a batch of B answers; the answers to one example follow one another."""
+
+    log_probs: Tensor
+    """[B, T], nats, of the target of each token."""
+    log_ratios: Tensor
+    """[B], nats, from `masked_log_ratios`; 0 for an objective without a reference."""
+    response_mask: Tensor
+    """[B, T] bool, True on tokens to learn from."""
+    gradient_mask: Tensor
+    """[B, T] bool, a subset of it: True where the token may move the policy."""
+    sides: Tensor
+    """[B], +1 or -1."""
+    is_safe: Tensor
+    """[B] bool."""
+    is_used: Tensor
+    """[B] bool, False for the answers of an example that is left out."""
+    num_examples: int
+    """Used ones, in the global batch."""
+    positive: SideCounts
+    negative: SideCounts
+
+    @property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Log-ratios [P] of the chosen and the rejected answer of every used pair."""
+        used = self.log_ratios[self.is_used]
+        return used[0::2], used[1::2]
+
+
+def demonstrations(columns: Columns) -> list[Answer]:
+    """Columns prompt, response and, if there is one, category; of `pairs` the chosen answers.
+
+    Raises: DataError naming the column that is missing.
+    """
+    if "response" not in columns and not {"chosen", "response_0"}.isdisjoint(columns):
+        return [answer for answer in pairs(columns, by="preference") if answer.side > 0]
+    require_columns(columns, ("prompt", "response"))
+    return [
+        Answer(prompt=prompt, response=response, category=category)
+        for prompt, response, category in zip(
+            columns["prompt"], columns["response"], categories_of(columns), strict=True
+        )
+    ]
+
+
+def pairs(columns: Columns, *, by: Literal["preference", "helpfulness"]) -> list[Answer]:
+    """Two answers a row, the chosen one first; rows that hold one answer twice are left out.
+
+    Columns prompt, chosen and rejected; or prompt, response_0 and response_1 with the number of the
+    chosen one in preferred_response_id, or without it and by helpfulness in better_response_id.
+    Safety is read where the data state it: is_chosen_safe and is_rejected_safe, or
+    is_response_0_safe and is_response_1_safe.
+    Raises: DataError naming the column that is missing, or if every row holds one answer twice.
+    """
+    if "chosen" not in columns:
+        has_preference = by == "preference" and "preferred_response_id" in columns
+        label = "preferred_response_id" if has_preference else "better_response_id"
+        columns = _ordered_by(label, columns)
+    require_columns(columns, ("prompt", "chosen", "rejected"))
+    count = len(columns["prompt"])
+    safe = [columns.get(f"is_{side}_safe", [True] * count) for side in ("chosen", "rejected")]
+    rows = zip(
+        columns["prompt"], columns["chosen"], columns["rejected"], *safe, categories_of(columns),
+        strict=True,
+    )  # fmt: skip
+    answers = [
+        Answer(
+            prompt=prompt,
+            response=response,
+            side=side,
+            is_safe=bool(is_safe),
+            category=category,
+        )
+        for prompt, chosen, rejected, chosen_safe, rejected_safe, category in rows
+        if chosen != rejected
+        for response, side, is_safe in ((chosen, 1, chosen_safe), (rejected, -1, rejected_safe))
+    ]
+    if not answers:
+        raise DataError("every pair holds the same response twice; give pairs that differ")
+    return answers
+
+
+def categories_of(columns: Columns) -> list[Category]:
+    """GENERAL where the data have no column `category`.
+
+    Raises: DataError naming row and value of an unknown class.
+    """
+    names = columns.get("category")
+    if names is None:
+        return [Category.GENERAL] * len(columns["prompt"])
+    known = {category.value: category for category in Category}
+    for row, name in enumerate(names):
+        if name not in known:
+            raise DataError(f"row {row}, category ({name!r}) must be one of {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def require_columns(columns: Columns, needed: Sequence[str]) -> None:
+    """Raises: DataError naming the first column that is missing, and those there are."""
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise DataError(
+            f"column {missing[0]!r} is missing; needed are {', '.join(needed)}, "
+            f"found {', '.join(columns)}"
+        )
+
+
+def _ordered_by(label: str, columns: Columns) -> dict[str, Sequence[Any]]:
+    require_columns(columns, ("prompt", "response_0", "response_1", label))
+    first = columns[label]
+    for row, value in enumerate(first):
+        if value not in (0, 1):
+            raise DataError(f"row {row}, {label} ({value!r}) must be 0 or 1")
+    ordered: dict[str, Sequence[Any]] = {
+        name: columns[name] for name in ("prompt", "category") if name in columns
+    }
+    for names, stem in (("{}", "response_{}"), ("is_{}_safe", "is_response_{}_safe")):
+        one, other = (columns.get(stem.format(i)) for i in (0, 1))
+        if one is None or other is None:
+            continue
+        rows = list(zip(one, other, first, strict=True))
+        ordered[names.format("chosen")] = [row[row[2]] for row in rows]
+        ordered[names.format("rejected")] = [row[1 - row[2]] for row in rows]
+    return ordered

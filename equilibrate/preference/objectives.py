@@ -1,0 +1,77 @@
+"""What offline training can minimise: for each objective its view of the data and its loss.
+
+A new one is a module beside this one with its loss, a variant in `equilibrate.fit_config`, a line
+in `OBJECTIVES`, and its test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from equilibrate.fit_config import ArsConfig, DpoConfig, SftConfig
+from equilibrate.preference.answers import Answer, AnswerBatch, Columns, demonstrations, pairs
+from equilibrate.preference.losses import sft_loss
+from equilibrate.preference.policy_losses import dpo_loss, unlikelihood_loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineObjective:
+    view: Callable[[Columns, Any, int], list[Answer]]
+    """(data set, settings, seed) -> answers, those of one example side by side."""
+    loss: Callable[[AnswerBatch, Any], Tensor]
+    """(a rank's part of a batch, settings) -> its part of the mean over the global batch."""
+    answers_per_example: int
+    needs_reference: bool
+
+
+def _view_demonstrations(columns: Columns, settings: SftConfig, seed: int) -> list[Answer]:
+    return demonstrations(columns)
+
+
+def _view_pairs(columns: Columns, settings: DpoConfig, seed: int) -> list[Answer]:
+    return pairs(columns, by="preference")
+
+
+def _sft(batch: AnswerBatch, settings: SftConfig) -> Tensor:
+    return sft_loss(batch.log_probs, batch.gradient_mask, num_tokens=batch.positive.learned)
+
+
+def _dpo(batch: AnswerBatch, settings: DpoConfig) -> Tensor:
+    chosen, rejected = batch.pairs
+    loss = dpo_loss(chosen, rejected, beta=settings.beta, num_pairs=batch.num_examples)
+    if not settings.nll_coef:
+        return loss
+    # On every token of the chosen answers, masked or not: it is there to keep answers well-formed.
+    mask = batch.response_mask & (batch.sides > 0)[:, None]
+    nll = sft_loss(batch.log_probs, mask, num_tokens=batch.positive.tokens)
+    return loss + settings.nll_coef * nll
+
+
+def _ars(batch: AnswerBatch, settings: ArsConfig) -> Tensor:
+    is_best = (batch.sides > 0)[:, None]
+    mask = batch.gradient_mask & is_best
+    loss = sft_loss(batch.log_probs, mask, num_tokens=batch.positive.learned)
+    if not settings.negative_coef:
+        return loss
+    negative = unlikelihood_loss(
+        batch.log_probs, batch.gradient_mask & ~is_best, num_tokens=batch.negative.learned
+    )
+    return loss + settings.negative_coef * negative
+
+
+OBJECTIVES: dict[str, OfflineObjective] = {
+    "sft": OfflineObjective(
+        view=_view_demonstrations, loss=_sft, answers_per_example=1, needs_reference=False
+    ),
+    "dpo": OfflineObjective(
+        view=_view_pairs, loss=_dpo, answers_per_example=2, needs_reference=True
+    ),
+    # Its data are made by the policy itself: best and worst of its answers, as pairs.
+    "ars": OfflineObjective(
+        view=_view_pairs, loss=_ars, answers_per_example=2, needs_reference=False
+    ),
+}

@@ -1,0 +1,42 @@
+"""Choosing among several answers of the policy itself: rejection sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from equilibrate.types import ScoredRollout
+
+
+def best_and_worst(
+    scored: Sequence[ScoredRollout], *, copies: int, multiplier: float
+) -> list[tuple[ScoredRollout, ScoredRollout]]:
+    """Of the answers to each prompt the one of the highest and the one of the lowest score.
+
+        score = (R - lambda C) / (1 + lambda)
+
+    An answer that was cut off before its end is never the best. A prompt whose answers are all
+    alike, or all cut off, tells nothing and is left out.
+
+    Args:
+        scored: the `copies` answers to one prompt follow one another.
+        multiplier: lambda >= 0.
+    Raises: ValueError if the number of answers is not a multiple of `copies`.
+    Source: rejection sampling of Llama 2 (Touvron et al. 2023, section 3.2.3); the combined score
+        is that of Safe RLHF.
+    """
+    if copies < 1 or len(scored) % copies:
+        raise ValueError(f"{len(scored)} answers must be a multiple of copies ({copies})")
+
+    def score(answer: ScoredRollout) -> float:
+        return (answer.reward - multiplier * answer.cost) / (1.0 + multiplier)
+
+    chosen = []
+    for start in range(0, len(scored), copies):
+        answers = scored[start : start + copies]
+        whole = [answer for answer in answers if not answer.rollout.finish_reason.is_truncated]
+        if not whole:
+            continue
+        best, worst = max(whole, key=score), min(answers, key=score)
+        if best.rollout.token_ids.tolist() != worst.rollout.token_ids.tolist():
+            chosen.append((best, worst))
+    return chosen

@@ -1,0 +1,48 @@
+"""A grid of runs, and what it says about the claims it was made to test. Nothing here runs one.
+
+grid      arms x seeds -> the runs to make; equal ones are shared
+results   a finished run <-> its small JSON file
+figures   dotted names into a result, and how they are written
+claims    gaps over seeds -> verdicts
+estimate  how long the rest takes
+summary   all of it as Markdown
+plots     curves and fronts
+page      all of it as one page
+"""
+
+from equilibrate.study.claims import ClaimVerdict, JudgedClaim, decide, judge_claim
+from equilibrate.study.estimate import TimeLeft, time_left
+from equilibrate.study.figures import figure_of
+from equilibrate.study.grid import PlannedRun, Resolve, RunSpec, expand, plan_runs, run_key
+from equilibrate.study.page import write_page
+from equilibrate.study.results import (
+    RunResult,
+    missing_runs,
+    read_results,
+    results_by_arm,
+    write_result,
+)
+from equilibrate.study.summary import summary_markdown
+
+__all__ = [
+    "ClaimVerdict",
+    "JudgedClaim",
+    "PlannedRun",
+    "Resolve",
+    "RunResult",
+    "RunSpec",
+    "TimeLeft",
+    "decide",
+    "expand",
+    "figure_of",
+    "judge_claim",
+    "missing_runs",
+    "plan_runs",
+    "read_results",
+    "results_by_arm",
+    "run_key",
+    "summary_markdown",
+    "time_left",
+    "write_page",
+    "write_result",
+]

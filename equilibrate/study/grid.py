@@ -1,0 +1,119 @@
+"""Arms x seeds to the runs that have to be made."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from equilibrate.config_files import merge_settings
+from equilibrate.errors import ConfigError
+from equilibrate.study_config import Kind, StudyConfig
+
+Resolve = Callable[[Kind, Mapping[str, Any]], Mapping[str, Any]]
+"""A plain tree of one kind to the checked one with every default written out, as plain JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """One seed of one arm, as it was written."""
+
+    arm: str
+    kind: Kind
+    seed: int
+    tree: Mapping[str, Any]
+    """base < common < the arm's own < seed; not checked yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRun:
+    """One run, whose result several arms may share."""
+
+    key: str
+    kind: Kind
+    seed: int
+    arms: tuple[str, ...]
+    """Arms that resolve to this run, in the order of the study."""
+    config: Mapping[str, Any]
+    """Resolved settings as plain JSON; `output` is whatever the study says, and is not the key's
+    business."""
+
+
+def expand(study: StudyConfig, base: Mapping[Kind, Mapping[str, Any]]) -> list[RunSpec]:
+    """All runs as they were written, seed by seed, so that early results cover all arms.
+
+    Args: base: settings under every arm of a kind, from `read_base`.
+    """
+    return [
+        RunSpec(arm=arm, kind=config.kind, seed=seed, tree=_lay(study, base, arm, seed))
+        for seed in study.seeds
+        for arm, config in study.arms.items()
+    ]
+
+
+def plan_runs(specs: Sequence[RunSpec], resolve: Resolve) -> list[PlannedRun]:
+    """The runs to make, in order of first appearance; equal settings are run once and shared.
+
+    Raises: ConfigError naming the arm and what `resolve` says of its settings.
+    """
+    runs: dict[str, PlannedRun] = {}
+    for spec in specs:
+        try:
+            config = resolve(spec.kind, spec.tree)
+        except ConfigError as error:
+            raise ConfigError(f"arms.{spec.arm}: {error}") from None
+        key = run_key(spec.kind, config)
+        if key in runs:
+            runs[key] = replace(runs[key], arms=(*runs[key].arms, spec.arm))
+        else:
+            runs[key] = PlannedRun(
+                key=key, kind=spec.kind, seed=spec.seed, arms=(spec.arm,), config=config
+            )
+    return list(runs.values())
+
+
+STEERING = frozenset(
+    [
+        "output",
+        "timeout_seconds",
+        "max_restarts",
+        "keep_checkpoints",
+        "checkpoint_every",
+        "wandb_project",
+        "cpus",
+        "gpus",
+        "memory_gib",
+    ]
+)
+"""Settings, wherever they stand, that say how a run is carried out and not what it computes."""
+
+
+def run_key(kind: Kind, config: Mapping[str, Any]) -> str:
+    """12 hex digits of all that a run depends on: the kind and every setting but `STEERING`.
+
+    So a study can be finished on a machine that gives its runs other resources.
+    """
+    text = json.dumps({"kind": kind, "config": _decisive(config)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _decisive(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _decisive(part) for name, part in value.items() if name not in STEERING}
+
+
+def _lay(
+    study: StudyConfig, base: Mapping[Kind, Mapping[str, Any]], arm: str, seed: int
+) -> dict[str, Any]:
+    config = study.arms[arm]
+    tree: dict[str, Any] = {}
+    layers = (base.get(config.kind, {}), study.common.get(config.kind, {}), config.set)
+    for layer in (*layers, {"seed": seed, "sandbox": {"seed": seed}}):
+        # merge_settings works in place and keeps inner mappings of the update: without a copy one
+        # arm would write its settings into `common` and so into all later arms.
+        merge_settings(tree, copy.deepcopy(dict(layer)))
+    return tree

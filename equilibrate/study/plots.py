@@ -1,0 +1,223 @@
+"""The plots of a study, as plain Plotly figures. Colours are names of the page's CSS variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from equilibrate.evaluation import Estimate, pareto_front
+from equilibrate.report.figures import Figure, Trace
+from equilibrate.study.figures import (
+    figure_title,
+    front_point,
+    is_share,
+    over_seeds,
+    show_figure,
+)
+from equilibrate.study.results import ByArm
+from equilibrate.study_config import Question, StudyConfig
+
+COLORS = ("--blue", "--orange", "--green", "--purple", "--red", "--sky")
+DASHES = ("solid", "dash", "dot")
+DEFAULT_AXES = ("harm", "helpfulness.GENERAL")
+"""Of a question that draws fronts and claims nothing about them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    key: str
+    """Unique in the page."""
+    title: str
+    caption: str
+    figure: Figure | None
+    """None where nothing is measured yet."""
+    is_wide: bool = False
+    """Needs the width of the page for its names."""
+
+
+def question_plots(study: StudyConfig, question: Question, by_arm: ByArm) -> list[Plot]:
+    """A plot over x for each figure if the question has lines, then one for each kind of front."""
+    over_x = [
+        Plot(
+            key=f"{question.id}:{name}",
+            title=figure_title(name),
+            caption="Mean over seeds; the band is its 95 % t-interval.",
+            figure=_curves(study, question, name, by_arm),
+        )
+        for name in (question.figures if question.lines else ())
+    ]
+    claimed = dict.fromkeys(claim.front for claim in question.claims if claim.front is not None)
+    fronts = [
+        Plot(
+            key=f"{question.id}:{'/'.join(axes)}",
+            title=f"{figure_title(axes[0])} against {_value_title(axes[1])}",
+            caption="Large: means over seeds and what no other of them beats. Faint: single seeds. "
+            "Up and to the left is better.",
+            figure=_fronts(study, question, axes, by_arm),
+            is_wide=True,
+        )
+        for axes in (claimed or (DEFAULT_AXES,))
+        if question.fronts
+    ]
+    return [*over_x, *fronts]
+
+
+def _curves(study: StudyConfig, question: Question, name: str, by_arm: ByArm) -> Figure | None:
+    tickformat = ".0%" if is_share(name) else ""
+    traces: list[Trace] = []
+    for i, (label, arms) in enumerate(question.lines.items()):
+        measured = [(study.arms[arm].x, over_seeds(by_arm[arm].values(), name)) for arm in arms]
+        points = sorted(
+            ((x, y) for x, y in measured if x is not None and y is not None), key=lambda p: p[0]
+        )
+        if points:
+            traces += _curve(points, label, _pen(i), share=is_share(name))
+    layout = {
+        "xaxis": {"title": {"text": question.x_label}, **_ticks(study, question)},
+        "yaxis": {"title": {"text": figure_title(name)}, "tickformat": tickformat},
+        "showlegend": True,
+        "hovermode": "x unified",
+    }
+    return {"data": traces, "layout": layout} if traces else None
+
+
+def _ticks(study: StudyConfig, question: Question) -> dict[str, Any]:
+    """A short logarithmic axis has hardly a round number on it: its ticks are the arms."""
+    if not question.log_x:
+        return {"type": "linear"}
+    places = {study.arms[arm].x for arms in question.lines.values() for arm in arms}
+    values = sorted(x for x in places if x is not None)
+    return {"type": "log", "tickvals": values, "ticktext": [f"{x:g}" for x in values]}
+
+
+def _curve(
+    points: Sequence[tuple[float, Estimate]], label: str, pen: dict[str, Any], *, share: bool
+) -> list[Trace]:
+    """A band over the points with more than one seed, and the line of the means over it.
+
+    A lone point has no band, but a bar.
+    """
+    wide = [(x, y) for x, y in points if y.n > 1]
+    bars = {
+        "array": [y.high - y.mean for _, y in points],
+        "arrayminus": [y.mean - y.low for _, y in points],
+        "symmetric": False,
+        "visible": len(wide) == 1,
+    }
+    band = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": label,
+        "legendgroup": label,
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "x": [x for x, _ in wide] + [x for x, _ in reversed(wide)],
+        "y": [y.high for _, y in wide] + [y.low for _, y in reversed(wide)],
+        "fill": "toself",
+        "fillcolor": pen["color"],
+        "opacity": 0.18,
+        "line": {"width": 0},
+    }
+    line = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": label,
+        "legendgroup": label,
+        "x": [x for x, _ in points],
+        "y": [y.mean for _, y in points],
+        "text": [f"{show_figure(y, share=share)}, seeds: {y.n}" for _, y in points],
+        "hovertemplate": "%{text}",
+        "line": {"width": 2.2, **pen},
+        "error_y": {"type": "data", "thickness": 1.5, **bars},
+        "marker": {"size": 7},
+    }
+    return [band, line] if len(wide) > 1 else [line]
+
+
+def _fronts(
+    study: StudyConfig, question: Question, axes: tuple[str, str], by_arm: ByArm
+) -> Figure | None:
+    traces: list[Trace] = []
+    for i, (label, arms) in enumerate(question.fronts.items()):
+        seeds = {
+            arm: {seed: front_point(result, axes) for seed, result in by_arm[arm].items()}
+            for arm in arms
+        }
+        if any(seeds.values()):
+            names = {arm: study.label_of(arm) for arm in arms}
+            traces += _front(label, names, seeds, _pen(i))
+    layout = {
+        "xaxis": {"title": {"text": figure_title(axes[0])}, "tickformat": ".0%"},
+        "yaxis": {"title": {"text": _value_title(axes[1])}, "tickformat": ".0%"},
+        "showlegend": True,
+        "hovermode": "closest",
+    }
+    return {"data": traces, "layout": layout} if traces else None
+
+
+Points = dict[int, tuple[float, float]]
+"""seed -> harm and value"""
+
+
+def _front(
+    label: str, names: dict[str, str], seeds: dict[str, Points], pen: dict[str, Any]
+) -> list[Trace]:
+    """Single seeds, the front of the means, and the means with their names."""
+    singles = [(arm, seed, x, y) for arm in seeds for seed, (x, y) in seeds[arm].items()]
+    means = [
+        (names[arm], fmean(x for x, _ in points.values()), fmean(y for _, y in points.values()))
+        for arm, points in ((arm, seeds[arm]) for arm in names)
+        if points
+    ]
+    front = [means[i] for i in pareto_front([x for _, x, _ in means], [y for _, _, y in means])]
+    common = {"type": "scatter", "legendgroup": label, "showlegend": False, "cliponaxis": False}
+    return [
+        {
+            **common,
+            "mode": "markers",
+            "name": label,
+            "x": [x for *_, x, _ in singles],
+            "y": [y for *_, y in singles],
+            "text": [f"{names[arm]}, seed {seed}" for arm, seed, *_ in singles],
+            "marker": {"size": 6, "color": pen["color"]},
+            "opacity": 0.3,
+            "hovertemplate": HOVER,
+        },
+        {
+            **common,
+            "mode": "lines",
+            "name": label,
+            "showlegend": True,
+            "x": [x for _, x, _ in front],
+            "y": [y for *_, y in front],
+            # Steps, because the area under them is what a claim about a front compares.
+            "line": {"width": 2, "shape": "hv", **pen},
+            "hoverinfo": "skip",
+        },
+        {
+            **common,
+            "mode": "markers+text",
+            "name": label,
+            "x": [x for _, x, _ in means],
+            "y": [y for *_, y in means],
+            "text": [name for name, *_ in means],
+            "textposition": "top center",
+            "marker": {"size": 11, "color": pen["color"]},
+            "hovertemplate": HOVER,
+        },
+    ]
+
+
+HOVER = "%{text}<br>harm %{x:.1%}<br>%{y:.1%}<extra></extra>"
+
+
+def _pen(i: int) -> dict[str, Any]:
+    """Colours in turn, and another dash once they are used up."""
+    color, dash = COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
+    return {"color": f"var({color})", "dash": dash}
+
+
+def _value_title(name: str) -> str:
+    return f"no {figure_title(name)}" if name.startswith("over_refusal") else figure_title(name)

@@ -1,0 +1,68 @@
+"""A study through the command line: everything runs, and a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration import runs
+
+SMOKE = Path("deploy/configs/studies/smoke.yaml")
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+
+
+def write_study(folder: Path) -> Path:
+    """The smoke study, in folders of this test."""
+    tree = yaml.safe_load(SMOKE.read_text())
+    tree |= {"output": str(folder / "output"), "results": str(folder / "results")}
+    tree["base"] = {
+        kind: [str((SMOKE.parent / file).resolve()) for file in files]
+        for kind, files in tree["base"].items()
+    }
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def results(folder: Path) -> dict[str, int]:
+    """When each result was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob("*.json")}
+
+
+def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    log = tmp_path / "study"
+    first = runs.command("study", str(study), log=log)
+    runs.wait_until(lambda: len(results(tmp_path)) >= 2, first, seconds=400)
+    first.kill()
+    first.wait()
+    before = results(tmp_path)
+    assert runs.finish(runs.command("study", str(study), log=log), seconds=500) == 0, (
+        log.with_suffix(".log").read_text()
+    )
+    after = results(tmp_path)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
+    one = json.loads((tmp_path / "results" / next(iter(after))).read_text())
+    assert 0 <= one["aligned"]["malformed"]["mean"] <= 1
+    page = (tmp_path / "output" / "study.html").read_text()
+    assert "Does every part of a study run?" in page
+    summary = (tmp_path / "output" / "study.md").read_text()
+    # The mask of ADPO leaves tokens out on both seeds, whatever the models are worth.
+    assert "The mask leaves tokens out" in summary
+    # A third call has nothing to do.
+    assert runs.finish(runs.command("study", str(study), log=log), seconds=60) == 0
+    assert results(tmp_path) == after
+
+
+def test_a_mistake_in_an_arm_is_told_before_anything_runs(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    study.write_text(study.read_text().replace("source: cost", "source: costs"))
+    log = tmp_path / "study"
+    assert runs.finish(runs.command("study", str(study), log=log), seconds=60) == 2
+    assert "arms.adpo: ama.source ('costs')" in log.with_suffix(".log").read_text()
+    assert not (tmp_path / "output").exists()
