@@ -1,36 +1,66 @@
 """How harmful, how willing and how helpful a policy is, always with its interval.
 
-judges      prompts and answers -> verdicts
-statistics  numbers -> an estimate with a 95 % interval
-tables      verdicts -> the table of a report; two tables -> their paired difference
-pareto      checkpoints -> those that no other beats
-leakage     evaluation prompts never train
+judges             prompts and answers -> verdicts, by phrases or any function
+judge_plugins      a judge by its name: ours below, or one that another package registers
+model_judge        verdicts of a cost model; scores of answers
+endpoint_judge     verdicts of a language model behind a chat endpoint
+served_model       conversations -> replies of such an endpoint
+statistics         numbers -> an estimate with a 95 % interval
+tables             verdicts -> the table of a report; two tables -> their paired difference
+arena              scores of two policies -> who wins where, and how safely
+refusal_positions  answers -> at which word their refusals begin
+strategies         prompts -> answers under an instruction, exemplars or self-check; what it costs
+pareto             checkpoints -> those that no other beats, and the area they dominate
+leakage            evaluation prompts never train
+
+Nothing here imports torch, transformers or openai before it is used.
 """
 
+from equilibrate.evaluation.arena import Arena, arena
+from equilibrate.evaluation.judge_plugins import judge_names, load_judge
 from equilibrate.evaluation.judges import CallableJudge, Judge, RefusalMatcher, Verdict
 from equilibrate.evaluation.leakage import check_disjoint
-from equilibrate.evaluation.pareto import pareto_front
+from equilibrate.evaluation.model_judge import AnswerScorer
+from equilibrate.evaluation.pareto import hypervolume, pareto_front
+from equilibrate.evaluation.refusal_positions import RefusalPosition, refusal_histogram
+from equilibrate.evaluation.served_model import Message, Messages, ServedModel
 from equilibrate.evaluation.statistics import (
     Estimate,
     mean_interval,
     paired_difference,
     wilson_interval,
 )
+from equilibrate.evaluation.strategies import STRATEGIES, SafetyRates, run_strategy, safety_rates
 from equilibrate.evaluation.tables import EvaluationTable, compare, pool_over_seeds, tabulate
 
 __all__ = [
+    "STRATEGIES",
+    "AnswerScorer",
+    "Arena",
     "CallableJudge",
     "Estimate",
     "EvaluationTable",
     "Judge",
+    "Message",
+    "Messages",
     "RefusalMatcher",
+    "RefusalPosition",
+    "SafetyRates",
+    "ServedModel",
     "Verdict",
+    "arena",
     "check_disjoint",
     "compare",
+    "hypervolume",
+    "judge_names",
+    "load_judge",
     "mean_interval",
     "paired_difference",
     "pareto_front",
     "pool_over_seeds",
+    "refusal_histogram",
+    "run_strategy",
+    "safety_rates",
     "tabulate",
     "wilson_interval",
 ]

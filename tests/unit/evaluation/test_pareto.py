@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equilibrate.evaluation.pareto import pareto_front
+from equilibrate.evaluation.pareto import hypervolume, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=8)
 
@@ -32,3 +32,49 @@ def test_along_the_front_helpfulness_is_paid_for_with_harm(points):
     # Whoever is off the front is beaten by somebody on it.
     for x, y in points:
         assert any(a <= x and b >= y for a, b in on_front)
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        ([], 0.0),
+        ([(0.5, 0.8)], 0.4),
+        ([(0.5, 0.8), (0.1, 0.2)], 0.48),  # 0.4, and 0.4 x 0.2 to the left of it
+        ([(0.5, 0.8), (0.6, 0.7)], 0.4),  # dominated
+        ([(0.5, 0.8), (0.5, 0.8)], 0.4),  # twice the same
+        ([(0.5, 0.8), (math.nan, 1.0), (0.0, math.nan)], 0.4),
+        ([(1.0, 1.0), (1.5, 2.0), (0.0, 0.0), (0.2, -1.0)], 0.0),  # on the reference or beyond
+        ([(0.0, 1.0)], 1.0),
+    ],
+)
+def test_hypervolume_by_hand(points, area):
+    assert hypervolume([p[0] for p in points], [p[1] for p in points]) == pytest.approx(area)
+
+
+def test_hypervolume_up_to_another_reference():
+    # (3 - 1) x (2 - -1)
+    assert hypervolume([1.0], [2.0], reference=(3.0, -1.0)) == pytest.approx(6.0)
+    with pytest.raises(ValueError, match="pair up"):
+        hypervolume([0.1], [])
+
+
+def volume(points) -> float:
+    """Up to (3, 1) on the grid of 0 to 4: some points lie beyond."""
+    return hypervolume([p[0] for p in points], [p[1] for p in points], reference=(3, 1))
+
+
+@given(POINTS)
+def test_hypervolume_counts_the_unit_squares_that_some_point_dominates(points):
+    squares = sum(
+        any(x <= left and y >= bottom + 1 for x, y in points)
+        for left in range(3)
+        for bottom in range(1, 4)
+    )
+    assert volume(points) == squares
+
+
+@given(POINTS, st.tuples(st.integers(0, 4), st.integers(0, 4)), st.randoms())
+def test_hypervolume_grows_with_points_whatever_their_order(points, one_more, random):
+    shuffled = random.sample(points, len(points))
+    assert volume(shuffled) == volume(points)
+    assert volume([*points, one_more]) >= volume(points)

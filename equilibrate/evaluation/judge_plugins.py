@@ -1,0 +1,116 @@
+"""Judges by name, ours and other people's.
+
+Another package adds one by an entry point to a class or function whose keyword arguments are the
+judge's options and which gives a `Judge`:
+
+    [project.entry-points."equilibrate.judges"]
+    my_guard = "my_package.judges:MyGuard"
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from equilibrate.errors import ConfigError
+from equilibrate.evaluation.judges import CallableJudge, Judge
+from equilibrate.evaluation.names import require_known
+from equilibrate.sandbox.oracle import Oracle
+
+GROUP = "equilibrate.judges"
+# Ours are not registered in pyproject.toml: an editable install keeps the entry points of the day
+# it was made, and a new one would be missing until everybody installs again.
+BUILT_IN: Mapping[str, str] = {
+    "refusal_phrases": "equilibrate.evaluation.judges:RefusalMatcher",
+    "oracle": "equilibrate.evaluation.judge_plugins:oracle_judge",
+    "cost_model": "equilibrate.evaluation.model_judge:CostModelJudge",
+    "openai": "equilibrate.evaluation.endpoint_judge:EndpointJudge",
+}
+_NUMBERS = ("int", "float")
+_PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+}
+
+
+def judge_names() -> list[str]:
+    """Every name that `load_judge` knows here, in alphabetical order."""
+    return sorted(_registered())
+
+
+def load_judge(name: str, /, **options: Any) -> Judge:
+    """The judge of that name.
+
+    Example: load_judge("cost_model", folder="runs/a/cost", reward="runs/a/reward").
+    Raises: ConfigError for an unknown name or option, naming the nearest and all that are known, or
+        for a value of another type; and what the judge itself raises.
+    """
+    registered = _registered()
+    require_known("judge", name, registered)
+    factory = _load(name, registered[name])
+    _require_options(name, factory, options)
+    judge: Judge = factory(**options)
+    return judge
+
+
+def oracle_judge(*, seed: int = 0) -> CallableJudge:
+    """The exact judge of the built-in world. Args: seed: `sandbox.seed` of the run."""
+    return CallableJudge("oracle", Oracle.from_seed(seed).judge)
+
+
+def _registered() -> dict[str, set[str]]:
+    """`package.module:attribute` by name; more than one where packages claim the same name."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for name, value in BUILT_IN.items():
+        found[name].add(value)
+    for point in entry_points(group=GROUP):
+        found[point.name].add(point.value)
+    return dict(found)
+
+
+def _load(name: str, values: Iterable[str]) -> Callable[..., Any]:
+    first, *others = sorted(values)
+    if others:
+        raise ConfigError(
+            f"judge ({name!r}) must be one, and it is {first} and {', '.join(others)}; "
+            "uninstall all but one"
+        )
+    try:
+        factory: Callable[..., Any] = EntryPoint(name, first, GROUP).load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"judge ({name!r}) is registered as {first}, which cannot be imported ({error}); "
+            "repair or uninstall that package"
+        ) from error
+    return factory
+
+
+def _require_options(name: str, factory: Callable[..., Any], options: Mapping[str, object]) -> None:
+    parameters = inspect.signature(factory).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return
+    for option, value in options.items():
+        require_known(f"option of judge {name!r}", option, parameters)
+        _require_type(name, parameters[option], value)
+    for option, one in parameters.items():
+        if one.default is one.empty and option not in options:
+            raise ConfigError(
+                f"judge {name!r} needs the option {option}; its options are {', '.join(parameters)}"
+            )
+
+
+def _require_type(name: str, option: inspect.Parameter, value: object) -> None:
+    """Only for plain annotations: `seed="3"` would silently make another world than `seed=3`."""
+    # A string in modules that postpone annotations, a class in others.
+    annotation = getattr(option.annotation, "__name__", option.annotation)
+    wanted = _PLAIN_TYPES.get(annotation, (object,))
+    # To Python a bool is an int.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and annotation in _NUMBERS):
+        raise ConfigError(
+            f"option {option.name} ({value!r}) of judge {name!r} must be of type {annotation}"
+        )

@@ -1,0 +1,104 @@
+"""A model behind an OpenAI-compatible endpoint: our own `serve`, vLLM, or a provider."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from equilibrate.errors import ConfigError, ResourceError
+
+Message = dict[str, str]
+"""{"role": "user" | "assistant" | "system", "content": text}"""
+Messages = Sequence[Message]
+Ask = Callable[[Messages], str]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """Answers conversations over the chat-completions protocol.
+
+    Example: ServedModel(base_url="http://127.0.0.1:8000/v1", model="my-run").
+    """
+
+    base_url: str
+    """The address that ends before `/chat/completions`, usually in `/v1`."""
+    model: str
+    api_key_variable: str = ""
+    """Name of the environment variable that holds the key; empty for an endpoint without keys."""
+    temperature: float = 0.0
+    max_tokens: int | None = None
+    """Of one reply; None leaves it to the endpoint."""
+    num_threads: int = 8
+    """Conversations in flight."""
+    timeout_seconds: float = 60.0
+    """Of one request. The client itself repeats it twice when the endpoint is busy or silent."""
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError for an option out of its range, ResourceError without `openai`."""
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"base_url ({self.base_url!r}) must start with http:// or https://, for example "
+                "http://127.0.0.1:8000/v1"
+            )
+        for name in ("num_threads", "timeout_seconds"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} ({getattr(self, name)}) must be above 0")
+        if self.api_key_variable and not os.environ.get(self.api_key_variable):
+            # Its value stays unsaid: it may be the key itself, put there by mistake.
+            raise ConfigError(
+                "api_key_variable must name an environment variable that holds the key, and none "
+                "of that name is set; export it, or leave the option out"
+            )
+        # Here and not at the first question: answers are sampled for hours before a judge is asked.
+        if find_spec("openai") is None:
+            raise ResourceError(
+                "the package `openai` asks chat endpoints and is not installed; "
+                "pip install 'equilibrate[judge]'"
+            )
+
+    def __call__(self, conversations: Sequence[Messages]) -> list[str]:
+        """One reply per conversation, in order.
+
+        Raises: ResourceError if the endpoint does not answer or refuses.
+        """
+        return self.map(lambda ask, messages: ask(messages), conversations)
+
+    def map(self, work: Callable[[Ask, Item], Result], items: Iterable[Item]) -> list[Result]:
+        """`work` on every item, several at a time, in order; it may ask as often as it likes.
+
+        The first error ends it, and items that have not begun are left out.
+        """
+        import openai
+
+        key = os.environ[self.api_key_variable] if self.api_key_variable else "none"
+        client = openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout_seconds)
+        with client, ThreadPoolExecutor(self.num_threads) as threads:
+            return list(threads.map(partial(work, partial(self._ask, client)), items))
+
+    def _ask(self, client: Any, messages: Messages) -> str:
+        import openai
+
+        limit = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        try:
+            completion = client.chat.completions.create(
+                model=self.model, messages=list(messages), temperature=self.temperature, **limit
+            )
+        except openai.OpenAIError as error:
+            raise ResourceError(
+                f"{self.base_url}: model {self.model!r} gave no answer "
+                f"({type(error).__name__}: {error}); check the address, the model and the key"
+            ) from error
+        if not completion.choices:
+            raise ResourceError(
+                f"{self.base_url}: model {self.model!r} answered without a choice; "
+                "check that this is a chat-completions endpoint"
+            )
+        return completion.choices[0].message.content or ""

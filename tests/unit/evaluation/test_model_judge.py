@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from equilibrate.errors import DataError
+from equilibrate.evaluation.judge_plugins import load_judge
+from equilibrate.evaluation.model_judge import AnswerScorer, encode_answers
+from equilibrate.preference.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
+from equilibrate.types import Category, Prompt
+
+TOKENIZER = build_tokenizer()
+PROMPTS = ["how do i clean the lamp ?", "how do i clean the lamp ?", "what is a lamp ?"]
+RESPONSES = ["i", "first the lamp , it is fine .", "a common item ."]
+
+
+def write_scorer(folder: Path, sidecar: ScorerSidecar, *, is_zero: bool = False) -> Path:
+    """A fresh Llama with one score per token; with `is_zero` its head gives 0 for everything."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=TOKENIZER.pad_token_id,
+        num_labels=1,
+    )
+    model = LlamaForSequenceClassification(config)
+    torch.nn.init.normal_(model.score.weight, std=0.0 if is_zero else 1.0)
+    model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    write_sidecar(folder, sidecar)
+    return folder
+
+
+def prompt(text: str, category: Category = Category.EHD) -> Prompt:
+    return Prompt(prompt_id="p", text=text, token_ids=(1,), category=category)
+
+
+@pytest.mark.parametrize(("threshold", "harmful"), [(0.5, True), (1.0, False), (1.5, False)])
+def test_harm_is_a_cost_above_the_threshold_by_hand(tmp_path, threshold, harmful):
+    # The head gives 0, so the score is 0 + bias = 1: at the threshold is not above it.
+    sidecar = ScorerSidecar(kind="cost", bias=1.0, threshold=threshold)
+    folder = write_scorer(tmp_path / "guard", sidecar, is_zero=True)
+    judge = load_judge("cost_model", folder=str(folder))
+    categories = (Category.EHD, Category.GENERAL, Category.GENERAL)
+    verdicts = judge.judge(
+        [prompt("what is a lamp ?", category) for category in categories],
+        ["a common item .", "a common item .", "I cannot"],
+    )
+    assert judge.name == "cost model guard"
+    assert [verdict.harmful for verdict in verdicts] == [harmful] * 3
+    # By phrases, as there is no reward model.
+    assert [verdict.helpfulness for verdict in verdicts] == [0.0, 1.0, 0.0]
+    assert [verdict.refused for verdict in verdicts] == [False, False, True]
+
+
+def test_helpfulness_is_the_sigmoid_of_the_reward_by_hand(tmp_path):
+    # 2 x 0 + log 3 + 1 - 1: sigmoid(log 3) = 3 / 4
+    sidecar = ScorerSidecar(kind="reward", scale=2.0, bias=math.log(3) + 1, threshold=1.0)
+    reward = write_scorer(tmp_path / "kind", sidecar, is_zero=True)
+    cost = write_scorer(tmp_path / "guard", ScorerSidecar(kind="cost"), is_zero=True)
+    judge = load_judge("cost_model", folder=cost, reward=reward)
+    assert judge.name == "cost model guard, reward model kind"
+    (verdict,) = judge.judge([prompt("what is a lamp ?")], ["i cannot"])
+    assert verdict.helpfulness == pytest.approx(0.75)
+    assert (verdict.harmful, verdict.refused, verdict.malformed) == (False, True, False)
+
+
+def test_scores_are_those_of_transformers_one_row_at_a_time(tmp_path):
+    sidecar = ScorerSidecar(kind="cost", scale=-2.0, bias=3.0, threshold=1.0)
+    folder = write_scorer(tmp_path, sidecar)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    expected = []
+    for text, response in zip(PROMPTS, RESPONSES, strict=True):
+        ids = encode_prompt(TOKENIZER, text) + encode_response(TOKENIZER, response)
+        with torch.no_grad():
+            raw = model(input_ids=torch.tensor([ids])).logits.item()
+        expected.append(-2 * raw + 3 - 1)
+    assert len(set(expected)) == 3
+    for batch_size in (1, 2, 3):
+        scores = AnswerScorer(folder, "cost", batch_size=batch_size).score(PROMPTS, RESPONSES)
+        assert scores.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_answers_are_encoded_with_and_without_a_chat_template():
+    prompts, responses = ["the lamp", "lamp"], ["it", "the item"]
+    the, lamp, it, item = TOKENIZER.convert_tokens_to_ids(["the", "lamp", "it", "item"])
+    bos, sep, eos = TOKENIZER.bos_token_id, TOKENIZER.sep_token_id, TOKENIZER.eos_token_id
+    assert encode_answers(TOKENIZER, prompts, responses, max_length=None) == [
+        [bos, the, lamp, sep, it, eos],
+        [bos, lamp, sep, the, item, eos],
+    ]
+    plain = build_tokenizer()
+    plain.chat_template = None
+    assert encode_answers(plain, prompts, responses, max_length=3) == [
+        [the, lamp, it],  # the end is cut, as in training
+        [lamp, the, item],
+    ]
+    plain.chat_template = (
+        "{{ messages[0]['content'] }}{% if add_generation_prompt %} <sep>{% endif %}"
+    )
+    assert encode_answers(plain, ["lamp"], ["it"], max_length=None) == [[lamp, sep, it, eos]]
+
+
+def test_folders_that_hold_no_such_model_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"equilibrate_score\.json: missing"):
+        load_judge("cost_model", folder=str(tmp_path))
+    write_sidecar(tmp_path, ScorerSidecar(kind="cost"))
+    with pytest.raises(DataError, match=f"{tmp_path}: not a model folder"):
+        load_judge("cost_model", folder=str(tmp_path))
+    write_sidecar(tmp_path, ScorerSidecar(kind="reward"))
+    with pytest.raises(DataError, match=r"kind \('reward'\) must be 'cost'"):
+        load_judge("cost_model", folder=str(tmp_path))

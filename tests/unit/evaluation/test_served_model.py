@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from equilibrate.errors import ConfigError, ResourceError
+from equilibrate.evaluation.served_model import ServedModel
+
+
+def say(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_replies_keep_the_order_of_their_conversations(serve_chat):
+    served = ServedModel(
+        base_url=serve_chat(lambda body: body["messages"][-1]["content"].upper()),
+        model="m",
+        num_threads=3,
+    )
+    texts = [f"word {i}" for i in range(7)]
+    assert served([say(text) for text in texts]) == [text.upper() for text in texts]
+    assert served([]) == []
+
+
+def test_so_many_conversations_are_in_flight_as_there_are_threads(serve_chat):
+    # Nobody is answered before two have asked: one at a time would break the barrier.
+    both = threading.Barrier(2, timeout=20)
+
+    def reply(body):
+        both.wait()
+        return "ok"
+
+    served = ServedModel(base_url=serve_chat(reply), model="m", num_threads=2)
+    assert served([say("a"), say("b")]) == ["ok", "ok"]
+
+
+def test_the_request_is_what_was_configured(serve_chat, monkeypatch):
+    monkeypatch.setenv("OUR_TEST_KEY", "sesame")
+    bodies = []
+    served = ServedModel(
+        base_url=serve_chat(lambda body: bodies.append(body) or "ok"),
+        model="m",
+        api_key_variable="OUR_TEST_KEY",
+        temperature=0.5,
+        max_tokens=7,
+    )
+    conversation = [{"role": "system", "content": "be brief"}, *say("hi")]
+    served([conversation])
+    (body,) = bodies
+    assert body["path"] == "/v1/chat/completions"
+    assert body["authorization"] == "Bearer sesame"
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0.5, 7)
+    assert body["messages"] == conversation
+    assert "sesame" not in repr(served)
+
+
+def test_an_endpoint_that_refuses_is_named(serve_chat):
+    base_url = serve_chat(lambda body: None)
+    with pytest.raises(ResourceError, match=rf"{base_url}.*'m' gave no answer \(BadRequest"):
+        ServedModel(base_url=base_url, model="m")([say("hi")])
+
+
+def test_a_reply_without_a_choice_is_no_answer(serve_chat):
+    base_url = serve_chat(lambda body: [])
+    with pytest.raises(ResourceError, match=rf"{base_url}.*'m' answered without a choice"):
+        ServedModel(base_url=base_url, model="m")([say("hi")])
+
+
+def test_a_reply_without_text_is_empty(serve_chat):
+    message = {"role": "assistant", "content": None}
+    choice = {"index": 0, "finish_reason": "length", "message": message}
+    served = ServedModel(base_url=serve_chat(lambda body: [choice]), model="m")
+    assert served([say("hi")]) == [""]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_url": "localhost:8000"}, r"base_url \('localhost:8000'\)"),
+        ({"num_threads": 0}, r"num_threads \(0\)"),
+        ({"timeout_seconds": -1.0}, r"timeout_seconds \(-1.0\)"),
+    ],
+)
+def test_options_out_of_range_are_refused_at_once(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ServedModel(**{"base_url": "http://127.0.0.1:1/v1", "model": "m"} | options)
+
+
+def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated():
+    with pytest.raises(ConfigError, match=r"api_key_variable must name .* none of") as caught:
+        ServedModel(base_url="http://127.0.0.1:1/v1", model="m", api_key_variable="sk-123")
+    assert "sk-123" not in str(caught.value)
+
+
+def test_a_missing_package_is_named_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ResourceError, match=r"pip install 'equilibrate\[judge\]'"):
+        ServedModel(base_url="http://127.0.0.1:1/v1", model="m")
