@@ -76,7 +76,7 @@ def plan_runs(specs: Sequence[RunSpec], resolve: Resolve) -> list[PlannedRun]:
 
 
 STEERING = frozenset(
-    [
+    {
         "output",
         "timeout_seconds",
         "max_restarts",
@@ -86,7 +86,7 @@ STEERING = frozenset(
         "cpus",
         "gpus",
         "memory_gib",
-    ]
+    }
 )
 """Settings, wherever they stand, that say how a run is carried out and not what it computes."""
 
