@@ -42,8 +42,19 @@ class ArsConfig(Config):
     """Weight of unlearning the worst answer; 0 leaves it out."""
 
 
+class BfpoConfig(Config):
+    """Bi-factorial preference optimisation: one label for safety and helpfulness of a pair."""
+
+    type: Literal["bfpo"] = "bfpo"
+    tau: float = Field(0.1, gt=0)
+    """Strength of the pull to the reference: the lead to learn is the label over tau, nats."""
+    safety_weight: float = Field(3.0, gt=1)
+    shift: float = 0.5
+    """Moves all labels towards the less helpful answer."""
+
+
 Objective = Annotated[
-    SftConfig | DpoConfig | ArsConfig,
+    SftConfig | DpoConfig | ArsConfig | BfpoConfig,
     Field(discriminator="type"),
     type_is("dpo"),
 ]

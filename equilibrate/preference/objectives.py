@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from equilibrate.fit_config import ArsConfig, DpoConfig, SftConfig
+from equilibrate.fit_config import ArsConfig, BfpoConfig, DpoConfig, SftConfig
 from equilibrate.preference.answers import Answer, AnswerBatch, Columns, demonstrations, pairs
+from equilibrate.preference.bfpo import bfpo_labels, bfpo_loss
 from equilibrate.preference.losses import sft_loss
 from equilibrate.preference.policy_losses import dpo_loss, unlikelihood_loss
 
@@ -63,12 +64,27 @@ def _ars(batch: AnswerBatch, settings: ArsConfig) -> Tensor:
     return loss + settings.negative_coef * negative
 
 
+def _view_by_helpfulness(columns: Columns, settings: BfpoConfig, seed: int) -> list[Answer]:
+    return pairs(columns, by="helpfulness")
+
+
+def _bfpo(batch: AnswerBatch, settings: BfpoConfig) -> Tensor:
+    is_safe = batch.is_safe[batch.is_used]
+    labels = bfpo_labels(
+        is_safe[0::2], is_safe[1::2], safety_weight=settings.safety_weight, shift=settings.shift
+    )
+    return bfpo_loss(*batch.pairs, labels, tau=settings.tau, num_pairs=batch.num_examples)
+
+
 OBJECTIVES: dict[str, OfflineObjective] = {
     "sft": OfflineObjective(
         view=_view_demonstrations, loss=_sft, answers_per_example=1, needs_reference=False
     ),
     "dpo": OfflineObjective(
         view=_view_pairs, loss=_dpo, answers_per_example=2, needs_reference=True
+    ),
+    "bfpo": OfflineObjective(
+        view=_view_by_helpfulness, loss=_bfpo, answers_per_example=2, needs_reference=True
     ),
     # Its data are made by the policy itself: best and worst of its answers, as pairs.
     "ars": OfflineObjective(
