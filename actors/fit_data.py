@@ -179,16 +179,20 @@ def encode_answers(
     answers_per_example: int,
     max_length: int,
 ) -> AnswerTable:
-    """Prompt in the chat template, given part, response, end of sequence; cut to `max_length`."""
+    """Prompt in the chat template, given part, response, end of sequence; cut to `max_length`.
+
+    Where all tokens are taught one target there is no end: it would be one token more to teach.
+    """
     prompts = _encoded(answers, "prompt", lambda texts: encode_prompts(tokenizer, texts))
     given, responses, targets = (
         _encoded(answers, name, lambda texts: _plain(tokenizer, texts))
         for name in ("given", "response", "target")
     )
-    end = [tokenizer.eos_token_id]
     rows = [
-        (*before, *context, *response, *end)[:max_length]
-        for before, context, response in zip(prompts, given, responses, strict=True)
+        (*before, *context, *response, *([] if target else [tokenizer.eos_token_id]))[:max_length]
+        for before, context, response, target in zip(
+            prompts, given, responses, targets, strict=True
+        )
     ]
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     categories = {category: number for number, category in enumerate(Category)}

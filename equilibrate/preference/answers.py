@@ -24,7 +24,7 @@ class Answer:
 
     prompt: str
     response: str
-    """The text to learn; the end of sequence follows it."""
+    """The text to learn; the end of sequence follows it, unless there is a target."""
     given: str = ""
     """Beginning of the response that is context and not learned."""
     target: str = ""

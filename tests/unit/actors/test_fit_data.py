@@ -80,6 +80,8 @@ def test_tokens_teach_themselves_unless_a_target_is_named():
     padded = table.padded(np.array([0, 1]))
     assert torch.equal(padded.targets[0], padded.token_ids[0])
     assert padded.targets[1].unique().tolist() == [item]
+    # And no end of sequence is taught to be one.
+    assert padded.response_mask.sum(1).tolist() == [5, 4]
 
 
 def test_what_is_given_is_context_and_not_learned():
