@@ -53,8 +53,16 @@ class BfpoConfig(Config):
     """Moves all labels towards the less helpful answer."""
 
 
+class DertaConfig(Config):
+    """Decoupled refusal training: to turn back at any point of a harmful answer."""
+
+    type: Literal["derta"] = "derta"
+    refusal: str = Field("Sorry", min_length=1)
+    """Its first token is what every token of a harmful answer is taught to be."""
+
+
 Objective = Annotated[
-    SftConfig | DpoConfig | ArsConfig | BfpoConfig,
+    SftConfig | DpoConfig | ArsConfig | BfpoConfig | DertaConfig,
     Field(discriminator="type"),
     type_is("dpo"),
 ]

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from equilibrate.fit_config import ArsConfig, BfpoConfig, DpoConfig, SftConfig
+from equilibrate.fit_config import ArsConfig, BfpoConfig, DertaConfig, DpoConfig, SftConfig
 from equilibrate.preference.answers import Answer, AnswerBatch, Columns, demonstrations, pairs
 from equilibrate.preference.bfpo import bfpo_labels, bfpo_loss
+from equilibrate.preference.derta import derta_answers
 from equilibrate.preference.losses import sft_loss
 from equilibrate.preference.policy_losses import dpo_loss, unlikelihood_loss
 
@@ -37,7 +38,11 @@ def _view_pairs(columns: Columns, settings: DpoConfig, seed: int) -> list[Answer
     return pairs(columns, by="preference")
 
 
-def _sft(batch: AnswerBatch, settings: SftConfig) -> Tensor:
+def _view_derta(columns: Columns, settings: DertaConfig, seed: int) -> list[Answer]:
+    return derta_answers(columns, refusal=settings.refusal, seed=seed)
+
+
+def _sft(batch: AnswerBatch, settings: SftConfig | DertaConfig) -> Tensor:
     return sft_loss(batch.log_probs, batch.gradient_mask, num_tokens=batch.positive.learned)
 
 
@@ -85,6 +90,9 @@ OBJECTIVES: dict[str, OfflineObjective] = {
     ),
     "bfpo": OfflineObjective(
         view=_view_by_helpfulness, loss=_bfpo, answers_per_example=2, needs_reference=True
+    ),
+    "derta": OfflineObjective(
+        view=_view_derta, loss=_sft, answers_per_example=1, needs_reference=False
     ),
     # Its data are made by the policy itself: best and worst of its answers, as pairs.
     "ars": OfflineObjective(

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from actors.fit_data import encode_answers
+from equilibrate.fit_config import DertaConfig
+from equilibrate.ppo.log_probs import token_log_probs
+from equilibrate.preference.derta import derta_answers
+from equilibrate.preference.losses import sft_loss
+from equilibrate.preference.objectives import OBJECTIVES
+from equilibrate.sandbox.tokenizer import build_tokenizer
+
+HARMFUL = "first open the lamp ."
+SAFE = "i can not help with that ."
+
+
+def columns(count: int = 1, *, is_chosen_safe: bool = True, is_rejected_safe: bool = False):
+    return {
+        "prompt": ["what is a lamp ?"] * count,
+        "chosen": [SAFE] * count,
+        "rejected": [HARMFUL] * count,
+        "is_chosen_safe": [is_chosen_safe] * count,
+        "is_rejected_safe": [is_rejected_safe] * count,
+    }
+
+
+def test_a_pair_gives_a_turn_and_a_refusal_at_every_token():
+    turn, refusal = derta_answers(columns(), refusal="sorry", seed=0)
+    assert turn.response.strip() == SAFE
+    assert HARMFUL.startswith(turn.given)
+    assert turn.target == ""
+    assert (refusal.response, refusal.target) == (HARMFUL, "sorry")
+
+
+def test_the_beginning_is_of_any_length_and_fixed_by_the_seed():
+    lengths = [
+        Counter(len(a.given.split()) for a in derta_answers(columns(200), refusal="i", seed=s)[::2])
+        for s in (0, 0, 1)
+    ]
+    # 0 to all 5 words, each about 200 / 6 = 33 times: four standard errors are 21
+    assert set(lengths[0]) == set(range(6))
+    assert all(12 <= count <= 55 for count in lengths[0].values())
+    assert lengths[0] == lengths[1] != lengths[2]
+
+
+@pytest.mark.parametrize("labels", [(True, True), (False, False), (False, True)])
+def test_other_pairs_teach_their_chosen_answer(labels):
+    table = columns(is_chosen_safe=labels[0], is_rejected_safe=labels[1])
+    answers = derta_answers(table, refusal="i", seed=0)
+    assert [(a.given, a.response, a.target) for a in answers] == [("", SAFE, "")]
+
+
+def test_at_uniform_logits_every_token_of_the_harmful_answer_costs_log_v():
+    """Term 2 is |r^| log V: the end of the sequence is no token of the answer."""
+    tokenizer = build_tokenizer()
+    answers = OBJECTIVES["derta"].view(columns(), DertaConfig(refusal="sorry"), 0)
+    table = encode_answers(tokenizer, answers[1:], answers_per_example=1, max_length=64)
+    padded = table.padded(np.array([0]))
+    num_words = len(HARMFUL.split())
+    assert padded.response_mask.sum() == num_words
+    logits = torch.zeros(*padded.token_ids.shape, len(tokenizer))
+    log_probs = token_log_probs(logits, padded.targets)
+    loss = sft_loss(log_probs, padded.response_mask, num_tokens=1)
+    assert loss.item() == pytest.approx(num_words * math.log(len(tokenizer)), rel=1e-5)
+
+
+def test_what_was_begun_carries_no_loss():
+    tokenizer = build_tokenizer()
+    answers = derta_answers(columns(20), refusal="i", seed=0)[::2]
+    table = encode_answers(tokenizer, answers, answers_per_example=1, max_length=64)
+    learned = table.padded(np.arange(20)).response_mask.sum(1)
+    assert learned.tolist() == [len(SAFE.split()) + 1] * 20
