@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2}
 LONGEST = {"fixed": 64, "ragged": 200}
+PASS_ROWS = 2048
+"""Tokens of a pass at which products reach their best rate here."""
 TINY = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -186,7 +188,8 @@ def _measure_setting(
     # One more than there are turns: the last one, too, ends with a wait.
     lengths = draw_lengths(setting, max_rounds + 1)
     systems = _taking_part((*OURS, *PEERS), setting, arguments)
-    gemms = shape.gemm_shapes(setting.rollouts)
+    # Of a step of generation, and of a full pass: narrow products are far slower in bfloat16.
+    gemms = [*shape.gemm_shapes(setting.rollouts), *shape.gemm_shapes(PASS_ROWS)]
     roofs: list[Roof] = []
 
     def rate() -> float:
