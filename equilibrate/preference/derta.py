@@ -10,6 +10,7 @@ Source: Yuan et al. 2024 (arXiv 2407.09121), eq. 2.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from equilibrate.preference.answers import Answer, Columns, pairs
 
@@ -34,10 +35,10 @@ def derta_answers(columns: Columns, *, refusal: str, seed: int) -> list[Answer]:
             continue
         words = rejected.response.split()
         begun = words[: rng.randint(0, len(words))]
-        named = {"prompt": chosen.prompt, "category": chosen.category}
         answers += [
-            Answer(given=" ".join(begun), response=_after(begun, chosen.response), **named),
-            Answer(response=rejected.response, target=refusal, is_safe=False, **named),
+            replace(chosen, given=" ".join(begun), response=_after(begun, chosen.response)),
+            # Every token is to become the refusal, so this side is to be learned too.
+            replace(rejected, target=refusal, side=1),
         ]
     return answers
 
