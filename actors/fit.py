@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from datasets import Dataset
 from actors.cluster import ray_cluster
 from actors.fit_data import AnswerTable, encode_answers, table_of_pairs
 from actors.fit_worker import fit_worker
-from actors.groups import Role, WorkerGroups
+from actors.groups import WorkerGroups
 from actors.offline import TrainWorkers, fit_on_cluster
 from actors.offline_data import load_columns
 from actors.offline_objectives import load_tokenizer
@@ -34,34 +35,38 @@ from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.amounts import choose_amounts
 from equilibrate.fit_config import ArsConfig, FitConfig
-from equilibrate.interfaces import RolloutPool
+from equilibrate.interfaces import RolloutPool, Scorer
 from equilibrate.preference.answers import Columns, categories_of
 from equilibrate.preference.objectives import OBJECTIVES
 from equilibrate.preference.sampling import best_and_worst
 from equilibrate.report import summarise_training
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
 from equilibrate.sandbox.world import build_world
-from equilibrate.stages import Stage
-from equilibrate.types import Category, Prompt, PromptBatch, Rollout, ScoredRollout
+from equilibrate.sinks import SAMPLES_FILE
+from equilibrate.stages import Stage, decisive
+from equilibrate.types import Category, Prompt, PromptBatch
 
+KEY_FILE = "training.key"
 FIGURES_FILE = "training.json"
 """What the training reports about itself."""
+SAMPLED_TOGETHER = 1024
+"""Prompts that one call of the generator takes: a set of any size passes through in parts."""
 TRAINED = 1
 """Version of the trained policy; what it started from has version 0."""
 
 
 class Workbench:
-    """Generator and scorers of one starting policy, each started when it is first asked for.
+    """Generator and scorers of one starting policy, started when they are asked for.
 
-    Several trainings from that policy may share one: a generator takes longer to start than a small
-    policy to train.
+    Several trainings from that policy may share one, and so its generator: that takes longer to
+    start than a small policy to train.
     """
 
     def __init__(self, config: FitConfig, inputs: FitInputs) -> None:
         self._config = config
         self._inputs = inputs
         self._open = ExitStack()
-        self._groups: dict[object, WorkerGroups] = {}
+        self._generators: WorkerGroups | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -76,6 +81,7 @@ class Workbench:
 
     def close(self) -> None:
         self._open.close()
+        self._generators = None
 
     def suits(self, config: FitConfig, inputs: FitInputs) -> bool:
         """Whether its processes are those that this training would start."""
@@ -83,26 +89,29 @@ class Workbench:
             getattr(config, name) == getattr(self._config, name) for name in SHARED_SETTINGS
         )
 
-    def score(self, inputs: FitInputs, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """By the reward and cost models of `inputs`, as far as it has them, and the policy."""
+    @contextmanager
+    def scorer_of(self, inputs: FitInputs) -> Iterator[Scorer]:
+        """The reward and cost models of `inputs`, as far as it has them, and the policy."""
         # Losses are those of the policy itself, at whatever temperature it is sampled.
         sampling = self._config.rollout.model_copy(update={"temperature": 1.0})
         config = self._config.model_copy(update={"rollout": sampling})
-        groups = self._group("scoring", config, inputs)
-        return groups.scorer.score(rollouts)
+        # Not kept: what waits here would take the room that the training asks for next.
+        with WorkerGroups(config, inputs, roles=("scoring",)) as groups:
+            yield groups.scorer
 
     def generator_of(self, folder: Path, version: int) -> RolloutPool:
         """The generator, with the weights of a model folder."""
-        groups = self._group("rollout", self._config, self._inputs)
+        if self._generators is None:
+            groups = WorkerGroups(self._config, self._inputs, roles=("rollout",))
+            self._generators = self._open.enter_context(groups)
+        groups = self._generators
         groups.rollouts.sync(groups.weights_of_folder(folder, version))
         return groups.rollouts
 
-    def _group(self, role: Role, config: FitConfig, inputs: FitInputs) -> WorkerGroups:
-        key = (role, inputs.reward, inputs.cost) if role == "scoring" else role
-        if key not in self._groups:
-            groups = WorkerGroups(config, inputs, roles=(role,))
-            self._groups[key] = self._open.enter_context(groups)
-        return self._groups[key]
+    def make_room(self) -> None:
+        """Before a training: on GPUs the generator would keep the memory that it needs."""
+        if self._config.device == "cuda":
+            self.close()
 
 
 SHARED_SETTINGS = (
@@ -135,11 +144,36 @@ def fit_with(
     """Train and measure one policy in its folder `run`."""
     with measured(run, "data"):
         answers = make_or_find(_answers_stage(config, inputs, bench), stages, say)
-    trained = run / "aligned"
-    if not (trained / "config.json").is_file():
+    key = _training_key(config, inputs, answers)
+    if _trained_key(run) != key:
+        _forget(run)
+        (run / KEY_FILE).write_text(key)
+    if not (run / "aligned" / "config.json").is_file():
+        bench.make_room()
         with measured(run, "train"):
             train_policy(config, inputs.policy, answers, run)
     _measure(config, run, inputs, bench)
+
+
+def _training_key(config: FitConfig, inputs: FitInputs, answers: Path) -> str:
+    """Of all that the trained policy depends on."""
+    settings = decisive(json.loads(config.model_dump_json()))
+    depends = {"settings": settings, "policy": identity(inputs.policy), "answers": answers.name}
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _trained_key(run: Path) -> str | None:
+    """The key of what the folder holds, trained or half-way; None if it holds nothing."""
+    file = run / KEY_FILE
+    return file.read_text() if file.is_file() else None
+
+
+def _forget(run: Path) -> None:
+    """Remove what an earlier training with other settings or data left in the folder."""
+    for name in ("aligned", "training"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in (FIGURES_FILE, "results.json", "base.json", "aligned.json", SAMPLES_FILE):
+        (run / name).unlink(missing_ok=True)
 
 
 def evaluate_fit(config: FitConfig, run: Path, judge: Judge | None = None) -> int:
@@ -221,15 +255,19 @@ def _answers_stage(config: FitConfig, inputs: FitInputs, bench: Workbench) -> St
         "scorers": [identity(f) for f in (inputs.reward, inputs.cost) if f] if needs_scores else [],
     }
     if isinstance(config.objective, ArsConfig):
-        depends |= {"multiplier": config.multiplier, "rollout": config.rollout.model_dump()}
+        depends |= {
+            "multiplier": config.multiplier,
+            "rollout": decisive(config.rollout.model_dump()),
+        }
 
     def make(folder: Path) -> None:
         if isinstance(config.objective, ArsConfig):
-            table = _sampled(config, inputs, bench, config.objective.copies)
+            table = _sampled(config, inputs, bench, config.objective)
         else:
             table = _labelled(config, inputs)
             if needs_scores:
-                table = table.scored(partial(bench.score, inputs))
+                with bench.scorer_of(inputs) as scorer:
+                    table = table.scored(scorer.score)
         table.save(folder)
 
     return Stage(name="answers", inputs=depends, make=make)
@@ -244,12 +282,19 @@ def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
     except DataError as error:
         raise DataError(f"{inputs.train or 'the built-in world'}: {error}") from None
     _require_apart(columns["prompt"], inputs, config)
-    return encode_answers(
+    table = encode_answers(
         load_tokenizer(inputs.policy),
         answers,
+        encode_prompt=TextCodec(inputs.policy).encode_prompt,
         answers_per_example=objective.answers_per_example,
         max_length=config.max_length,
     )
+    if table.num_without_room:
+        say(
+            f"{table.num_without_room} of {len(answers)} answers left out: with their prompts they "
+            f"are beyond max_length ({config.max_length})"
+        )
+    return table
 
 
 def _world_columns(config: FitConfig) -> Columns:
@@ -286,8 +331,9 @@ def _require_apart(texts: Sequence[str], inputs: FitInputs, config: FitConfig) -
     check_disjoint(learned, held_out)
 
 
-def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, copies: int) -> AnswerTable:
-    """Best and worst of the policy's own answers to each prompt."""
+def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsConfig) -> AnswerTable:
+    """Best and, where it is unlearned, worst of the policy's own answers to each prompt."""
+    copies = ars.copies
     source = inputs.prompts or inputs.train
     assert source is not None
     prompts = read_fitting(source, TextCodec(inputs.policy), config.rollout)
@@ -299,7 +345,12 @@ def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, copies: int
     )
     asked = tuple(prompts[row] for row in chosen)
     _require_apart([prompt.text for prompt in asked], inputs, config)
-    batch = PromptBatch(iteration=0, prompts=asked, copies=copies)
-    rollouts = bench.generator_of(inputs.policy, 0).generate(batch, 0)
-    scored = bench.score(inputs, rollouts)
-    return table_of_pairs(best_and_worst(scored, copies=copies, multiplier=config.multiplier))
+    generator = bench.generator_of(inputs.policy, 0)
+    pairs = []
+    with bench.scorer_of(inputs) as scorer:
+        for start in range(0, len(asked), SAMPLED_TOGETHER):
+            some = asked[start : start + SAMPLED_TOGETHER]
+            batch = PromptBatch(iteration=0, prompts=some, copies=copies)
+            scored = scorer.score(generator.generate(batch, 0))
+            pairs += best_and_worst(scored, copies=copies, multiplier=config.multiplier)
+    return table_of_pairs(pairs, with_worst=ars.negative_coef > 0)

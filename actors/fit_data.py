@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from actors.offline_data import Sequences, encode_prompts
+from actors.offline_data import Sequences
 from equilibrate.errors import DataError
 from equilibrate.preference.answers import Answer
 from equilibrate.types import (
@@ -82,6 +82,11 @@ class AnswerTable:
         """Padded tokens that each example takes: its longest answer, for every answer."""
         longest = self.sequences.lengths.reshape(-1, self.answers_per_example).max(1)
         return longest * self.answers_per_example
+
+    @property
+    def num_without_room(self) -> int:
+        """Answers whose prompt takes all the room there is: nothing of them is learned."""
+        return int((self.learn_starts >= self.sequences.lengths).sum())
 
     def rows_of(self, examples: Rows) -> Rows:
         """Numbers of the answers of some examples, in order."""
@@ -176,14 +181,16 @@ def encode_answers(
     tokenizer: PreTrainedTokenizerBase,
     answers: Sequence[Answer],
     *,
+    encode_prompt: Callable[[str], list[int]],
     answers_per_example: int,
     max_length: int,
 ) -> AnswerTable:
     """Prompt in the chat template, given part, response, end of sequence; cut to `max_length`.
 
     Where all tokens are taught one target there is no end: it would be one token more to teach.
+    Raises: DataError if a target is no token of the tokenizer, or no answer has room.
     """
-    prompts = _encoded(answers, "prompt", lambda texts: encode_prompts(tokenizer, texts))
+    prompts = _encoded(answers, "prompt", lambda texts: [encode_prompt(text) for text in texts])
     given, responses, targets = (
         _encoded(answers, name, lambda texts: _plain(tokenizer, texts))
         for name in ("given", "response", "target")
@@ -194,10 +201,11 @@ def encode_answers(
             prompts, given, responses, targets, strict=True
         )
     ]
+    _require_tokens(tokenizer, answers, targets)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     categories = {category: number for number, category in enumerate(Category)}
     prompt_lengths = np.array([len(prompt) for prompt in prompts])
-    return AnswerTable(
+    table = AnswerTable(
         sequences=Sequences(
             np.fromiter((token for row in rows for token in row), np.int64, starts[-1]),
             starts,
@@ -211,10 +219,28 @@ def encode_answers(
         answers_per_example=answers_per_example,
         scores={},
     )
+    if table.num_without_room == len(answers):
+        raise DataError(
+            f"no prompt leaves room for an answer within max_length ({max_length} tokens); raise it"
+        )
+    return table
 
 
-def table_of_pairs(pairs: Sequence[tuple[ScoredRollout, ScoredRollout]]) -> AnswerTable:
-    """Sampled answers with their scores, the better one of each pair first.
+def _require_tokens(
+    tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer], targets: Sequence[list[int]]
+) -> None:
+    for answer, target in zip(answers, targets, strict=True):
+        if answer.target and (not target or target[0] == tokenizer.unk_token_id):
+            raise DataError(
+                f"objective.refusal ({answer.target!r}) must begin with a token that the "
+                "tokenizer knows; take the first word of the policy's own refusals"
+            )
+
+
+def table_of_pairs(
+    pairs: Sequence[tuple[ScoredRollout, ScoredRollout]], *, with_worst: bool
+) -> AnswerTable:
+    """Sampled answers with their scores: the better one of each pair, then the worse if asked for.
 
     Raises: DataError if there is no pair.
     """
@@ -223,7 +249,8 @@ def table_of_pairs(pairs: Sequence[tuple[ScoredRollout, ScoredRollout]]) -> Answ
             "no prompt has two different answers to compare; raise objective.copies or "
             "rollout.temperature"
         )
-    answers = [answer for pair in pairs for answer in pair]
+    per_example = 2 if with_worst else 1
+    answers = [answer for pair in pairs for answer in pair[:per_example]]
     rollouts = [answer.rollout for answer in answers]
     categories = {category: number for number, category in enumerate(Category)}
     starts = np.concatenate([[0], np.cumsum([len(r.token_ids) for r in rollouts])])
@@ -237,10 +264,10 @@ def table_of_pairs(pairs: Sequence[tuple[ScoredRollout, ScoredRollout]]) -> Answ
         ),
         learn_starts=prompt_lengths,
         targets=np.full(len(rollouts), OWN_TOKEN),
-        sides=np.array([1, -1] * len(pairs)),
+        sides=np.array([1, -1][:per_example] * len(pairs)),
         is_safe=np.array([answer.cost <= 0 for answer in answers]),
         categories=np.array([categories[r.category] for r in rollouts]),
-        answers_per_example=2,
+        answers_per_example=per_example,
         scores={
             name: np.concatenate([getattr(answer, name) for answer in answers]) for name in SCORES
         },

@@ -12,7 +12,7 @@ from actors.fit_data import AnswerTable, PaddedAnswers, Rows
 from actors.learner_passes import Trainable
 from actors.learner_targets import derive_seed
 from actors.masking import masked_tokens
-from equilibrate.ama.masks import full_where_empty, keep_ends
+from equilibrate.ama.masks import full_where_empty, keep_ends, random_mask
 from equilibrate.fit_config import AnswerMaskConfig, FitConfig
 from equilibrate.preference.answers import AnswerBatch, SideCounts
 from equilibrate.preference.objectives import OBJECTIVES
@@ -39,7 +39,7 @@ class FitObjective:
     def __init__(self, table: AnswerTable, config: FitConfig, device: torch.device) -> None:
         self._table = table
         self._config = config
-        self._device = device
+        self.device = device
         self._objective = OBJECTIVES[config.objective.type]
 
     def masks(self, examples: Rows) -> BatchMasks:
@@ -50,12 +50,15 @@ class FitObjective:
         mask, used = answers.response_mask, answers.response_mask.any(1)
         gradient_mask = mask
         if ama is not None:
-            gradient_mask = self._masked(
-                answers, ama, seed=derive_seed(self._config.seed, *examples)
-            )
-            if ama.when_empty == "full":
-                gradient_mask = full_where_empty(gradient_mask, mask)
+            gradient_mask = self._agreeing(answers, ama)
             used = gradient_mask.any(1)
+            if ama.when_empty == "full":
+                gradient_mask, used = full_where_empty(gradient_mask, mask), mask.any(1)
+            # An answer that is never taught to end goes on for ever.
+            gradient_mask = keep_ends(gradient_mask, mask, answers.sides > 0)
+            if ama.random_control:
+                seed = derive_seed(self._config.seed, *examples.tolist())
+                gradient_mask = _drawn(gradient_mask, answers, seed)
         # An example needs all its answers: a chosen one alone cannot be compared.
         used = used.view(-1, per_example).all(1)
         is_used = used.repeat_interleave(per_example)
@@ -84,13 +87,13 @@ class FitObjective:
         is_used = masks.is_used[rows]
         mask = answers.response_mask & is_used[:, None]
         token_ids, targets, mask, gradient_mask, reference = (
-            tensor.to(self._device)
+            tensor.to(self.device)
             for tensor in (
                 answers.token_ids, answers.targets, mask, gradient_mask, answers.ref_log_probs,
             )
         )  # fmt: skip
         log_probs, _ = policy(token_ids, mask, 1.0, 0, targets)
-        log_ratios = torch.zeros(len(token_ids), device=self._device)
+        log_ratios = torch.zeros(len(token_ids), device=self.device)
         if self._objective.needs_reference:
             mode = "gradient" if self._config.ama is None else self._config.ama.mode
             log_ratios = masked_log_ratios(log_probs, reference, mask, gradient_mask, mode=mode)
@@ -99,9 +102,9 @@ class FitObjective:
             log_ratios=log_ratios,
             response_mask=mask,
             gradient_mask=gradient_mask,
-            sides=answers.sides.to(self._device),
-            is_safe=answers.is_safe.to(self._device),
-            is_used=is_used.to(self._device),
+            sides=answers.sides.to(self.device),
+            is_safe=answers.is_safe.to(self.device),
+            is_used=is_used.to(self.device),
             num_examples=masks.num_examples,
             positive=masks.positive,
             negative=masks.negative,
@@ -117,10 +120,10 @@ class FitObjective:
             self._table.rows_of(examples), ungated=ama.ungated if ama is not None else ()
         )
 
-    def _masked(self, answers: PaddedAnswers, ama: AnswerMaskConfig, *, seed: int) -> Tensor:
+    def _agreeing(self, answers: PaddedAnswers, ama: AnswerMaskConfig) -> Tensor:
         nothing = torch.zeros_like(answers.token_rewards)
-        mask = masked_tokens(
-            ama,
+        return masked_tokens(
+            ama.model_copy(update={"random_control": False}),
             answers.sides[:, None].expand(answers.token_ids.shape),
             token_rewards=answers.token_rewards,
             token_costs=answers.token_costs,
@@ -129,10 +132,16 @@ class FitObjective:
             response_mask=answers.response_mask,
             is_masked_row=answers.is_masked_row,
             multiplier=self._config.multiplier,
-            seed=seed,
+            seed=0,
         )
-        # An answer that is never taught to end goes on for ever.
-        return keep_ends(mask, answers.response_mask, answers.sides > 0)
+
+
+def _drawn(mask: Tensor, answers: PaddedAnswers, seed: int) -> Tensor:
+    """As many tokens as the finished mask keeps in the rows it masks, drawn at random."""
+    maskable = answers.response_mask & answers.is_masked_row[:, None]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = random_mask(maskable, int((mask & maskable).sum()), generator)
+    return drawn | (mask & ~maskable)
 
 
 def summarise_masks(

@@ -128,11 +128,11 @@ class FitRun:
             world_size=dist.get_world_size(),
             max_tokens=self._config.trainer.max_tokens_per_batch,
         )
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self._objective.device)
         for number, places in enumerate(passes):
             loss = self._objective.loss(self._policy, masks, np.sort(places))
             self._policy.backward(loss, is_last=number == len(passes) - 1)
-            total += loss.detach().cpu().double()
+            total += loss.detach()
         if dist.get_world_size() > 1:
             dist.all_reduce(total)
         return float(total)

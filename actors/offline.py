@@ -23,8 +23,9 @@ from ray.train.torch import TorchTrainer
 from actors.offline_data import SFT_COLUMNS, load_columns, load_pair_labels
 from actors.offline_worker import Job, train_worker
 from actors.placement import Demand, check_capacity
-from equilibrate.errors import ConfigError, EquilibrateError, WorkerLostError
+from equilibrate.errors import ConfigError, EquilibrateError, ResourceError, WorkerLostError
 from equilibrate.preference.sidecar import ScorerKind
+from equilibrate.stages import decisive
 
 _STORAGE = ".train"
 _TRAIN_SETTINGS = {
@@ -32,8 +33,6 @@ _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # One process less; a preempted worker is a lost worker, and those are replaced anyway.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Every worker sees its own GPU alone, as those of PPO do.
-    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "0",
 }
 
 
@@ -152,16 +151,25 @@ def train_cost(
     return _fit(job, workers)
 
 
+_LEFT_OUT = (
+    # Frees the reservation of a dead controller: Ray does so as well when the driver ends, and its
+    # process floods the log where the dashboard is off.
+    "PlacementGroupCleanerCallback",
+    # Shows every worker all GPUs of its machine: ours see their own alone, as those of PPO do.
+    "AcceleratorSetupCallback",
+)
+MAX_UNSTARTED = 10
+"""Times that Ray Train waits a minute for its workers to start: by default it waits for ever."""
+
+
 class _LeanTrainer(TorchTrainer):
-    """Without the process that frees the reservation of a dead controller: Ray frees it as well
-    when the driver ends, and that process floods the log where the dashboard is off.
-    """
+    """Without some of Ray Train's own callbacks."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [
             callback
             for callback in super()._create_default_callbacks()
-            if type(callback).__name__ != "PlacementGroupCleanerCallback"
+            if type(callback).__name__ not in _LEFT_OUT
         ]
 
 
@@ -227,7 +235,7 @@ def fit_on_cluster(
             needs.
         out: a folder; checkpoints are kept in it until the end.
     Raises: the error a worker returns; ResourceError if the cluster is too small; WorkerLostError
-        after `max_restarts`.
+        after `max_restarts`. ResourceError also if others keep the cluster full.
     """
     demand = Demand(
         name="training", num_workers=workers.num_workers, cpus=workers.cpus, gpus=workers.gpus
@@ -244,6 +252,11 @@ def fit_on_cluster(
         raise WorkerLostError(
             f"{name} training lost its workers more than {workers.max_restarts} times; the "
             f"last failure: {error}"
+        ) from error
+    except ray.train.ControllerError as error:
+        raise ResourceError(
+            f"{name} training could not start {workers.num_workers} workers with {workers.cpus:g} "
+            f"CPU and {workers.gpus:g} GPU each: {error}; wait for other jobs or stop them"
         ) from error
     if isinstance(outcome, EquilibrateError):
         raise outcome
@@ -271,7 +284,9 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=f"{name}-{_fingerprint(job)}",
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_restarts),
+            failure_config=ray.train.FailureConfig(
+                max_failures=workers.max_restarts, controller_failure_limit=MAX_UNSTARTED
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
@@ -280,4 +295,4 @@ def _trainer(
 
 def _fingerprint(job: dict[str, Any]) -> str:
     """A second call with other settings must not continue from this one's checkpoints."""
-    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(decisive(job), sort_keys=True).encode()).hexdigest()[:12]

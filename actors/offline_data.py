@@ -138,7 +138,7 @@ def encode(
     Rows are cut to `max_length` tokens.
     """
     unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-    prompt_ids = encode_prompts(tokenizer, list(unique))
+    prompt_ids = _encode_prompts(tokenizer, list(unique))
     response_ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     rows = [
         (prompt_ids[unique[prompt]] + response + [tokenizer.eos_token_id])[:max_length]
@@ -152,8 +152,7 @@ def encode(
     )
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
-    """In the tokenizer's chat template, up to where the response begins; plain without one."""
+def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
     if not tokenizer.chat_template:
         return tokenizer(prompts)["input_ids"]
     rendered = tokenizer.apply_chat_template(

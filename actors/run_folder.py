@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,7 +113,3 @@ def write_outcome(
 
 def say(message: str) -> None:
     print(message, flush=True)
-
-
-Announce = Callable[[str], None]
-Figures = Mapping[str, float]

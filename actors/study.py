@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,17 +68,19 @@ def run_study(study: StudyConfig, *, report_only: bool = False) -> int:
     runs = plan_runs(expand(study, read_base(study)), _resolve)
     output = Path(study.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(output)
-    try:
-        code = 0 if report_only else _make_runs(study, runs)
-        results = read_results(Path(study.results))
-        page = write_page(output / "study.html", study, runs, results)
-        summary = output / "study.md"
-        write_whole(summary, summary_markdown(study, runs, results) + "\n")
-        say(f"page: {page}\nsummary: {summary}")
-        return code
-    finally:
-        lock.release()
+    code = 0
+    if not report_only:
+        lock = FolderLock(output)
+        try:
+            code = _make_runs(study, runs)
+        finally:
+            lock.release()
+    results = read_results(Path(study.results))
+    page = write_page(output / "study.html", study, runs, results)
+    summary = output / "study.md"
+    write_whole(summary, summary_markdown(study, runs, results) + "\n")
+    say(f"page: {page}\nsummary: {summary}")
+    return code
 
 
 def _resolve(kind: Kind, tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -122,8 +125,9 @@ def _report_failures(reference: ray.ObjectRef[Any], task: Task) -> int:
     try:
         failures: dict[str, tuple[str, int]] = ray.get(reference, timeout=LOOK_EVERY_SECONDS)
     except ray.exceptions.RayError as error:
-        # The process itself is gone: memory is the usual cause.
-        failures = {task.runs[0].key: (str(error).strip().splitlines()[-1], 1)}
+        # Its process is gone (memory is the usual cause), or what its runs share cannot be made.
+        message = str(error).strip().splitlines()[-1]
+        failures = {run.key: (message, 1) for run in task.runs}
     arms = {run.key: f"{'/'.join(run.arms)} seed {run.seed}" for run in task.runs}
     for key, (message, _) in failures.items():
         say(f"failed: {arms[key]} ({key}): {message}")
@@ -170,21 +174,34 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
     stages = Path(task.output) / "stages"
     stages.mkdir(parents=True, exist_ok=True)
     bench: Workbench | None = None
+    # All at once and first: a run that holds a generator must not wait for what trains a scorer.
+    for run in task.runs:
+        _prepare(parse_settings(KINDS[run.kind], run.config), stages)
     try:
         for run in task.runs:
             folder = Path(task.output) / "runs" / run.key
             config = parse_settings(KINDS[run.kind], {**run.config, "output": str(folder)})
             try:
-                with _one_at_a_time(stages, config.sandbox.seed):
-                    inputs = _prepare(config, stages)
+                inputs = _prepare(config, stages)
                 # What runs share is no part of the time of one.
                 start = time.perf_counter()
                 if isinstance(config, FitConfig) and isinstance(inputs, FitInputs):
-                    bench = _fit(config, inputs, stages, bench)
+                    if bench is None or not bench.suits(config, inputs):
+                        if bench is not None:
+                            bench.close()
+                        bench = Workbench(config, inputs)
+                    _fit(config, inputs, stages, bench)
                 elif isinstance(config, RunConfig) and train(config, stages) == EXIT_STOPPED:
+                    failures[run.key] = ("stopped and saved", EXIT_STOPPED)
                     break
-            except EquilibrateError as error:
-                failures[run.key] = (str(error), error.exit_code)
+            except Exception as error:
+                # Whatever it is: the other runs do not depend on it. The trace is in Ray's log.
+                traceback.print_exc()
+                code = error.exit_code if isinstance(error, EquilibrateError) else 1
+                failures[run.key] = (f"{type(error).__name__}: {error}", code)
+                if bench is not None:
+                    bench.close()
+                    bench = None
                 continue
             seconds = time.perf_counter() - start
             write_result(Path(task.results), _result_of(run, folder, seconds))
@@ -195,25 +212,17 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
 
 
 def _prepare(config: AnyRunConfig, stages: Path) -> Inputs | FitInputs:
-    if isinstance(config, FitConfig):
-        return prepare_fit_inputs(config, stages, say)
-    assert isinstance(config, RunConfig)
-    return prepare_inputs(config, stages, say)
+    with _one_at_a_time(stages, config.sandbox.seed):
+        if isinstance(config, FitConfig):
+            return prepare_fit_inputs(config, stages, say)
+        assert isinstance(config, RunConfig)
+        return prepare_inputs(config, stages, say)
 
 
-def _fit(
-    config: FitConfig, inputs: FitInputs, stages: Path, bench: Workbench | None
-) -> Workbench | None:
-    """One training, at the bench of the one before where that suits."""
+def _fit(config: FitConfig, inputs: FitInputs, stages: Path, bench: Workbench) -> None:
     with claimed(config) as run:
-        if run is None:
-            return bench
-        if bench is None or not bench.suits(config, inputs):
-            if bench is not None:
-                bench.close()
-            bench = Workbench(config, inputs)
-        fit_with(config, run, inputs, bench, stages)
-    return bench
+        if run is not None:
+            fit_with(config, run, inputs, bench, stages)
 
 
 @contextmanager

@@ -86,7 +86,8 @@ class FitDataConfig(Config):
     cost: str = ""
     train: str = ""
     """Saved data set: `prompt` with `response`, or with `chosen` and `rejected`, or with both
-    responses in PKU-SafeRLHF columns; `category` where amounts are asked for. ars: `prompt`."""
+    responses in PKU-SafeRLHF columns; `category` where amounts are asked for. ars: `prompt`
+    and `category`."""
     evaluation: str = ""
     """JSON lines with `prompt` and `category`."""
 
@@ -157,6 +158,11 @@ class FitConfig(AnyRunConfig):
 
     @model_validator(mode="after")
     def _masks_have_what_they_need(self) -> Self:
+        if self.ama is not None and self.objective.type in ("bfpo", "derta"):
+            raise ValueError(
+                f"ama needs answers that are either good or bad, and objective.type "
+                f"({self.objective.type}) has others; try ama=off, or objective.type=dpo"
+            )
         if self.ama is not None and self.ama.source == "critics":
             raise ValueError(
                 "ama.source (critics) needs critics, and offline training has none; "
@@ -179,7 +185,7 @@ class FitConfig(AnyRunConfig):
                 f"fdc.mislabelled_fraction ({self.fdc.mislabelled_fraction}) is for the built-in "
                 "world, which knows the truth; leave it out with data.policy"
             )
-        needed = {"train": data.train}
+        needed = {"train": data.train, "evaluation": data.evaluation}
         if self.needs_scorers:
             needed |= {"reward": data.reward, "cost": data.cost}
         missing = [key for key, path in needed.items() if not path]

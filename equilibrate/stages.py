@@ -12,6 +12,20 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "STAGE.json"
+STEERING = frozenset(
+    {
+        "output",
+        "timeout_seconds",
+        "max_restarts",
+        "keep_checkpoints",
+        "checkpoint_every",
+        "wandb_project",
+        "cpus",
+        "gpus",
+        "memory_gib",
+    }
+)
+"""Settings, wherever they stand, that say how a run is carried out and not what it computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +68,10 @@ def run_stage(stage: Stage, root: Path) -> Path:
     (work / SEAL).write_text(json.dumps(dict(stage.inputs), indent=1, sort_keys=True))
     os.replace(work, folder)
     return folder
+
+
+def decisive(settings: Any) -> Any:
+    """A plain tree without `STEERING`: all that a result depends on."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: decisive(part) for name, part in settings.items() if name not in STEERING}

@@ -82,6 +82,7 @@ def demonstrations(columns: Columns) -> list[Answer]:
     if "response" not in columns and not {"chosen", "response_0"}.isdisjoint(columns):
         return [answer for answer in pairs(columns, by="preference") if answer.side > 0]
     require_columns(columns, ("prompt", "response"))
+    require_text(columns, ("prompt", "response"))
     return [
         Answer(prompt=prompt, response=response, category=category)
         for prompt, response, category in zip(
@@ -90,20 +91,34 @@ def demonstrations(columns: Columns) -> list[Answer]:
     ]
 
 
-def pairs(columns: Columns, *, by: Literal["preference", "helpfulness"]) -> list[Answer]:
+def pairs(
+    columns: Columns, *, by: Literal["preference", "helpfulness"], needs_safety: bool = False
+) -> list[Answer]:
     """Two answers a row, the chosen one first; rows that hold one answer twice are left out.
 
     Columns prompt, chosen and rejected; or prompt, response_0 and response_1 with the number of the
     chosen one in preferred_response_id, or without it and by helpfulness in better_response_id.
     Safety is read where the data state it: is_chosen_safe and is_rejected_safe, or
-    is_response_0_safe and is_response_1_safe.
-    Raises: DataError naming the column that is missing, or if every row holds one answer twice.
+    is_response_0_safe and is_response_1_safe; elsewhere every answer counts as safe.
+
+    Args: needs_safety: refuse data that do not state it.
+    Raises: DataError naming the column that is missing or the row and value that cannot be read, or
+        if every row holds one answer twice.
     """
     if "chosen" not in columns:
         has_preference = by == "preference" and "preferred_response_id" in columns
         label = "preferred_response_id" if has_preference else "better_response_id"
         columns = _ordered_by(label, columns)
     require_columns(columns, ("prompt", "chosen", "rejected"))
+    require_text(columns, ("prompt", "chosen", "rejected"))
+    safety = ("is_chosen_safe", "is_rejected_safe")
+    if needs_safety and not set(safety) <= set(columns):
+        raise DataError(
+            f"columns {' and '.join(safety)} (or is_response_0_safe and is_response_1_safe) are "
+            "missing; this objective learns from the safety of both answers"
+        )
+    for name in safety:
+        require_labels(columns, name)
     count = len(columns["prompt"])
     safe = [columns.get(f"is_{side}_safe", [True] * count) for side in ("chosen", "rejected")]
     rows = zip(
@@ -152,12 +167,28 @@ def require_columns(columns: Columns, needed: Sequence[str]) -> None:
         )
 
 
+def require_text(columns: Columns, names: Sequence[str]) -> None:
+    """Raises: DataError naming row and value of the first entry that is no text."""
+    for name in names:
+        for row, value in enumerate(columns[name]):
+            if not isinstance(value, str):
+                raise DataError(
+                    f"row {row}, {name} ({str(value)[:60]!r}) must be text; of a conversation give "
+                    "the last answer"
+                )
+
+
+def require_labels(columns: Columns, name: str) -> None:
+    """A 0/1 column, if there is one. Raises: DataError naming row and value of another entry."""
+    for row, value in enumerate(columns.get(name, ())):
+        if value not in (0, 1):
+            raise DataError(f"row {row}, {name} ({value!r}) must be 0 or 1")
+
+
 def _ordered_by(label: str, columns: Columns) -> dict[str, Sequence[Any]]:
     require_columns(columns, ("prompt", "response_0", "response_1", label))
-    first = columns[label]
-    for row, value in enumerate(first):
-        if value not in (0, 1):
-            raise DataError(f"row {row}, {label} ({value!r}) must be 0 or 1")
+    require_labels(columns, label)
+    first = [int(value) for value in columns[label]]
     ordered: dict[str, Sequence[Any]] = {
         name: columns[name] for name in ("prompt", "category") if name in columns
     }

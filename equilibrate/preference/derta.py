@@ -27,7 +27,7 @@ def derta_answers(columns: Columns, *, refusal: str, seed: int) -> list[Answer]:
         seed: of the lengths of the beginnings.
     """
     rng = random.Random(f"{seed}/derta")
-    both = pairs(columns, by="preference")
+    both = pairs(columns, by="preference", needs_safety=True)
     answers = []
     for chosen, rejected in zip(both[0::2], both[1::2], strict=True):
         if not chosen.is_safe or rejected.is_safe:

@@ -70,7 +70,7 @@ def _ars(batch: AnswerBatch, settings: ArsConfig) -> Tensor:
 
 
 def _view_by_helpfulness(columns: Columns, settings: BfpoConfig, seed: int) -> list[Answer]:
-    return pairs(columns, by="helpfulness")
+    return pairs(columns, by="helpfulness", needs_safety=True)
 
 
 def _bfpo(batch: AnswerBatch, settings: BfpoConfig) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 from equilibrate.config_files import merge_settings
 from equilibrate.errors import ConfigError
+from equilibrate.stages import decisive
 from equilibrate.study_config import Kind, StudyConfig
 
 Resolve = Callable[[Kind, Mapping[str, Any]], Mapping[str, Any]]
@@ -75,35 +76,13 @@ def plan_runs(specs: Sequence[RunSpec], resolve: Resolve) -> list[PlannedRun]:
     return list(runs.values())
 
 
-STEERING = frozenset(
-    {
-        "output",
-        "timeout_seconds",
-        "max_restarts",
-        "keep_checkpoints",
-        "checkpoint_every",
-        "wandb_project",
-        "cpus",
-        "gpus",
-        "memory_gib",
-    }
-)
-"""Settings, wherever they stand, that say how a run is carried out and not what it computes."""
-
-
 def run_key(kind: Kind, config: Mapping[str, Any]) -> str:
-    """12 hex digits of all that a run depends on: the kind and every setting but `STEERING`.
+    """12 hex digits of all that a run depends on: kind and settings, but for those that steer it.
 
     So a study can be finished on a machine that gives its runs other resources.
     """
-    text = json.dumps({"kind": kind, "config": _decisive(config)}, sort_keys=True)
+    text = json.dumps({"kind": kind, "config": decisive(config)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _decisive(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {name: _decisive(part) for name, part in value.items() if name not in STEERING}
 
 
 def _lay(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.fit import train_policy
 from actors.fit_data import encode_answers
+from actors.text import TextCodec
 from equilibrate.config_files import parse_settings
 from equilibrate.errors import NumericsError
 from equilibrate.fit_config import FitConfig
@@ -56,7 +57,10 @@ def answers(tied_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ]
     tokenizer = AutoTokenizer.from_pretrained(tied_llama)
-    encode_answers(tokenizer, pairs, answers_per_example=2, max_length=32).save(folder)
+    encode = TextCodec(tied_llama).encode_prompt
+    encode_answers(
+        tokenizer, pairs, encode_prompt=encode, answers_per_example=2, max_length=32
+    ).save(folder)
     return folder
 
 
@@ -219,6 +223,12 @@ def test_a_whole_run_is_measured_and_done_once(inputs: Path, tmp_path: Path) -> 
     assert run_fit(inputs, output, "ama={source: both}") == 0
     assert (output / "report.html").stat().st_mtime_ns == before
     assert "already holds this run" in output.with_suffix(".log").read_text()
+    # Other settings in the same folder are another training, not a new label on the old one.
+    weights_before = (output / "aligned" / "model.safetensors").read_bytes()
+    assert run_fit(inputs, output, "lr=5e-4") == 0
+    assert (output / "aligned" / "model.safetensors").read_bytes() != weights_before
+    results = json.loads((output / "results.json").read_text())
+    assert results["training"]["kept_fraction"] == 1.0
 
 
 def test_rejection_sampling_learns_from_the_policys_own_answers(

@@ -8,7 +8,7 @@ from equilibrate.fit_config import FitConfig
 from equilibrate.types import Category
 
 WORLD = {"fdc": {"amounts": {"EHD": 10}}}
-OWN = {"data": {"policy": "a", "train": "b"}}
+OWN = {"data": {"policy": "a", "train": "b", "evaluation": "c"}}
 
 
 def parse(**tree):
@@ -42,6 +42,8 @@ def test_a_key_of_an_objective_keeps_the_default_type():
         (WORLD | {"objective": {"type": "dop"}}, r"objective.type \('dop'\).*did you mean 'dpo'"),
         (WORLD | {"objectiv": {}}, "objectiv is not a known key; did you mean 'objective'"),
         ({"data": {"policy": "a"}}, "data.train must be given too"),
+        ({"data": {"policy": "a", "train": "b"}}, "data.evaluation must be given too"),
+        (WORLD | {"ama": {}, "objective": {"type": "bfpo"}}, r"ama needs .* \(bfpo\).*ama=off"),
         (OWN | {"ama": {}}, "data.reward must be given too"),
         (OWN | {"fdc": {"mislabelled_fraction": 0.1}}, r"fdc.mislabelled_fraction \(0.1\)"),
         (WORLD | {"rollout": {"max_new_tokens": 128}}, "rollout.max_new_tokens"),

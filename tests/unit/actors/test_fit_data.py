@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,11 @@ CHOSEN, REJECTED = "that is fine .", "that is a common item ."
 
 def encode(*answers: Answer, answers_per_example: int = 1, max_length: int = 64) -> AnswerTable:
     return encode_answers(
-        TOKENIZER, answers, answers_per_example=answers_per_example, max_length=max_length
+        TOKENIZER,
+        answers,
+        encode_prompt=partial(encode_prompt, TOKENIZER),
+        answers_per_example=answers_per_example,
+        max_length=max_length,
     )
 
 
@@ -93,7 +99,25 @@ def test_what_is_given_is_context_and_not_learned():
 
 
 def test_long_answers_are_cut():
-    assert encode(Answer(prompt=PROMPT, response=CHOSEN), max_length=3).sequences.lengths == [3]
+    room = len(encode_prompt(TOKENIZER, PROMPT)) + 2
+    table = encode(Answer(prompt=PROMPT, response=CHOSEN), max_length=room)
+    assert table.sequences.lengths == [room]
+    assert table.padded(np.array([0])).response_mask.sum() == 2
+
+
+def test_prompts_that_leave_no_room_are_counted_and_refused_if_there_is_no_other():
+    room = len(encode_prompt(TOKENIZER, "what is it ?")) + 1
+    short = Answer(prompt="what is it ?", response=CHOSEN)
+    long = Answer(prompt=f"{PROMPT} {PROMPT}", response=CHOSEN)
+    assert encode(short, long, max_length=room).num_without_room == 1
+    with pytest.raises(DataError, match=r"no prompt leaves room.*max_length"):
+        encode(long, max_length=room)
+
+
+@pytest.mark.parametrize("target", [" ", "nonsense"])
+def test_a_target_must_be_a_token(target):
+    with pytest.raises(DataError, match=r"objective\.refusal"):
+        encode(Answer(prompt=PROMPT, response=CHOSEN, target=target))
 
 
 def test_classes_without_a_gate_are_not_masked():
@@ -154,13 +178,20 @@ def test_a_table_comes_back_from_its_folder(tmp_path, is_scored):
 def test_sampled_answers_keep_their_tokens_and_scores():
     table = pair()
     scored = score(table._rollouts(0, 2))
-    again = table_of_pairs([(scored[0], scored[1])])
+    again = table_of_pairs([(scored[0], scored[1])], with_worst=True)
     rows = np.array([0, 1])
     expected, found = table.scored(score).padded(rows), again.padded(rows)
     for name in ("token_ids", "targets", "response_mask", "token_rewards", "sides"):
         assert torch.equal(getattr(expected, name), getattr(found, name)), name
 
 
+def test_the_worst_answer_is_kept_only_where_it_is_unlearned():
+    scored = score(pair()._rollouts(0, 2))
+    best = table_of_pairs([(scored[0], scored[1])], with_worst=False)
+    assert (best.answers_per_example, best.sides.tolist()) == (1, [1])
+    assert best.sequences.lengths.tolist() == pair().sequences.lengths[:1].tolist()
+
+
 def test_no_pair_at_all_is_refused():
     with pytest.raises(DataError, match=r"no prompt has two different answers.*copies"):
-        table_of_pairs([])
+        table_of_pairs([], with_worst=True)

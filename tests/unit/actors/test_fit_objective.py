@@ -92,7 +92,7 @@ def test_a_mask_keeps_what_agrees_with_the_label():
     # Costs: the chosen answers are safe and unsafe, the rejected ones unsafe and safe.
     answers = table(costs=(-1.0, 1.0, 1.0, -1.0))
     masks = objective(answers, ama=BY_COST | {"when_empty": "skip"}).masks(BOTH)
-    # In the second pair nothing agrees but the end of the chosen answer, which is always kept.
+    # In the second pair nothing agrees, so it is left out.
     assert masks.is_used.tolist() == [True, True, False, False]
     assert masks.gradient_mask.sum(1).tolist() == [2, 3, 0, 0]
     assert masks.num_examples == 1
@@ -102,16 +102,24 @@ def test_a_mask_keeps_what_agrees_with_the_label():
 def test_an_answer_that_keeps_nothing_is_used_whole():
     answers = table(costs=(-1.0, 1.0, 1.0, -1.0))
     masks = objective(answers, ama=BY_COST).masks(BOTH)
-    assert masks.gradient_mask.sum(1).tolist() == [2, 3, 1, 2]
+    assert masks.gradient_mask.sum(1).tolist() == [2, 3, 3, 2]
     assert masks.num_examples == 2
 
 
+def falling(costs) -> AnswerTable:
+    """Every token has its own cost: row by row, prompt and response."""
+    answers = table()
+    return replace(answers, scores=answers.scores | {"token_costs": np.array(costs, np.float32)})
+
+
+MIXED = falling([*(0, -1, 1), *(0, 1, -1, 1), *(0, -1, -1, 1), *(0, 1, 1)])
+
+
 def test_the_end_of_an_answer_to_learn_is_always_kept():
-    answers = table(costs=(1.0, 1.0, 1.0, 1.0))
-    masks = objective(answers, ama=BY_COST).masks(BOTH)
-    ends = [row.nonzero().flatten().tolist() for row in masks.gradient_mask]
-    assert ends[0] == [2]
-    assert ends[2] == [3]
+    masks = objective(MIXED, ama=BY_COST).masks(BOTH)
+    kept = [row.nonzero().flatten().tolist() for row in masks.gradient_mask]
+    # Of the chosen answers the safe tokens and the end, of the rejected ones the unsafe tokens.
+    assert kept == [[1, 2], [1, 3], [1, 2, 3], [1, 2]]
 
 
 def test_a_class_without_a_gate_is_not_masked():
@@ -121,27 +129,29 @@ def test_a_class_without_a_gate_is_not_masked():
 
 
 def test_the_loss_is_divided_by_kept_or_by_all_tokens():
-    answers = table(costs=(1.0, 1.0, -1.0, 1.0))
-    kept = objective(answers, ama=BY_COST).masks(BOTH)
-    every = objective(answers, ama=BY_COST | {"normalizer": "all"}).masks(BOTH)
-    # One end of the first chosen answer and all three tokens of the second.
-    assert (kept.positive.learned, every.positive.learned) == (4, 5)
+    kept = objective(MIXED, ama=BY_COST).masks(BOTH)
+    every = objective(MIXED, ama=BY_COST | {"normalizer": "all"}).masks(BOTH)
+    assert (kept.negative.learned, every.negative.learned) == (4, 5)
 
 
-def test_a_random_control_keeps_as_many_tokens_and_is_fixed_by_the_seed():
-    answers = table(costs=(-1.0, -1.0, -1.0, -1.0))
-    settings = BY_COST | {"random_control": True, "when_empty": "skip"}
-    drawn = [objective(answers, ama=settings, seed=seed).masks(BOTH) for seed in (0, 0, 1, 2, 3)]
+def test_a_random_control_keeps_exactly_as_many_tokens_and_is_fixed_by_the_seed():
+    settings = BY_COST | {"random_control": True}
+    drawn = [objective(MIXED, ama=settings, seed=seed).masks(BOTH) for seed in (0, 0, 1, 2, 3)]
+    kept = int(objective(MIXED, ama=BY_COST).masks(BOTH).gradient_mask.sum())
+    assert [int(masks.gradient_mask.sum()) for masks in drawn] == [kept] * 5
     assert torch.equal(drawn[0].gradient_mask, drawn[1].gradient_mask)
     assert len({str(masks.gradient_mask.tolist()) for masks in drawn}) > 1
 
 
-def test_every_rank_finds_the_same_mean_baseline():
+def test_a_mean_baseline_is_that_of_the_whole_batch():
     answers = table(costs=(-3.0, 1.0, 1.0, 1.0))
-    settings = BY_COST | {"baseline": "batch_mean"}
+    settings = BY_COST | {"baseline": "batch_mean", "when_empty": "skip"}
+    # -r: mean of (3, 3, -1 x 8) is -0.2: the safe answer is above it, the others are below.
     whole = objective(answers, ama=settings).masks(BOTH)
-    # Alone, the second pair's costs are all at their mean, which agrees with no side.
-    assert whole.gradient_mask.sum(1).tolist() == [2, 3, 1, 2]
+    assert whole.gradient_mask.sum(1).tolist() == [2, 3, 0, 0]
+    # Alone, the second pair lies at its own mean, which agrees with no side.
+    alone = objective(answers, ama=settings).masks(np.array([1]))
+    assert not alone.gradient_mask.any()
 
 
 def test_an_answer_without_a_response_is_left_out_with_its_pair():
@@ -153,5 +163,7 @@ def test_an_answer_without_a_response_is_left_out_with_its_pair():
 def test_the_summary_counts_what_one_pass_over_the_data_learns_from():
     answers = table(costs=(-1.0, 1.0, 1.0, 1.0))
     summary = summarise_masks(objective(answers, ama=BY_COST), answers, batch_size=1)
-    # Kept: 2 + 3 of the first pair; one end and 2 of the second.
-    assert summary == {"examples": 2.0, "trained_tokens": 8.0, "kept_fraction": 0.8}
+    # All: 2 + 3 of the first pair, and of the second, whose chosen answer keeps nothing, 3 + 2.
+    assert summary == {"examples": 2.0, "trained_tokens": 10.0, "kept_fraction": 1.0}
+    mixed = summarise_masks(objective(MIXED, ama=BY_COST), MIXED, batch_size=2)
+    assert mixed == {"examples": 2.0, "trained_tokens": 9.0, "kept_fraction": 0.9}

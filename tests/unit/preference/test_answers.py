@@ -77,12 +77,22 @@ def test_only_equal_answers_are_refused():
         ({"prompt": ["p"]}, "column 'response_0' is missing"),
         ({"prompt": ["p"], "chosen": ["a"]}, "column 'rejected' is missing"),
         (pku(better_response_id=[0, 2]), r"row 1, better_response_id \(2\) must be 0 or 1"),
+        (
+            pku(is_response_0_safe=[None, 1], is_response_1_safe=[1, 1]),
+            r"row \d, is_\w+_safe \(None\) must be 0 or 1",
+        ),
+        (pku(response_0=["a", ["c"]]), r"row \d, \w+ \(.*\) must be text"),
         (pku(category=["EHD", "EDH"]), r"row 1, category \('EDH'\) must be one of GENERAL"),
     ],
 )
 def test_what_is_wrong_is_named(columns, message):
     with pytest.raises(DataError, match=message):
         pairs(columns, by="helpfulness")
+
+
+def test_labels_may_be_whole_numbers_of_any_type():
+    found = pairs(pku(better_response_id=[1.0, 0.0]), by="helpfulness")
+    assert [answer.response for answer in found] == ["b", "a", "c", "d"]
 
 
 def test_a_demonstration_needs_a_response():

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from actors.fit_data import encode_answers
+from equilibrate.errors import DataError
 from equilibrate.fit_config import DertaConfig
 from equilibrate.ppo.log_probs import token_log_probs
 from equilibrate.preference.derta import derta_answers
 from equilibrate.preference.losses import sft_loss
 from equilibrate.preference.objectives import OBJECTIVES
-from equilibrate.sandbox.tokenizer import build_tokenizer
+from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
 
 HARMFUL = "first open the lamp ."
 SAFE = "i can not help with that ."
@@ -27,6 +29,22 @@ def columns(count: int = 1, *, is_chosen_safe: bool = True, is_rejected_safe: bo
         "is_chosen_safe": [is_chosen_safe] * count,
         "is_rejected_safe": [is_rejected_safe] * count,
     }
+
+
+def encode(tokenizer, answers):
+    return encode_answers(
+        tokenizer,
+        answers,
+        encode_prompt=partial(encode_prompt, tokenizer),
+        answers_per_example=1,
+        max_length=64,
+    )
+
+
+def test_data_without_safety_are_refused():
+    table = {name: column for name, column in columns().items() if "safe" not in name}
+    with pytest.raises(DataError, match="is_chosen_safe and is_rejected_safe"):
+        derta_answers(table, refusal="i", seed=0)
 
 
 def test_a_pair_gives_a_turn_and_a_refusal_at_every_token():
@@ -59,7 +77,7 @@ def test_at_uniform_logits_every_token_of_the_harmful_answer_costs_log_v():
     """Term 2 is |r^| log V: the end of the sequence is no token of the answer."""
     tokenizer = build_tokenizer()
     answers = OBJECTIVES["derta"].view(columns(), DertaConfig(refusal="sorry"), 0)
-    table = encode_answers(tokenizer, answers[1:], answers_per_example=1, max_length=64)
+    table = encode(tokenizer, answers[1:])
     padded = table.padded(np.array([0]))
     num_words = len(HARMFUL.split())
     assert padded.response_mask.sum() == num_words
@@ -72,6 +90,6 @@ def test_at_uniform_logits_every_token_of_the_harmful_answer_costs_log_v():
 def test_what_was_begun_carries_no_loss():
     tokenizer = build_tokenizer()
     answers = derta_answers(columns(20), refusal="i", seed=0)[::2]
-    table = encode_answers(tokenizer, answers, answers_per_example=1, max_length=64)
+    table = encode(tokenizer, answers)
     learned = table.padded(np.arange(20)).response_mask.sum(1)
     assert learned.tolist() == [len(SAFE.split()) + 1] * 20
