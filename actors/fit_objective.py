@@ -123,7 +123,7 @@ class FitObjective:
     def _agreeing(self, answers: PaddedAnswers, ama: AnswerMaskConfig) -> Tensor:
         nothing = torch.zeros_like(answers.token_rewards)
         return masked_tokens(
-            ama.model_copy(update={"random_control": False}),
+            ama,
             answers.sides[:, None].expand(answers.token_ids.shape),
             token_rewards=answers.token_rewards,
             token_costs=answers.token_costs,
@@ -132,7 +132,6 @@ class FitObjective:
             response_mask=answers.response_mask,
             is_masked_row=answers.is_masked_row,
             multiplier=self._config.multiplier,
-            seed=0,
         )
 
 

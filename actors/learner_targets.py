@@ -179,7 +179,7 @@ def _ama_mask(
         response_mask=tokens.response_mask,
         is_masked_row=tokens.is_masked_row,
         multiplier=multiplier,
-        seed=seed,
+        control=torch.Generator().manual_seed(seed) if ama.random_control else None,
         response_scores=_response_scores(tokens, multiplier, ama),
     )
 

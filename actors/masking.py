@@ -22,14 +22,14 @@ def masked_tokens(
     response_mask: Tensor,
     is_masked_row: Tensor,
     multiplier: float,
-    seed: int,
+    control: torch.Generator | None = None,
     response_scores: Tensor | None = None,
 ) -> Tensor:
     """Which tokens of a whole batch may move the policy; shapes as in `gradient_mask`.
 
     Args:
         sides: [B, T], advantages, or +1 and -1 for answers that are to become likelier or less so.
-        seed: of the random control.
+        control: draws as many tokens at random instead.
     Returns: [B, T] bool.
     """
     signal = token_signal(
@@ -53,7 +53,7 @@ def masked_tokens(
         pivot_rule=ama.pivots.rule,
         pivot_value=ama.pivots.value,
         response_scores=response_scores,
-        control=torch.Generator().manual_seed(seed) if ama.random_control else None,
+        control=control,
     )
 
 

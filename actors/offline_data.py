@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equilibrate.errors import DataError
+from equilibrate.preference.answers import require_columns, require_labels
 from equilibrate.preference.sidecar import ScorerKind
 from equilibrate.types import BoolArray, FloatArray, TokenIds
 
@@ -92,21 +93,20 @@ def load_columns(folder: Path, columns: Sequence[str]) -> Dataset:
     except IndexError:
         # How `datasets` 5 meets a set that was saved without a row.
         raise DataError(f"{folder}: the data set is empty; give at least one row") from None
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise DataError(
-            f"{folder}: column {missing[0]!r} is missing; needed are {', '.join(columns)}, "
-            f"found {', '.join(table.column_names)}"
-        )
+    try:
+        require_columns(dict.fromkeys(table.column_names, ()), columns)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
     return table
 
 
-def require_labels(table: Dataset, folder: Path, column: str) -> NDArray[np.int64]:
+def read_labels(table: Dataset, folder: Path, column: str) -> NDArray[np.int64]:
     """A 0/1 column. Raises: DataError naming folder, row and value of the first other entry."""
     values = table[column][:]
-    for row, value in enumerate(values):
-        if value not in (0, 1):
-            raise DataError(f"{folder}: row {row}, {column} ({value!r}) must be 0 or 1")
+    try:
+        require_labels({column: values}, column)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
     return np.asarray(values, dtype=np.int64)
 
 
@@ -119,10 +119,10 @@ def load_pair_labels(
     """
     table = load_columns(folder, REWARD_COLUMNS if kind == "reward" else COST_COLUMNS)
     if kind == "reward":
-        better = require_labels(table, folder, "better_response_id")
+        better = read_labels(table, folder, "better_response_id")
         return table, better, np.zeros((len(table), 2), dtype=np.float32)
-    safer = require_labels(table, folder, "safer_response_id")
-    is_safe = [require_labels(table, folder, f"is_response_{i}_safe") for i in (0, 1)]
+    safer = read_labels(table, folder, "safer_response_id")
+    is_safe = [read_labels(table, folder, f"is_response_{i}_safe") for i in (0, 1)]
     return table, 1 - safer, (1 - 2 * np.stack(is_safe, axis=1)).astype(np.float32)
 
 

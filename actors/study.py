@@ -175,14 +175,15 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
     stages.mkdir(parents=True, exist_ok=True)
     bench: Workbench | None = None
     # All at once and first: a run that holds a generator must not wait for what trains a scorer.
-    for run in task.runs:
-        _prepare(parse_settings(KINDS[run.kind], run.config), stages)
+    prepared = {
+        run.key: _prepare(parse_settings(KINDS[run.kind], run.config), stages) for run in task.runs
+    }
     try:
         for run in task.runs:
             folder = Path(task.output) / "runs" / run.key
             config = parse_settings(KINDS[run.kind], {**run.config, "output": str(folder)})
             try:
-                inputs = _prepare(config, stages)
+                inputs = prepared[run.key]
                 # What runs share is no part of the time of one.
                 start = time.perf_counter()
                 if isinstance(config, FitConfig) and isinstance(inputs, FitInputs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,25 +149,26 @@ def _explain(kind_of_run: type[BaseModel], detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         known = f"{path} is not a known key"
-        return f"{known}; {_nearest(written[-1], siblings) or f'valid keys: {_join(siblings)}'}"
+        return f"{known}; {nearest(written[-1], siblings) or f'valid keys: {_join(siblings)}'}"
     if kind == "union_tag_invalid":
         tags = _quoted(detail["ctx"]["expected_tags"])
         tag = detail["ctx"]["tag"]
-        hint = _nearest(tag, tags)
+        hint = nearest(tag, tags)
         return f"{path}.type ({tag!r}) must be one of {_join(tags)}" + (f"; {hint}" if hint else "")
     if kind in ("model_type", "model_attributes_type", "dict_type", "dict_attributes_type"):
         _, keys = _as_written(kind_of_run, [*location, ""])
         return f"{path} ({value!r}) must hold keys: {_join(keys)}"
     if kind in ("enum", "literal_error"):
-        hint = _nearest(str(value), _quoted(detail["ctx"]["expected"]))
+        hint = nearest(str(value), _quoted(detail["ctx"]["expected"]))
         message += f"; {hint}" if hint else ""
     if kind == "value_error" and not location:
         return str(message)
     return f"{path} ({value!r}): {message}"
 
 
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A question that names the nearest choice; "" if none is near."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else ""
 
 

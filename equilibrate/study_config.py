@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from equilibrate.config import Config
-from equilibrate.config_files import load_settings, merge_settings, read_yaml
+from equilibrate.config_files import load_settings, merge_settings, nearest, read_yaml
 
 Kind = Literal["train", "fit"]
 """train: PPO (`RunConfig`); fit: offline training (`FitConfig`)."""
@@ -199,12 +198,6 @@ def split_figure(name: str, *, key: str = "figure") -> tuple[str, str]:
     if part and group == "malformed":
         raise ValueError(f"{key} ({name!r}) must be one share over all answers; try malformed")
     return group, part
-
-
-def nearest(word: str, choices: Collection[str]) -> str:
-    """A question that names the nearest choice; "" if none is near."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def _check_claim(claim: Claim, *, key: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
+from equilibrate.config_files import nearest
 from equilibrate.errors import ConfigError
 
 
@@ -13,8 +13,8 @@ def require_known(what: str, name: str, known: Iterable[str]) -> None:
     choices = sorted(known)
     if name in choices:
         return
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = nearest(name, choices)
     raise ConfigError(
-        f"{what} ({name!r}) is unknown; {hint}known: {', '.join(choices) or 'none at all'}"
+        f"{what} ({name!r}) is unknown; {hint + ' ' if hint else ''}"
+        f"known: {', '.join(choices) or 'none at all'}"
     )

@@ -17,7 +17,7 @@ from actors.offline_data import (
     encode_pairs,
     load_columns,
     plan_batches,
-    require_labels,
+    read_labels,
     split_held_out,
 )
 from actors.offline_objectives import ScorerObjective, SftObjective
@@ -154,7 +154,7 @@ def test_an_empty_data_set_is_refused(tmp_path):
 def test_a_label_that_is_not_0_or_1_is_named(tmp_path):
     table = Dataset.from_dict({"better_response_id": [0, 1, 2]})
     with pytest.raises(DataError, match=r"row 2, better_response_id \(2\) must be 0 or 1"):
-        require_labels(table, tmp_path, "better_response_id")
+        read_labels(table, tmp_path, "better_response_id")
 
 
 @pytest.mark.parametrize(
