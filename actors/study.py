@@ -75,7 +75,7 @@ def run_study(study: StudyConfig, *, report_only: bool = False) -> int:
             code = _make_runs(study, runs)
         finally:
             lock.release()
-    results = read_results(Path(study.results))
+    results = read_results(Path(study.results), _resolve)
     page = write_page(output / "study.html", study, runs, results)
     summary = output / "study.md"
     write_whole(summary, summary_markdown(study, runs, results) + "\n")
@@ -90,7 +90,7 @@ def _resolve(kind: Kind, tree: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
     folder = Path(study.results).resolve()
-    left = missing_runs(runs, read_results(folder))
+    left = missing_runs(runs, read_results(folder, _resolve))
     say(f"{study.name}: {len(runs)} runs, {len(runs) - len(left)} have a result")
     if not left:
         return 0
@@ -108,7 +108,7 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
                 under_way[remote.remote(task)] = task
             # Only to look after the results: a run may take hours.
             done, _ = ray.wait(list(under_way), num_returns=1, timeout=LOOK_EVERY_SECONDS)
-            results = read_results(folder)
+            results = read_results(folder, _resolve)
             finished = sum(run.key in results for run in runs)
             if finished > seen:
                 seen = finished

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from equilibrate.errors import DataError
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation import EvaluationTable
-from equilibrate.study.grid import PlannedRun
+from equilibrate.study.grid import PlannedRun, Resolve, run_key
 from equilibrate.study_config import Kind
 
 ByArm = Mapping[str, Mapping[int, "RunResult"]]
@@ -24,7 +24,7 @@ class RunResult:
     """What a finished run leaves behind. Which arms it belongs to is the study's business."""
 
     key: str
-    """`run_key` of kind and config."""
+    """`run_key` of kind and config when the run was made, and the file's name."""
     kind: Kind
     seed: int
     config: Mapping[str, Any]
@@ -87,8 +87,11 @@ def write_result(folder: Path, result: RunResult) -> Path:
     return path
 
 
-def read_results(folder: Path) -> dict[str, RunResult]:
-    """Every result in the folder by its key; a missing folder has none.
+def read_results(folder: Path, resolve: Resolve) -> dict[str, RunResult]:
+    """Every result in the folder by the key that its settings have today.
+
+    Settings that were added since a run count at their defaults, which must mean what was done
+    before there was a choice: so its result is found again. A missing folder has no results.
 
     Raises: DataError naming a file that is broken or does not have its key as its name.
     """
@@ -106,7 +109,7 @@ def read_results(folder: Path) -> dict[str, RunResult]:
                 f"{path}: its name must be its key ({result.key}); "
                 f"rename it to {result.key}.json or delete it"
             )
-        results[result.key] = result
+        results[_key_today(result, resolve)] = result
     return results
 
 
@@ -133,6 +136,14 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _key_today(result: RunResult, resolve: Resolve) -> str:
+    try:
+        return run_key(result.kind, resolve(result.kind, result.config))
+    except ConfigError:
+        # Settings that are refused today: no planned run can ask for this result.
+        return result.key
 
 
 def _significant(value: float) -> float | None:
