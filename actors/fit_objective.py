@@ -132,6 +132,7 @@ class FitObjective:
             response_mask=answers.response_mask,
             is_masked_row=answers.is_masked_row,
             multiplier=self._config.multiplier,
+            dead_band=ama.dead_band,
         )
 
 

@@ -22,6 +22,7 @@ def masked_tokens(
     response_mask: Tensor,
     is_masked_row: Tensor,
     multiplier: float,
+    dead_band: float = 0.0,
     control: torch.Generator | None = None,
     response_scores: Tensor | None = None,
 ) -> Tensor:
@@ -52,6 +53,7 @@ def masked_tokens(
         delta=ama.delta,
         pivot_rule=ama.pivots.rule,
         pivot_value=ama.pivots.value,
+        dead_band=dead_band,
         response_scores=response_scores,
         control=control,
     )

@@ -55,6 +55,7 @@ class Task:
 
     runs: tuple[PlannedRun, ...]
     output: str
+    stages: str
     results: str
 
 
@@ -139,8 +140,14 @@ def _tasks(study: StudyConfig, runs: Sequence[PlannedRun], parallel: int) -> lis
     groups: dict[object, list[PlannedRun]] = {}
     for run in runs:
         groups.setdefault((run.seed, "fit") if run.kind == "fit" else run.key, []).append(run)
-    output, results = (str(Path(folder).resolve()) for folder in (study.output, study.results))
-    return [Task(runs=tuple(group), output=output, results=results) for group in groups.values()]
+    stages = study.stages or os.path.join(study.output, "stages")
+    output, stages, results = (
+        str(Path(folder).resolve()) for folder in (study.output, stages, study.results)
+    )
+    return [
+        Task(runs=tuple(group), output=output, stages=stages, results=results)
+        for group in groups.values()
+    ]
 
 
 def _parallel(runs: Sequence[PlannedRun]) -> int:
@@ -171,7 +178,7 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
     Returns: message and exit code of every run that failed, by its key.
     """
     failures: dict[str, tuple[str, int]] = {}
-    stages = Path(task.output) / "stages"
+    stages = Path(task.stages)
     stages.mkdir(parents=True, exist_ok=True)
     bench: Workbench | None = None
     # All at once and first: a run that holds a generator must not wait for what trains a scorer.

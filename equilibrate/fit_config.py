@@ -75,6 +75,9 @@ class AnswerMaskConfig(MaskConfig):
     """What a masked token loses: its gradient alone, or its place in the loss too."""
     when_empty: Literal["full", "skip"] = "full"
     """An answer of a pair that keeps no token: use all of it, or leave the pair out."""
+    dead_band: float = Field(0.0, ge=0)
+    """Drop a token only where its score is further than this on the other side; units of the
+    score."""
 
 
 class FitDataConfig(Config):
@@ -162,6 +165,16 @@ class FitConfig(AnyRunConfig):
             raise ValueError(
                 f"ama needs answers that are either good or bad, and objective.type "
                 f"({self.objective.type}) has others; try ama=off, or objective.type=dpo"
+            )
+        if self.ama is not None and self.objective.type == "dpo" and self.ama.normalizer == "all":
+            raise ValueError(
+                "ama.normalizer (all) divides by tokens, and the loss of objective.type (dpo) is a "
+                "mean over pairs; leave it out"
+            )
+        if self.ama is not None and self.objective.type != "dpo" and self.ama.mode == "forward":
+            raise ValueError(
+                f"ama.mode (forward) is about log-ratios to the reference, and objective.type "
+                f"({self.objective.type}) has none; leave it out, or try objective.type=dpo"
             )
         if self.ama is not None and self.ama.source == "critics":
             raise ValueError(

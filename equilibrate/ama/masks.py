@@ -26,12 +26,13 @@ def gradient_mask(
     delta: bool,
     pivot_rule: PivotRule = "std",
     pivot_value: float = 1.0,
+    dead_band: float = 0.0,
     response_scores: Tensor | None = None,
     control: torch.Generator | None = None,
 ) -> Tensor:
     """The mask of the policy loss: keep a token if its signal agrees with the push it would get.
 
-        keep_t = s_t * (r - b) > 0,   r = r_t, the mean of its segment, or the mean of its response
+        keep_t = s_t * (r - b) > -dead_band,   r = r_t, or the mean of its segment or response
 
     Args:
         signal: [B, T], from `token_signal`.
@@ -41,6 +42,7 @@ def gradient_mask(
         baseline: b, broadcastable to [B, T], from `ama.baselines`.
         delta: whether the signal is made of steps, whose size then marks the pivots of `segment`.
         pivot_rule, pivot_value: kappa, see `pivot_threshold`; only `segment` reads them.
+        dead_band: >= 0, in the unit of the signal: how clearly a token must disagree to be dropped.
         response_scores: [B] or None. If given, s is its sign for the whole row (side `sequence`):
             the score of the finished response minus its own baseline.
         control: if given, the tokens kept in the masked rows are drawn at random from it, exactly
@@ -60,15 +62,15 @@ def gradient_mask(
         signal = segment_means(signal, response_mask, whole)
     side = sign(advantages if response_scores is None else response_scores[:, None])
     maskable = response_mask & is_masked_row[:, None]
-    kept = maskable & agrees(signal, side, baseline)
+    kept = maskable & agrees(signal, side, baseline, dead_band=dead_band)
     if control is not None:
         kept = random_mask(maskable, int(kept.sum()), control)
     return kept | (response_mask & ~is_masked_row[:, None])
 
 
-def agrees(signal: Tensor, side: Tensor, baseline: Tensor) -> Tensor:
-    """side * (signal - baseline) > 0, strictly: a signal at the baseline agrees with no side."""
-    return side * (signal - baseline) > 0
+def agrees(signal: Tensor, side: Tensor, baseline: Tensor, *, dead_band: float = 0.0) -> Tensor:
+    """side * (signal - baseline) > -dead_band, strictly: without a band the baseline is dropped."""
+    return side * (signal - baseline) > -dead_band
 
 
 def sign(values: Tensor) -> Tensor:

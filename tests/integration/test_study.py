@@ -19,7 +19,7 @@ def write_study(folder: Path) -> Path:
     """The smoke study, in folders of this test."""
     tree = yaml.safe_load(SMOKE.read_text())
     tree["seeds"] = [0]
-    tree |= {"output": str(folder / "output"), "results": str(folder / "results")}
+    tree |= {name: str(folder / name) for name in ("output", "stages", "results")}
     tree["base"] = {
         kind: [str((SMOKE.parent / file).resolve()) for file in files]
         for kind, files in tree["base"].items()
@@ -54,6 +54,9 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "Does every part of a study run?" in page
     summary = (tmp_path / "output" / "study.md").read_text()
     assert "Missing" not in summary
+    stages = {path.name.partition("-")[0] for path in (tmp_path / "stages").iterdir()}
+    assert {"world", "base", "reward", "cost"} <= stages
+    assert not (tmp_path / "output" / "stages").exists()
     # A third call has nothing to do.
     assert runs.finish(runs.command("study", str(study), log=log), seconds=60) == 0
     assert results(tmp_path) == after

@@ -44,6 +44,12 @@ def test_a_key_of_an_objective_keeps_the_default_type():
         ({"data": {"policy": "a"}}, "data.train must be given too"),
         ({"data": {"policy": "a", "train": "b"}}, "data.evaluation must be given too"),
         (WORLD | {"ama": {}, "objective": {"type": "bfpo"}}, r"ama needs .* \(bfpo\).*ama=off"),
+        (WORLD | {"ama": {"dead_band": -0.1}}, "ama.dead_band"),
+        (WORLD | {"ama": {"normalizer": "all"}}, r"ama.normalizer \(all\).*mean over pairs"),
+        (
+            WORLD | {"ama": {"mode": "forward"}, "objective": {"type": "ars"}},
+            r"ama.mode \(forward\).*\(ars\) has none",
+        ),
         (OWN | {"ama": {}}, "data.reward must be given too"),
         (OWN | {"fdc": {"mislabelled_fraction": 0.1}}, r"fdc.mislabelled_fraction \(0.1\)"),
         (WORLD | {"rollout": {"max_new_tokens": 128}}, "rollout.max_new_tokens"),

@@ -130,7 +130,8 @@ def test_a_class_without_a_gate_is_not_masked():
 
 def test_the_loss_is_divided_by_kept_or_by_all_tokens():
     kept = objective(MIXED, ama=BY_COST).masks(BOTH)
-    every = objective(MIXED, ama=BY_COST | {"normalizer": "all"}).masks(BOTH)
+    settings = BY_COST | {"normalizer": "all"}
+    every = objective(MIXED, objective={"type": "ars"}, ama=settings).masks(BOTH)
     assert (kept.negative.learned, every.negative.learned) == (4, 5)
 
 

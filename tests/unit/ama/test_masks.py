@@ -46,6 +46,24 @@ def test_signal_at_the_baseline_is_dropped_on_both_sides():
     assert mask_of(row(0.5, 0.5), row(1, -1), baseline=0.5).tolist() == [[False, False]]
 
 
+def test_a_dead_band_keeps_what_disagrees_a_little():
+    """Side +1, band 0.25: -0.125 stays, -0.25 and -0.5 go; side -1 is the mirror of it."""
+    signal = row(0.5, -0.125, -0.25, -0.5)
+    for side in (1, -1):
+        kept = mask_of(side * signal, side * torch.ones_like(signal), dead_band=0.25)
+        assert kept.tolist() == [[True, True, False, False]]
+
+
+@given(seeds, levels, st.floats(0.0, 2.0), st.floats(0.0, 2.0))
+def test_a_wider_dead_band_drops_nothing_more(seed, level, band, wider):
+    signal, advantages, mask, gate = random_batch(seed)
+    narrow, wide = (
+        mask_of(signal, advantages, mask, gate, level=level, dead_band=b)
+        for b in sorted((band, wider))
+    )
+    assert not (narrow & ~wide).any()
+
+
 @given(seeds)
 def test_negating_both_sides_and_signal_leaves_the_mask(seed):
     signal, advantages, mask, gate = random_batch(seed)
