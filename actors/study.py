@@ -23,7 +23,7 @@ from actors.prepare import FitInputs, Inputs, prepare_fit_inputs, prepare_inputs
 from actors.run_folder import claimed, say
 from equilibrate.checkpoint import FolderLock
 from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
-from equilibrate.config_files import parse_settings
+from equilibrate.config_files import RUN_KINDS, parse_settings
 from equilibrate.errors import EXIT_STOPPED, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.fit_config import FitConfig
@@ -42,7 +42,6 @@ from equilibrate.study import (
 from equilibrate.study.results import write_whole
 from equilibrate.study_config import Kind, StudyConfig, read_base
 
-KINDS: dict[Kind, type[AnyRunConfig]] = {"train": RunConfig, "fit": FitConfig}
 LOOK_EVERY_SECONDS = 5.0
 """How often the results are counted while runs are under way."""
 GROUPS = ("rollout", "scoring", "learner", "trainer")
@@ -85,7 +84,7 @@ def run_study(study: StudyConfig, *, report_only: bool = False) -> int:
 
 
 def _resolve(kind: Kind, tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    settings: dict[str, Any] = json.loads(parse_settings(KINDS[kind], tree).model_dump_json())
+    settings: dict[str, Any] = json.loads(parse_settings(RUN_KINDS[kind], tree).model_dump_json())
     return settings
 
 
@@ -155,12 +154,16 @@ def _parallel(runs: Sequence[PlannedRun]) -> int:
     total = ray.cluster_resources()
     most = math.inf
     for run in runs:
-        demand = _demand(parse_settings(KINDS[run.kind], run.config))
+        demand = _demand(_settings_of(run))
         for resource, amount in demand.items():
             if amount:
                 # Sums of fractions: three times 0.2 and a bit is not more than 0.6.
                 most = min(most, math.floor(total.get(resource, 0.0) / amount + 1e-6))
     return max(1, min(len(runs), int(most) if math.isfinite(most) else 1))
+
+
+def _settings_of(run: PlannedRun, **changes: str) -> AnyRunConfig:
+    return parse_settings(RUN_KINDS[run.kind], {**run.config, **changes})
 
 
 def _demand(config: AnyRunConfig) -> dict[str, float]:
@@ -182,13 +185,11 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
     stages.mkdir(parents=True, exist_ok=True)
     bench: Workbench | None = None
     # All at once and first: a run that holds a generator must not wait for what trains a scorer.
-    prepared = {
-        run.key: _prepare(parse_settings(KINDS[run.kind], run.config), stages) for run in task.runs
-    }
+    prepared = {run.key: _prepare(_settings_of(run), stages) for run in task.runs}
     try:
         for run in task.runs:
             folder = Path(task.output) / "runs" / run.key
-            config = parse_settings(KINDS[run.kind], {**run.config, "output": str(folder)})
+            config = _settings_of(run, output=str(folder))
             try:
                 inputs = prepared[run.key]
                 # What runs share is no part of the time of one.

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
@@ -131,11 +131,17 @@ def serve(
     return launch(run, port)
 
 
-def validate(config: Configs = (), overrides: Overrides = ()) -> int:
+def validate(
+    config: Configs = (),
+    overrides: Overrides = (),
+    kind: Annotated[
+        Literal["train", "fit"], arg(help="Which command the settings are for.")
+    ] = "train",
+) -> int:
     """Check settings without starting anything, and print them in full."""
-    from equilibrate.config_files import dump_config, load_config
+    from equilibrate.config_files import RUN_KINDS, dump_config, load_settings
 
-    print(dump_config(load_config(config, overrides)), end="")
+    print(dump_config(load_settings(RUN_KINDS[kind], config, overrides)), end="")
     return 0
 
 

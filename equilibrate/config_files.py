@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from equilibrate.config import Config, RunConfig
+from equilibrate.config import AnyRunConfig, Config, RunConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.fit_config import FitConfig
 
@@ -37,6 +37,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"line {line}: {key.value} is already set in line {first}")
             seen[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+RUN_KINDS: Mapping[str, type[AnyRunConfig]] = {"train": RunConfig, "fit": FitConfig}
+"""Settings of each command that makes a run folder."""
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

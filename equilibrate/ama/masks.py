@@ -42,7 +42,7 @@ def gradient_mask(
         baseline: b, broadcastable to [B, T], from `ama.baselines`.
         delta: whether the signal is made of steps, whose size then marks the pivots of `segment`.
         pivot_rule, pivot_value: kappa, see `pivot_threshold`; only `segment` reads them.
-        dead_band: >= 0, in the unit of the signal: how clearly a token must disagree to be dropped.
+        dead_band: >= 0, how far a signal may be on the other side before its token is dropped.
         response_scores: [B] or None. If given, s is its sign for the whole row (side `sequence`):
             the score of the finished response minus its own baseline.
         control: if given, the tokens kept in the masked rows are drawn at random from it, exactly
@@ -53,19 +53,32 @@ def gradient_mask(
     """
     require_same_shape(signal=signal, advantages=advantages, response_mask=response_mask)
     require_same_shape(is_masked_row=is_masked_row, rows=response_mask.any(1))
-    if level == "segment":
-        jumps = signal.abs() if delta else _jumps(signal, response_mask)
-        threshold = pivot_threshold(pivot_rule, pivot_value, jumps, response_mask)
-        signal = segment_means(signal, response_mask, segment_ids(jumps, response_mask, threshold))
-    elif level == "sequence":
-        whole = torch.zeros_like(response_mask, dtype=torch.int64)
-        signal = segment_means(signal, response_mask, whole)
+    signal = _at_level(level, signal, response_mask, delta, pivot_rule, pivot_value)
     side = sign(advantages if response_scores is None else response_scores[:, None])
     maskable = response_mask & is_masked_row[:, None]
     kept = maskable & agrees(signal, side, baseline, dead_band=dead_band)
     if control is not None:
         kept = random_mask(maskable, int(kept.sum()), control)
     return kept | (response_mask & ~is_masked_row[:, None])
+
+
+def _at_level(
+    level: Level,
+    signal: Tensor,
+    response_mask: Tensor,
+    delta: bool,
+    pivot_rule: PivotRule,
+    pivot_value: float,
+) -> Tensor:
+    """The signal of each token itself, or the mean of its segment or of its whole response."""
+    if level == "segment":
+        jumps = signal.abs() if delta else _jumps(signal, response_mask)
+        threshold = pivot_threshold(pivot_rule, pivot_value, jumps, response_mask)
+        return segment_means(signal, response_mask, segment_ids(jumps, response_mask, threshold))
+    if level == "sequence":
+        whole = torch.zeros_like(response_mask, dtype=torch.int64)
+        return segment_means(signal, response_mask, whole)
+    return signal
 
 
 def agrees(signal: Tensor, side: Tensor, baseline: Tensor, *, dead_band: float = 0.0) -> Tensor:

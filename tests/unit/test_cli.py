@@ -19,6 +19,14 @@ def test_validate_prints_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "ama: null" in printed
 
 
+def test_validate_knows_the_settings_of_a_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    amounts = "fdc.amounts={GENERAL: 8, EHD: 4}"
+    assert cli.main(["validate", "--kind", "fit", amounts, "objective.type=sft"]) == 0
+    assert "type: sft" in capsys.readouterr().out
+    assert cli.main(["validate", "--kind", "fit", amounts, "objective.type=stf"]) == 2
+    assert "objective.type" in capsys.readouterr().err
+
+
 def test_bad_setting_is_named_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["validate", "ppo.clip_rnage=0.1"]) == 2
     assert "did you mean 'clip_range'" in capsys.readouterr().err
