@@ -9,7 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import ray
 from actors.cluster import ray_cluster
 from actors.fit import Workbench, fit_with
 from actors.launch import train
-from actors.prepare import FitInputs, Inputs, prepare_fit_inputs, prepare_inputs
+from actors.prepare import STAGES, FitInputs, Inputs, prepare_fit_inputs, prepare_inputs
 from actors.run_folder import claimed, say
 from equilibrate.checkpoint import FolderLock
 from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
@@ -70,17 +70,28 @@ def run_study(study: StudyConfig, *, report_only: bool = False) -> int:
     output.mkdir(parents=True, exist_ok=True)
     code = 0
     if not report_only:
-        lock = FolderLock(output)
-        try:
+        with _alone_in(output, _stages_of(study)):
             code = _make_runs(study, runs)
-        finally:
-            lock.release()
     results = read_results(Path(study.results), _resolve)
     page = write_page(output / "study.html", study, runs, results)
     summary = output / "study.md"
     write_whole(summary, summary_markdown(study, runs, results) + "\n")
     say(f"page: {page}\nsummary: {summary}")
     return code
+
+
+def _stages_of(study: StudyConfig) -> Path:
+    return Path(study.stages or os.path.join(study.output, "stages")).resolve()
+
+
+@contextmanager
+def _alone_in(*folders: Path) -> Iterator[None]:
+    """Raises: ResourceError if another study is at work in one of the folders."""
+    with ExitStack() as held:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.callback(FolderLock(folder).release)
+        yield
 
 
 def _resolve(kind: Kind, tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -139,10 +150,8 @@ def _tasks(study: StudyConfig, runs: Sequence[PlannedRun], parallel: int) -> lis
     groups: dict[object, list[PlannedRun]] = {}
     for run in runs:
         groups.setdefault((run.seed, "fit") if run.kind == "fit" else run.key, []).append(run)
-    stages = study.stages or os.path.join(study.output, "stages")
-    output, stages, results = (
-        str(Path(folder).resolve()) for folder in (study.output, stages, study.results)
-    )
+    output, results = (str(Path(folder).resolve()) for folder in (study.output, study.results))
+    stages = str(_stages_of(study))
     return [
         Task(runs=tuple(group), output=output, stages=stages, results=results)
         for group in groups.values()
@@ -182,7 +191,6 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
     """
     failures: dict[str, tuple[str, int]] = {}
     stages = Path(task.stages)
-    stages.mkdir(parents=True, exist_ok=True)
     bench: Workbench | None = None
     # All at once and first: a run that holds a generator must not wait for what trains a scorer.
     prepared = {run.key: _prepare(_settings_of(run), stages) for run in task.runs}
@@ -192,6 +200,7 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
             config = _settings_of(run, output=str(folder))
             try:
                 inputs = prepared[run.key]
+                _link_stages(folder, stages)
                 # What runs share is no part of the time of one.
                 start = time.perf_counter()
                 if isinstance(config, FitConfig) and isinstance(inputs, FitInputs):
@@ -226,6 +235,14 @@ def _prepare(config: AnyRunConfig, stages: Path) -> Inputs | FitInputs:
             return prepare_fit_inputs(config, stages, say)
         assert isinstance(config, RunConfig)
         return prepare_inputs(config, stages, say)
+
+
+def _link_stages(run: Path, stages: Path) -> None:
+    """What looks at the run later (`evaluate`) finds its models where every run has them."""
+    run.mkdir(parents=True, exist_ok=True)
+    link = run / STAGES
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(stages, run), target_is_directory=True)
 
 
 def _fit(config: FitConfig, inputs: FitInputs, stages: Path, bench: Workbench) -> None:

@@ -57,6 +57,8 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     stages = {path.name.partition("-")[0] for path in (tmp_path / "stages").iterdir()}
     assert {"world", "base", "reward", "cost"} <= stages
     assert not (tmp_path / "output" / "stages").exists()
+    for run in (tmp_path / "output" / "runs").iterdir():
+        assert (run / "stages").resolve() == tmp_path / "stages"  # where `evaluate` looks
     # A third call has nothing to do.
     assert runs.finish(runs.command("study", str(study), log=log), seconds=60) == 0
     assert results(tmp_path) == after
