@@ -32,6 +32,7 @@ from equilibrate.study import (
     RunResult,
     expand,
     missing_runs,
+    one_ahead,
     plan_runs,
     read_results,
     summary_markdown,
@@ -108,7 +109,7 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
     code = 0
     with ray_cluster():
         parallel = _parallel(left)
-        waiting = _tasks(study, left, parallel)
+        waiting = _tasks(study, left)
         # A task reserves nothing itself: the groups of its run do.
         remote = ray.remote(_carry_out).options(num_cpus=0, max_retries=0)
         under_way: dict[ray.ObjectRef[Any], Task] = {}
@@ -145,16 +146,17 @@ def _report_failures(reference: ray.ObjectRef[Any], task: Task) -> int:
     return next((code for _, code in failures.values()), 0)
 
 
-def _tasks(study: StudyConfig, runs: Sequence[PlannedRun], parallel: int) -> list[Task]:
+def _tasks(study: StudyConfig, runs: Sequence[PlannedRun]) -> list[Task]:
     """PPO runs one by one; the offline ones of a seed together, where they share a generator."""
-    groups: dict[object, list[PlannedRun]] = {}
+    by_seed: dict[int, dict[object, list[PlannedRun]]] = {}
     for run in runs:
-        groups.setdefault((run.seed, "fit") if run.kind == "fit" else run.key, []).append(run)
+        tasks = by_seed.setdefault(run.seed, {})
+        tasks.setdefault("fit" if run.kind == "fit" else run.key, []).append(run)
     output, results = (str(Path(folder).resolve()) for folder in (study.output, study.results))
     stages = str(_stages_of(study))
     return [
         Task(runs=tuple(group), output=output, stages=stages, results=results)
-        for group in groups.values()
+        for group in one_ahead([list(tasks.values()) for tasks in by_seed.values()])
     ]
 
 

@@ -13,7 +13,15 @@ page      all of it as one page
 from equilibrate.study.claims import ClaimVerdict, JudgedClaim, decide, judge_claim
 from equilibrate.study.estimate import TimeLeft, time_left
 from equilibrate.study.figures import figure_of
-from equilibrate.study.grid import PlannedRun, Resolve, RunSpec, expand, plan_runs, run_key
+from equilibrate.study.grid import (
+    PlannedRun,
+    Resolve,
+    RunSpec,
+    expand,
+    one_ahead,
+    plan_runs,
+    run_key,
+)
 from equilibrate.study.page import write_page
 from equilibrate.study.results import (
     RunResult,
@@ -37,6 +45,7 @@ __all__ = [
     "figure_of",
     "judge_claim",
     "missing_runs",
+    "one_ahead",
     "plan_runs",
     "read_results",
     "results_by_arm",
