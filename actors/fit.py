@@ -22,11 +22,11 @@ from actors.offline import TrainWorkers, fit_on_cluster
 from actors.offline_data import load_columns
 from actors.offline_objectives import load_tokenizer
 from actors.prepare import (
-    STAGES,
     FitInputs,
     identity,
     make_or_find,
     prepare_fit_inputs,
+    stages_of,
 )
 from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
 from actors.text import TextCodec
@@ -130,7 +130,7 @@ def fit(config: FitConfig, stages: Path | None = None) -> int:
         if run is None:
             return 0
         with ray_cluster():
-            folder = stages or run / STAGES
+            folder = stages or stages_of(run)
             with measured(run, "prepare"):
                 inputs = prepare_fit_inputs(config, folder, say)
             with Workbench(config, inputs) as bench:
@@ -179,7 +179,7 @@ def _forget(run: Path) -> None:
 def evaluate_fit(config: FitConfig, run: Path, judge: Judge | None = None) -> int:
     """Sample the trained policy of a finished run and its start again; results and report anew."""
     with ray_cluster():
-        inputs = prepare_fit_inputs(config, run / STAGES, say)
+        inputs = prepare_fit_inputs(config, stages_of(run), say)
         inputs = replace(inputs, judge=judge or inputs.judge)
         with Workbench(config, inputs) as bench:
             _measure(config, run, inputs, bench)

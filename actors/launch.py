@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors.cluster import StopRequest, ray_cluster
 from actors.groups import WorkerGroups
-from actors.prepare import STAGES, Inputs, prepare_inputs
+from actors.prepare import Inputs, prepare_inputs, stages_of
 from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
 from actors.text import TextCodec
 from equilibrate import driver
@@ -37,13 +37,13 @@ def train(config: RunConfig, stages: Path | None = None) -> int:
         if run is None:
             return 0
         with ray_cluster():
-            return _train_on_cluster(config, run, stages or run / STAGES)
+            return _train_on_cluster(config, run, stages or stages_of(run))
 
 
 def evaluate(config: RunConfig, run: Path, judge: Judge | None = None) -> int:
     """Sample base and aligned model of a finished run again, and write results and report anew."""
     with ray_cluster():
-        inputs = prepare_inputs(config, run / STAGES, say)
+        inputs = prepare_inputs(config, stages_of(run), say)
         inputs = replace(inputs, judge=judge or inputs.judge)
         with WorkerGroups(config, inputs, roles=("rollout",)) as groups:
             assessor = _make_assessor(config, run, inputs, groups, TextCodec(inputs.policy))

@@ -6,9 +6,12 @@ what they depend on.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,14 @@ def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> F
     return FitInputs(**world.models(config), ptx=None, train=None, prompts=world.data / "prompts")
 
 
+def stages_of(run: Path) -> Path:
+    """Where a run's own stages are; a study links them to a folder that its runs share."""
+    folder = run / STAGES
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink()  # what it shared is gone, and made again here
+    return folder
+
+
 def identity(path: Path) -> str:
     """What a stage that reads a file or folder depends on: where it is and when it last changed."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -145,14 +156,27 @@ def _make_world(
 ) -> _World:
     """World -> base model -> reward and cost model, the last two side by side."""
     gpus = workers.gpus
-    world_stage = _world_stage(config)
-    world = make_or_find(world_stage, root, announce)
-    base_stage = _base_stage(config, world_stage, world, gpus)
-    base = make_or_find(base_stage, root, announce)
-    stages = [_scorer_stage(config, kind, base_stage, base, world, gpus) for kind in scorers]
-    with ThreadPoolExecutor(max(1, len(stages))) as threads:
-        made = threads.map(lambda stage: make_or_find(stage, root, announce), stages)
-        return _World(data=world, base=base, scorers=dict(zip(scorers, made, strict=True)))
+    with _one_at_a_time(root, config.sandbox.seed):
+        world_stage = _world_stage(config)
+        world = make_or_find(world_stage, root, announce)
+        base_stage = _base_stage(config, world_stage, world, gpus)
+        base = make_or_find(base_stage, root, announce)
+        stages = [_scorer_stage(config, kind, base_stage, base, world, gpus) for kind in scorers]
+        with ThreadPoolExecutor(max(1, len(stages))) as threads:
+            made = threads.map(lambda stage: make_or_find(stage, root, announce), stages)
+            return _World(data=world, base=base, scorers=dict(zip(scorers, made, strict=True)))
+
+
+@contextmanager
+def _one_at_a_time(root: Path, seed: int) -> Iterator[None]:
+    """Runs of a seed may share base and scorers: the first makes them while the others wait."""
+    root.mkdir(parents=True, exist_ok=True)
+    file = os.open(root / f".seed-{seed}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def make_or_find(stage: Stage, root: Path, announce: Announce) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -19,7 +18,7 @@ import ray
 from actors.cluster import ray_cluster
 from actors.fit import Workbench, fit_with
 from actors.launch import train
-from actors.prepare import STAGES, FitInputs, Inputs, prepare_fit_inputs, prepare_inputs
+from actors.prepare import FitInputs, Inputs, prepare_fit_inputs, prepare_inputs, stages_of
 from actors.run_folder import claimed, say
 from equilibrate.checkpoint import FolderLock
 from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
@@ -232,36 +231,24 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
 
 
 def _prepare(config: AnyRunConfig, stages: Path) -> Inputs | FitInputs:
-    with _one_at_a_time(stages, config.sandbox.seed):
-        if isinstance(config, FitConfig):
-            return prepare_fit_inputs(config, stages, say)
-        assert isinstance(config, RunConfig)
-        return prepare_inputs(config, stages, say)
+    if isinstance(config, FitConfig):
+        return prepare_fit_inputs(config, stages, say)
+    assert isinstance(config, RunConfig)
+    return prepare_inputs(config, stages, say)
 
 
 def _link_stages(run: Path, stages: Path) -> None:
     """What looks at the run later (`evaluate`) finds its models where every run has them."""
-    run.mkdir(parents=True, exist_ok=True)
-    link = run / STAGES
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(stages, run), target_is_directory=True)
+    link = stages_of(run)
+    if not link.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(stages, run), target_is_directory=True)
 
 
 def _fit(config: FitConfig, inputs: FitInputs, stages: Path, bench: Workbench) -> None:
     with claimed(config) as run:
         if run is not None:
             fit_with(config, run, inputs, bench, stages)
-
-
-@contextmanager
-def _one_at_a_time(stages: Path, seed: int) -> Iterator[None]:
-    """Runs of a seed share base and scorers: the first makes them while the others wait."""
-    file = os.open(stages / f".seed-{seed}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 def _result_of(run: PlannedRun, folder: Path, seconds: float) -> RunResult:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation import EvaluationTable
@@ -59,6 +59,10 @@ class RunResult:
         missing = [field.name for field in fields(cls) if field.name not in content]
         if missing:
             raise DataError(f"result must hold {', '.join(missing)}")
+        if content["kind"] not in get_args(Kind):
+            raise DataError(
+                f"kind ({content['kind']!r}) must be one of {', '.join(get_args(Kind))}"
+            )
         try:
             return cls(
                 key=str(content["key"]),
@@ -109,7 +113,10 @@ def read_results(folder: Path, resolve: Resolve) -> dict[str, RunResult]:
                 f"{path}: its name must be its key ({result.key}); "
                 f"rename it to {result.key}.json or delete it"
             )
-        results[_key_today(result, resolve)] = result
+        key = _key_today(result, resolve)
+        # One that was made under today's settings wins over an older one that means the same.
+        if key not in results or result.key == key:
+            results[key] = result
     return results
 
 

@@ -98,6 +98,26 @@ def test_a_setting_added_later_counts_at_its_default(tmp_path: Path):
     assert missing_runs(today, read_results(tmp_path, resolve_today)) == today[1:]
 
 
+def test_of_two_results_for_one_run_the_one_made_as_today_wins(tmp_path: Path):
+    def resolve_today(kind: str, written: Any) -> dict[str, Any]:
+        return {"floor": 0.0, **resolve(kind, written)}
+
+    today = plan_runs(expand(study(), {}), resolve_today)[0]
+    newer = dataclasses.replace(MADE, key=today.key, config=today.config, seconds=99.0)
+    for first, second in ((MADE, newer), (newer, MADE)):
+        folder = tmp_path / first.key
+        write_result(folder, first)
+        write_result(folder, second)
+        assert read_results(folder, resolve_today) == {today.key: newer}
+
+
+def test_a_result_of_no_known_kind_is_refused(tmp_path: Path):
+    path = write_result(tmp_path, MADE)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "ppo"}))
+    with pytest.raises(DataError, match=r"kind \('ppo'\) must be one of train, fit"):
+        read_results(tmp_path, resolve)
+
+
 def test_settings_that_are_refused_today_belong_to_no_run(tmp_path: Path):
     write_result(tmp_path, MADE)
 
