@@ -18,7 +18,14 @@ import ray
 from actors.cluster import ray_cluster
 from actors.fit import Workbench, fit_with
 from actors.launch import train
-from actors.prepare import FitInputs, Inputs, prepare_fit_inputs, prepare_inputs, stages_of
+from actors.prepare import (
+    STAGES,
+    FitInputs,
+    Inputs,
+    prepare_fit_inputs,
+    prepare_inputs,
+    stages_of,
+)
 from actors.run_folder import claimed, say
 from equilibrate.checkpoint import FolderLock
 from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
@@ -81,7 +88,7 @@ def run_study(study: StudyConfig, *, report_only: bool = False) -> int:
 
 
 def _stages_of(study: StudyConfig) -> Path:
-    return Path(study.stages or os.path.join(study.output, "stages")).resolve()
+    return Path(study.stages or Path(study.output, STAGES)).resolve()
 
 
 @contextmanager

@@ -161,22 +161,25 @@ class FitConfig(AnyRunConfig):
 
     @model_validator(mode="after")
     def _masks_have_what_they_need(self) -> Self:
-        if self.ama is not None and self.objective.type in ("bfpo", "derta"):
+        if self.ama is None:
+            return self
+        objective = self.objective.type
+        if objective in ("bfpo", "derta"):
             raise ValueError(
                 f"ama needs answers that are either good or bad, and objective.type "
-                f"({self.objective.type}) has others; try ama=off, or objective.type=dpo"
+                f"({objective}) has others; try ama=off, or objective.type=dpo"
             )
-        if self.ama is not None and self.objective.type == "dpo" and self.ama.normalizer == "all":
+        if objective == "dpo" and self.ama.normalizer == "all":
             raise ValueError(
                 "ama.normalizer (all) divides by tokens, and the loss of objective.type (dpo) is a "
                 "mean over pairs; leave it out"
             )
-        if self.ama is not None and self.objective.type != "dpo" and self.ama.mode == "forward":
+        if objective != "dpo" and self.ama.mode == "forward":
             raise ValueError(
                 f"ama.mode (forward) is about log-ratios to the reference, and objective.type "
-                f"({self.objective.type}) has none; leave it out, or try objective.type=dpo"
+                f"({objective}) has none; leave it out, or try objective.type=dpo"
             )
-        if self.ama is not None and self.ama.source == "critics":
+        if self.ama.source == "critics":
             raise ValueError(
                 "ama.source (critics) needs critics, and offline training has none; "
                 "try ama.source=both"
