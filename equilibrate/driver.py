@@ -113,10 +113,16 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
     Raises: NumericsError after `MAX_SKIPPED_UPDATES` skipped updates in a row, WorkerLostError
     after more than `max_restarts` lost learner groups.
     """
-    iteration = _resume(parts)
+    iteration: int | None = None
     skipped = restarts = 0
-    while iteration < iterations and not parts.should_stop():
+    while True:
+        # A rank can be lost in every call to the learner, the first and the last save included.
         try:
+            if iteration is None:
+                iteration = _resume(parts)
+            if iteration >= iterations or parts.should_stop():
+                parts.checkpoints.save(iteration)
+                return iteration
             parts.evaluate(iteration)
             update = run_iteration(parts, iteration)
             iteration += 1
@@ -127,15 +133,13 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
             restarts += 1
             if restarts > max_restarts:
                 raise
+            iteration = None
             parts.learner.restart()
-            iteration = _resume(parts)
         if skipped >= MAX_SKIPPED_UPDATES:
             raise NumericsError(
                 f"iteration {iteration}: {skipped} updates in a row were skipped because a loss or "
                 "a score was not finite; lower learner.policy_lr, or check the scorers"
             )
-    parts.checkpoints.save(iteration)
-    return iteration
 
 
 def _resume(parts: Parts) -> int:

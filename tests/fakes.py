@@ -130,16 +130,23 @@ class FakeScorer:
 
 
 class FakeLearner:
-    """Counts its updates; skips or dies at the update numbers it is told."""
+    """Counts its updates; skips or dies at the update numbers, or dies at the saves, it is told."""
 
     def __init__(
-        self, journal: list[str], *, skip_at: Sequence[int] = (), lost_at: Sequence[int] = ()
+        self,
+        journal: list[str],
+        *,
+        skip_at: Sequence[int] = (),
+        lost_at: Sequence[int] = (),
+        lost_at_save: Sequence[int] = (),
     ) -> None:
         self.journal = journal
         self.num_updates = 0
         self.calls = 0
+        self.saves = 0
         self.skip_at = skip_at
         self.lost_at = lost_at
+        self.lost_at_save = lost_at_save
         self.multipliers: list[float] = []
 
     def update(
@@ -158,6 +165,9 @@ class FakeLearner:
         return Weights(version=version, reference=self.num_updates)
 
     def save(self, folder: Path) -> None:
+        self.saves += 1
+        if self.saves in self.lost_at_save:
+            raise WorkerLostError("a learner rank is gone")
         folder.mkdir()
         (folder / "state.json").write_text(json.dumps(self.num_updates))
 

@@ -29,6 +29,7 @@ class Run:
         *,
         skip_at: tuple[int, ...] = (),
         lost_at: tuple[int, ...] = (),
+        lost_at_save: tuple[int, ...] = (),
         should_stop: Callable[[], bool] = lambda: False,
         seed: int = 0,
         max_policy_lag: int = 0,
@@ -37,7 +38,9 @@ class Run:
         self.journal: list[str] = []
         self.sampler = FakeSampler()
         self.rollouts = FakeRolloutPool(self.journal)
-        self.learner = FakeLearner(self.journal, skip_at=skip_at, lost_at=lost_at)
+        self.learner = FakeLearner(
+            self.journal, skip_at=skip_at, lost_at=lost_at, lost_at_save=lost_at_save
+        )
         self.multiplier, self.kl = FakeController(), FakeController()
         self.sink = MemorySink()
         self.store = CheckpointStore(folder, keep=2)
@@ -162,6 +165,16 @@ def test_loss_before_the_first_checkpoint_starts_over(tmp_path: Path) -> None:
     assert run.train(2) == 2
     assert run.rollouts.prompts[:2] == run.rollouts.prompts[2:4] == ["prompt 0", "prompt 1"]
     assert run.learner.num_updates == 2
+
+
+@pytest.mark.parametrize("save", [1, 2, 3])
+def test_loss_in_any_save_starts_over(tmp_path: Path, save: int) -> None:
+    # The first save is of iteration 0, the second in the middle, the third at the end.
+    run = Run(tmp_path, lost_at_save=(save,))
+    assert run.train(3) == 3
+    assert run.journal.count("restart") == 1
+    assert [iteration for iteration, _ in run.sink.rows] == [0, 1, 2]
+    assert run.learner.num_updates == 3
 
 
 def test_too_many_losses_end_the_run(tmp_path: Path) -> None:
