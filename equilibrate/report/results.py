@@ -40,8 +40,9 @@ class TrainingSummary:
     seconds_by_phase: Mapping[str, float]
     """Summed over all iterations."""
     figures: Mapping[str, float]
-    """How much the policy learned from: trained_tokens, those that moved it, over all iterations or
-    epochs; kept_fraction, their share of the answers' tokens; and what else a training reports."""
+    """How much the policy learned from: trained_tokens, those that moved it, over all iterations
+    but once however many epochs; kept_fraction, their share of the answers' tokens; and what else
+    a training reports."""
 
 
 def summarise_training(
