@@ -30,7 +30,7 @@ from actors.run_folder import claimed, say
 from equilibrate.checkpoint import FolderLock
 from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
 from equilibrate.config_files import RUN_KINDS, parse_settings
-from equilibrate.errors import EXIT_STOPPED, EquilibrateError
+from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.fit_config import FitConfig
 from equilibrate.study import (
@@ -43,6 +43,7 @@ from equilibrate.study import (
     read_results,
     summary_markdown,
     time_left,
+    with_section,
     write_page,
     write_result,
 )
@@ -65,13 +66,20 @@ class Task:
     results: str
 
 
-def run_study(study: StudyConfig, *, report_only: bool = False) -> int:
+def run_study(
+    study: StudyConfig, *, report_only: bool = False, document: Path | None = None
+) -> int:
     """Make every run that has no result yet, then the page and the summary.
+
+    Args: document: a Markdown file in which the summary becomes one section, the rest staying.
 
     A run that fails does not stop the others; it is named at the end.
     Returns: the exit code: 0, or that of the first failure.
-    Raises: ConfigError for an arm whose settings break a rule, before anything runs.
+    Raises: ConfigError for an arm whose settings break a rule, or a document that cannot be
+    written, before anything runs.
     """
+    if document is not None and (document.is_dir() or not document.parent.is_dir()):
+        raise ConfigError(f"document ({document}) must be a file in a folder that exists")
     runs = plan_runs(expand(study, read_base(study)), _resolve)
     output = Path(study.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -81,9 +89,13 @@ def run_study(study: StudyConfig, *, report_only: bool = False) -> int:
             code = _make_runs(study, runs)
     results = read_results(Path(study.results), _resolve)
     page = write_page(output / "study.html", study, runs, results)
-    summary = output / "study.md"
-    write_whole(summary, summary_markdown(study, runs, results) + "\n")
-    say(f"page: {page}\nsummary: {summary}")
+    summary, path = summary_markdown(study, runs, results), output / "study.md"
+    write_whole(path, summary + "\n")
+    say(f"page: {page}\nsummary: {path}")
+    if document is not None:
+        text = document.read_text() if document.exists() else ""
+        write_whole(document, with_section(text, study.name, summary))
+        say(f"section: {document}")
     return code
 
 

@@ -72,6 +72,10 @@ def fit(config: Configs = (), overrides: Overrides = ()) -> int:
 def study(
     file: Annotated[Positional[Path], arg(help="YAML file of a study.", metavar="STUDY")],
     report_only: Annotated[bool, arg(help="Run nothing; write the page and the summary.")] = False,
+    document: Annotated[
+        Path | None,
+        arg(help="Markdown file; its section on this study is written anew.", metavar="FILE"),
+    ] = None,
 ) -> int:
     """Run, or go on with, a grid of runs, and say what it shows about its claims."""
     from equilibrate.study_config import load_study
@@ -80,7 +84,7 @@ def study(
     _require_siblings()
     from actors.study import run_study
 
-    return run_study(settings, report_only=report_only)
+    return run_study(settings, report_only=report_only, document=document)
 
 
 def evaluate(

@@ -30,7 +30,7 @@ from equilibrate.study.results import (
     results_by_arm,
     write_result,
 )
-from equilibrate.study.summary import summary_markdown
+from equilibrate.study.summary import summary_markdown, with_section
 
 __all__ = [
     "ClaimVerdict",
@@ -52,6 +52,7 @@ __all__ = [
     "run_key",
     "summary_markdown",
     "time_left",
+    "with_section",
     "write_page",
     "write_result",
 ]

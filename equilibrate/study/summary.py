@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,21 @@ def summary_markdown(
     if missing := missing_lines(study, runs, results):
         lines += ["", "## Missing", "", *(f"- {line}" for line in missing)]
     return "\n".join(lines)
+
+
+def with_section(document: str, name: str, summary: str) -> str:
+    """`document` with its section on the study `name` written anew, or added at its end.
+
+    Args: summary: from `summary_markdown`; its headings go one level down.
+
+    The section runs to the next heading of its level; what surrounds it stays as it is.
+    """
+    head = f"## Results of `{name}`\n"
+    body = re.sub("^##", "###", summary.partition("\n")[2].strip(), flags=re.MULTILINE)
+    before, found, rest = document.partition(head)
+    following = re.search("^## ", rest, flags=re.MULTILINE) if found else None
+    after = f"\n{rest[following.start() :]}" if following else ""
+    return f"{before.rstrip()}\n\n{head}\n{body}\n{after}".lstrip()
 
 
 def progress_line(

@@ -59,9 +59,12 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not (tmp_path / "output" / "stages").exists()
     for run in (tmp_path / "output" / "runs").iterdir():
         assert (run / "stages").resolve() == tmp_path / "stages"  # where `evaluate` looks
-    # A third call has nothing to do.
-    assert runs.finish(runs.command("study", str(study), log=log), seconds=60) == 0
+    # A third call has nothing to do but to write.
+    document = tmp_path / "mine.md"
+    again = runs.command("study", str(study), "--document", str(document), log=log)
+    assert runs.finish(again, seconds=60) == 0
     assert results(tmp_path) == after
+    assert document.read_text().startswith("## Results of `smoke`\n")
 
 
 def test_a_mistake_in_an_arm_is_told_before_anything_runs(tmp_path: Path) -> None:
@@ -70,4 +73,13 @@ def test_a_mistake_in_an_arm_is_told_before_anything_runs(tmp_path: Path) -> Non
     log = tmp_path / "study"
     assert runs.finish(runs.command("study", str(study), log=log), seconds=60) == 2
     assert "arms.adpo: ama.source ('costs')" in log.with_suffix(".log").read_text()
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_document_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:
+    study, log = write_study(tmp_path), tmp_path / "study"
+    nowhere = tmp_path / "nowhere" / "mine.md"
+    asked = runs.command("study", str(study), "--document", str(nowhere), log=log)
+    assert runs.finish(asked, seconds=60) == 2
+    assert f"document ({nowhere})" in log.with_suffix(".log").read_text()
     assert not (tmp_path / "output").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from equilibrate.study import summary_markdown
+import pytest
+
+from equilibrate.study import summary_markdown, with_section
 from equilibrate.study.summary import claim_rule
 from tests.unit.study.studies import HARMS, plan, results, study, with_question
 
@@ -80,3 +82,35 @@ def test_the_rule_of_a_claim_in_words():
     )
     same = harm.model_copy(update={"expect": "same", "margin": 5.0, "figure": "training.seconds"})
     assert claim_rule(config, same).endswith("expected same within 5")
+
+
+DOCUMENT = """# Mine
+
+Read me first.
+
+## Results of `tiny`
+
+old
+
+### Old detail
+
+## Results of `other`
+
+stays
+"""
+
+
+def test_a_section_is_written_anew_between_what_stays():
+    after = with_section(DOCUMENT, "tiny", "# tiny\n\nnew\n\n## Verdicts\n\nnone")
+    expected = DOCUMENT.replace("old\n\n### Old detail", "new\n\n### Verdicts\n\nnone")
+    assert after == expected
+    assert with_section(after, "tiny", "# tiny\n\nnew\n\n## Verdicts\n\nnone") == after
+
+
+@pytest.mark.parametrize(
+    ("document", "before"), [("", ""), ("# Mine\n", "# Mine\n\n"), (DOCUMENT, DOCUMENT + "\n")]
+)
+def test_a_new_section_goes_to_the_end(document: str, before: str):
+    assert (
+        with_section(document, "new", "# new\n\ntext") == f"{before}## Results of `new`\n\ntext\n"
+    )
