@@ -93,7 +93,7 @@ def run_study(
     write_whole(path, summary + "\n")
     say(f"page: {page}\nsummary: {path}")
     if document is not None:
-        text = document.read_text() if document.exists() else ""
+        text = document.read_text(encoding="utf-8") if document.exists() else ""
         write_whole(document, with_section(text, study.name, summary))
         say(f"section: {document}")
     return code
