@@ -288,7 +288,7 @@ class RunConfig(AnyRunConfig):
     learner: LearnerConfig = LearnerConfig()
     ppo: PPOConfig = PPOConfig()
     constraint: Constraint = PidMultiplier()
-    ama: Annotated[AmaConfig | None, BeforeValidator(off_is_none)] = AmaConfig()
+    ama: Annotated[AmaConfig | None, BeforeValidator(off_is_none)] = None
 
     @property
     def rollouts_per_iteration(self) -> int:

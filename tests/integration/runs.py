@@ -59,6 +59,7 @@ def write_inputs(folder: Path) -> Path:
         "scoring": {"cpus": 0.25},
         "learner": {"cpus": 0.25, "max_tokens_per_batch": 192, "lr_schedule": "linear"},
         "ppo": {"minibatch_size": 4},
+        "ama": {},
     }
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(settings))

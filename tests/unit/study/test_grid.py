@@ -93,7 +93,7 @@ def test_with_the_real_settings_a_written_default_is_no_other_run():
     arms = {
         "plain": {"kind": "train"},
         "written": {"kind": "train", "set": {"ppo": {"clip_range": 0.2}, "output": "elsewhere"}},
-        "masked": {"kind": "train", "set": {"ama": "off"}},
+        "masked": {"kind": "train", "set": {"ama": {}}},
     }
     config = study(arms=arms, questions=[], seeds=[0], common={})
     assert [run.arms for run in plan_runs(expand(config, {}), real)] == [
