@@ -91,6 +91,9 @@ def test_overrides_are_yaml_values(override: str, value: object) -> None:
 @pytest.mark.parametrize("off", ["off", "'off'", "false", "null", "no"])
 @pytest.mark.parametrize("key", ["ama", "constraint"])
 def test_features_are_switched_off_by_any_spelling(tmp_path: Path, key: str, off: str) -> None:
+    on = {"ama": "ama={}", "constraint": "constraint.budget=0.5"}[key]
+    assert getattr(load_config([], [on]), key) is not None
+    assert getattr(load_config([], [on, f"{key}={off}"]), key) is None
     assert getattr(load_config([], [f"{key}={off}"]), key) is None
     assert getattr(load_config([write(tmp_path / "a.yaml", f"{key}: {off}\n")]), key) is None
 
