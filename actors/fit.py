@@ -26,6 +26,7 @@ from actors.prepare import (
     identity,
     make_or_find,
     prepare_fit_inputs,
+    shared_base,
     stages_of,
 )
 from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
@@ -99,14 +100,21 @@ class Workbench:
         with WorkerGroups(config, inputs, roles=("scoring",)) as groups:
             yield groups.scorer
 
-    def generator_of(self, folder: Path, version: int) -> RolloutPool:
-        """The generator, with the weights of a model folder."""
+    @property
+    def generator(self) -> RolloutPool:
+        """With the weights that `load` gave it last."""
+        return self._started().rollouts
+
+    def load(self, folder: Path, version: int) -> None:
+        """Give the generator the weights of a model folder."""
+        groups = self._started()
+        groups.rollouts.sync(groups.weights_of_folder(folder, version))
+
+    def _started(self) -> WorkerGroups:
         if self._generators is None:
             groups = WorkerGroups(self._config, self._inputs, roles=("rollout",))
             self._generators = self._open.enter_context(groups)
-        groups = self._generators
-        groups.rollouts.sync(groups.weights_of_folder(folder, version))
-        return groups.rollouts
+        return self._generators
 
     def make_room(self) -> None:
         """Before a training: on GPUs the generator would keep the memory that it needs."""
@@ -152,7 +160,7 @@ def fit_with(
         bench.make_room()
         with measured(run, "train"):
             train_policy(config, inputs.policy, answers, run)
-    _measure(config, run, inputs, bench)
+    _measure(config, run, inputs, bench, shared_base(config, inputs, stages))
 
 
 def _training_key(config: FitConfig, inputs: FitInputs, answers: Path) -> str:
@@ -182,7 +190,8 @@ def evaluate_fit(config: FitConfig, run: Path, judge: Judge | None = None) -> in
         inputs = prepare_fit_inputs(config, stages_of(run), say)
         inputs = replace(inputs, judge=judge or inputs.judge)
         with Workbench(config, inputs) as bench:
-            _measure(config, run, inputs, bench)
+            # Whatever other runs found: all of it is to be sampled and judged again.
+            _measure(config, run, inputs, bench, None)
     return 0
 
 
@@ -216,22 +225,27 @@ def train_policy(config: FitConfig, policy: Path, answers: Path, run: Path) -> N
     work.rename(run / "aligned")
 
 
-def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) -> None:
+def _measure(
+    config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench, shared: Path | None
+) -> None:
     codec = TextCodec(inputs.policy)
     prompts = read_fitting(inputs.evaluation, codec, config.rollout) if inputs.evaluation else []
     if prompts:
         with measured(run, "evaluate"):
-            stages = (("base", inputs.policy, 0), ("aligned", run / "aligned", TRAINED))
-            for name, folder, version in stages:
-                assessor = Assessor(
-                    run,
-                    prompts,
-                    rollouts=bench.generator_of(folder, version),
-                    judge=inputs.judge,
-                    decode=codec.decode,
-                    every=0,
-                )
-                assessor.in_full(name, version)
+            assessor = Assessor(
+                run,
+                prompts,
+                rollouts=bench.generator,
+                judge=inputs.judge,
+                decode=codec.decode,
+                every=0,
+                shared_base=shared,
+            )
+            if not assessor.find_base():
+                bench.load(inputs.policy, 0)
+                assessor.measure_base()
+            bench.load(run / "aligned", TRAINED)
+            assessor.in_full("aligned", TRAINED)
     training = replace(
         summarise_training(run), figures=json.loads((run / FIGURES_FILE).read_text())
     )
@@ -345,12 +359,12 @@ def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsCon
     )
     asked = tuple(prompts[row] for row in chosen)
     _require_apart([prompt.text for prompt in asked], inputs, config)
-    generator = bench.generator_of(inputs.policy, 0)
+    bench.load(inputs.policy, 0)
     pairs = []
     with bench.scorer_of(inputs) as scorer:
         for start in range(0, len(asked), SAMPLED_TOGETHER):
             some = asked[start : start + SAMPLED_TOGETHER]
             batch = PromptBatch(iteration=0, prompts=some, copies=copies)
-            scored = scorer.score(generator.generate(batch, 0))
+            scored = scorer.score(bench.generator.generate(batch, 0))
             pairs += best_and_worst(scored, copies=copies, multiplier=config.multiplier)
     return table_of_pairs(pairs, with_worst=ars.negative_coef > 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors.cluster import StopRequest, ray_cluster
 from actors.groups import WorkerGroups
-from actors.prepare import Inputs, prepare_inputs, stages_of
+from actors.prepare import Inputs, prepare_inputs, shared_base, stages_of
 from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
 from actors.text import TextCodec
 from equilibrate import driver
@@ -69,7 +69,8 @@ def _train_on_cluster(config: RunConfig, run: Path, stages: Path) -> int:
             run / "checkpoints", config.keep_checkpoints, installed_versions()
         ) as store,
     ):
-        parts, assessor = _make_parts(config, run, inputs, groups, store, stop)
+        base = shared_base(config, inputs, stages)
+        parts, assessor = _make_parts(config, run, inputs, groups, store, stop, base)
         iteration = driver.train(
             parts,
             iterations=config.iterations,
@@ -106,10 +107,11 @@ def _make_parts(
     groups: WorkerGroups,
     store: CheckpointStore,
     stop: Callable[[], bool],
+    base: Path | None,
 ) -> tuple[driver.Parts, Assessor]:
     codec = TextCodec(inputs.policy)
     prompts = read_fitting(inputs.prompts, codec, config.rollout)
-    assessor = _make_assessor(config, run, inputs, groups, codec)
+    assessor = _make_assessor(config, run, inputs, groups, codec, base)
     check_disjoint(prompts, assessor.prompts)
     sampler = _make_sampler(config, prompts)
     queue = RolloutQueue(
@@ -158,7 +160,12 @@ def _make_sampler(config: RunConfig, prompts: list[Prompt]) -> FdcSampler:
 
 
 def _make_assessor(
-    config: RunConfig, run: Path, inputs: Inputs, groups: WorkerGroups, codec: TextCodec
+    config: RunConfig,
+    run: Path,
+    inputs: Inputs,
+    groups: WorkerGroups,
+    codec: TextCodec,
+    base: Path | None = None,
 ) -> Assessor:
     prompts = read_fitting(inputs.evaluation, codec, config.rollout) if inputs.evaluation else []
     return Assessor(
@@ -168,4 +175,5 @@ def _make_assessor(
         judge=inputs.judge,
         decode=codec.decode,
         every=config.evaluate_every,
+        shared_base=base,
     )

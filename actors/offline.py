@@ -157,6 +157,8 @@ _LEFT_OUT = (
     "PlacementGroupCleanerCallback",
     # Shows every worker all GPUs of its machine: ours see their own alone, as those of PPO do.
     "AcceleratorSetupCallback",
+    # A process that deals out Ray data sets, of which there are none: 4 s of a core each time.
+    "DatasetsCallback",
 )
 MAX_UNSTARTED = 10
 """Times that Ray Train waits a minute for its workers to start: by default it waits for ever."""

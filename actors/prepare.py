@@ -7,6 +7,8 @@ what they depend on.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +108,29 @@ def identity(path: Path) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     changed = max((file.stat().st_mtime_ns for file in files), default=0)
     return f"{path.resolve()}@{changed}"
+
+
+def shared_base(config: AnyRunConfig, inputs: Models, stages: Path) -> Path | None:
+    """Where runs with these stages keep what the starting policy answers to the held-out prompts.
+
+    None without such prompts.
+    """
+    if inputs.evaluation is None:
+        return None
+    sampling = config.rollout
+    depends = {
+        "policy": identity(inputs.policy),
+        "evaluation": identity(inputs.evaluation),
+        "judge": inputs.judge.name,
+        "seed": config.seed,
+        "device": config.device,
+        "dtype": config.dtype,
+        "temperature": sampling.temperature,
+        "max_new_tokens": sampling.max_new_tokens,
+        "max_model_len": sampling.max_model_len,
+    }
+    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+    return stages / f"answers-of-base-{key}.json"
 
 
 def _models(config: RunConfig | FitConfig) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from equilibrate.config_files import RUN_KINDS, parse_settings
 from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.fit_config import FitConfig
+from equilibrate.sinks import write_whole
 from equilibrate.study import (
     PlannedRun,
     RunResult,
@@ -47,7 +48,6 @@ from equilibrate.study import (
     write_page,
     write_result,
 )
-from equilibrate.study.results import write_whole
 from equilibrate.study_config import Kind, StudyConfig, read_base
 
 LOOK_EVERY_SECONDS = 5.0

@@ -11,9 +11,11 @@ from typing import Any
 
 from equilibrate.evaluation import EvaluationTable, Judge, Verdict, compare, tabulate
 from equilibrate.interfaces import RolloutPool
-from equilibrate.sinks import EVALUATIONS_FILE, JsonlFile
+from equilibrate.sinks import EVALUATIONS_FILE, JsonlFile, write_whole
 from equilibrate.types import Prompt, PromptBatch
 
+BASE = "base"
+"""What training starts from; `base.json` holds its answers."""
 TRACE_PROMPTS_PER_CELL = 64
 """Enough for a point of the Pareto plot (half-width 12 points at 50 %), cheap enough to repeat."""
 SAMPLES_PER_CELL = 25
@@ -51,20 +53,26 @@ class Assessor:
         judge: Judge,
         decode: Decode,
         every: int,
+        shared_base: Path | None = None,
     ) -> None:
+        """
+        Args: shared_base: file that holds the answers of the base for every run that starts from
+            it, or will; its name stands for all that they depend on.
+        """
         self.prompts = tuple(prompts)
         self._folder = run_folder
         self._rollouts = rollouts
         self._judge = judge
         self._decode = decode
         self._every = every
+        self._shared_base = shared_base
 
     def at_iteration(self, iteration: int) -> None:
         """The base policy in full at iteration 0, a point of the trace every so often."""
         if not self.prompts:
             return
-        if iteration == 0:
-            self.in_full("base", policy_version=0)
+        if iteration == 0 and not self.find_base():
+            self.measure_base()
         if self._every and iteration % self._every == 0:
             trace = self._assess(_first_of_each_cell(self.prompts), policy_version=iteration)
             row = {"iteration": iteration, "table": trace.table.to_json()}
@@ -72,11 +80,28 @@ class Assessor:
             trace_file.append(row)
             trace_file.close()
 
+    def find_base(self) -> bool:
+        """Whether another run has measured the base; if so its answers are this run's too."""
+        if self._shared_base is None or not self._shared_base.is_file():
+            return False
+        write_whole(self._file(BASE), self._shared_base.read_text(encoding="utf-8"))
+        return True
+
+    def measure_base(self) -> None:
+        """Measure version 0 in full, for the other runs as well."""
+        self.in_full(BASE, policy_version=0)
+        if self._shared_base is not None:
+            self._shared_base.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._shared_base, self._file(BASE).read_text(encoding="utf-8"))
+
     def in_full(self, name: str, policy_version: int) -> Assessment:
         """Measure on all prompts and write `<name>.json`."""
         assessment = self._assess(self.prompts, policy_version)
-        write_assessment(self._folder / f"{name}.json", assessment)
+        write_assessment(self._file(name), assessment)
         return assessment
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
 
     def _assess(self, prompts: tuple[Prompt, ...], policy_version: int) -> Assessment:
         batch = PromptBatch(iteration=policy_version, prompts=prompts)
@@ -100,7 +125,7 @@ def write_assessment(path: Path, assessment: Assessment) -> None:
             assessment.prompts, assessment.responses, assessment.verdicts, strict=True
         )
     ]
-    path.write_text(json.dumps(rows))
+    write_whole(path, json.dumps(rows))
 
 
 def read_assessment(path: Path, prompts: Sequence[Prompt]) -> Assessment:

@@ -42,6 +42,13 @@ class Mirror(Protocol):
     def close(self) -> None: ...
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write the file whole or not at all: a reader never sees a half, whoever else writes it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def append_row(file: IO[bytes], row: Mapping[str, Any]) -> None:
     """One JSON line, flushed. Equal rows give equal bytes; nan and inf become null."""
     line = json.dumps(_plain(row), sort_keys=True, allow_nan=False, ensure_ascii=False)

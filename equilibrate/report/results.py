@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equilibrate.evaluation import EvaluationTable
-from equilibrate.sinks import METRICS_FILE, TIMINGS_FILE, Row, read_rows
+from equilibrate.sinks import METRICS_FILE, TIMINGS_FILE, Row, read_rows, write_whole
 
 LAST_ITERATIONS = 20
 """Iterations at the end of a run whose cost is averaged: one is too noisy to judge a budget by."""
@@ -115,9 +114,7 @@ def write_results(
         "versions": dict(versions),
         "seed": seed,
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def installed_versions() -> dict[str, str]:

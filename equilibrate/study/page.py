@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from equilibrate.report.html import leaves, own_file, plotly_library, script_json, template
+from equilibrate.sinks import write_whole
 from equilibrate.study.claims import ClaimVerdict, JudgedClaim, judge_claim
 from equilibrate.study.figures import show_change, show_gap
 from equilibrate.study.grid import PlannedRun
 from equilibrate.study.plots import Plot, question_plots
-from equilibrate.study.results import ByArm, RunResult, results_by_arm, write_whole
+from equilibrate.study.results import ByArm, RunResult, results_by_arm
 from equilibrate.study.summary import (
     FigureTable,
     claim_rule,

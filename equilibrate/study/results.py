@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Self, get_args
 
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation import EvaluationTable
+from equilibrate.sinks import write_whole
 from equilibrate.study.grid import PlannedRun, Resolve, run_key
 from equilibrate.study_config import Kind
 
@@ -136,13 +136,6 @@ def results_by_arm(
 def missing_runs(runs: Sequence[PlannedRun], results: Mapping[str, RunResult]) -> list[PlannedRun]:
     """Runs without a result, in the order in which they are to be made."""
     return [run for run in runs if run.key not in results]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write the file whole or not at all: a reader never sees a half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _key_today(result: RunResult, resolve: Resolve) -> str:

@@ -30,7 +30,9 @@ class EvenIsHarmful:
         ]
 
 
-def make_assessor(folder: Path, *, per_cell: int = 4, every: int = 2) -> Assessor:
+def make_assessor(
+    folder: Path, *, per_cell: int = 4, every: int = 2, shared: Path | None = None
+) -> Assessor:
     rollouts = FakeRolloutPool([])
     rollouts.sync(Weights(version=0, reference=None))
     prompts = [
@@ -45,6 +47,7 @@ def make_assessor(folder: Path, *, per_cell: int = 4, every: int = 2) -> Assesso
         judge=EvenIsHarmful(),
         decode=lambda ids: " ".join(map(str, ids)),
         every=every,
+        shared_base=shared,
     )
 
 
@@ -73,6 +76,19 @@ def test_trace_takes_a_few_prompts_of_each_cell(tmp_path: Path) -> None:
     make_assessor(tmp_path, per_cell=TRACE_PROMPTS_PER_CELL + 1).at_iteration(0)
     (row,) = trace(tmp_path)
     assert row["table"]["harmful_compliance"]["EHD_seen"]["n"] == TRACE_PROMPTS_PER_CELL
+
+
+def test_base_is_measured_once_for_all_runs_that_start_from_it(tmp_path: Path) -> None:
+    shared = tmp_path / "stages" / "answers.json"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    make_assessor(tmp_path / "first", every=0, shared=shared).at_iteration(0)
+    measured = shared.read_text()
+    assert measured == (tmp_path / "first" / "base.json").read_text()
+    # What is found is not sampled again: whatever stands there becomes the second run's.
+    shared.write_text(measured.replace("EHD_seen 1", "EHD_seen one"))
+    make_assessor(tmp_path / "second", every=0, shared=shared).at_iteration(0)
+    assert "EHD_seen one" in (tmp_path / "second" / "base.json").read_text()
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
