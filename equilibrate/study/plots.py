@@ -16,6 +16,7 @@ from equilibrate.study.figures import (
     over_seeds,
     show_figure,
 )
+from equilibrate.study.labels import place_labels
 from equilibrate.study.results import ByArm
 from equilibrate.study_config import Question, StudyConfig
 
@@ -148,6 +149,7 @@ def _fronts(
         if any(seeds.values()):
             names = {arm: study.label_of(arm) for arm in arms}
             traces += _front(label, names, seeds, _pen(i))
+    _name_means(traces)
     layout = {
         "xaxis": {"title": {"text": figure_title(axes[0])}, "tickformat": ".0%"},
         "yaxis": {"title": {"text": _value_title(axes[1])}, "tickformat": ".0%"},
@@ -180,7 +182,7 @@ def _front(
             "name": label,
             "x": [x for *_, x, _ in singles],
             "y": [y for *_, y in singles],
-            "text": [f"{names[arm]}, seed {seed}" for arm, seed, *_ in singles],
+            "customdata": [f"{names[arm]}, seed {seed}" for arm, seed, *_ in singles],
             "marker": {"size": 6, "color": pen["color"]},
             "opacity": 0.3,
             "hovertemplate": HOVER,
@@ -198,19 +200,34 @@ def _front(
         },
         {
             **common,
-            "mode": "markers+text",
+            "mode": NAMED,
             "name": label,
             "x": [x for _, x, _ in means],
             "y": [y for *_, y in means],
-            "text": [name for name, *_ in means],
-            "textposition": "top center",
+            "customdata": [name for name, *_ in means],
             "marker": {"size": 11, "color": pen["color"]},
             "hovertemplate": HOVER,
         },
     ]
 
 
-HOVER = "%{text}<br>harm %{x:.1%}<br>%{y:.1%}<extra></extra>"
+def _name_means(traces: Sequence[Trace]) -> None:
+    """Write the names of the means beside them where there is room; hovering tells all of them."""
+    means = [trace for trace in traces if trace["mode"] == NAMED]
+    names = [name for trace in means for name in trace["customdata"]]
+    places = iter(place_labels(_points(means), names, _points(traces)))
+    for trace in means:
+        own = [(name, next(places)) for name in trace["customdata"]]
+        trace["text"] = [name if place else "" for name, place in own]
+        trace["textposition"] = [place or "top center" for _, place in own]
+
+
+def _points(traces: Sequence[Trace]) -> list[tuple[float, float]]:
+    return [point for trace in traces for point in zip(trace["x"], trace["y"], strict=True)]
+
+
+NAMED = "markers+text"
+HOVER = "%{customdata}<br>harm %{x:.1%}<br>%{y:.1%}<extra></extra>"
 
 
 def _pen(i: int) -> dict[str, Any]:

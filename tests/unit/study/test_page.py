@@ -81,8 +81,8 @@ def test_curves_by_hand(page: str):
 def test_fronts_by_hand(page: str):
     singles, front, means, *offline = figures_of(page)["Q1:harm/over_refusal"]["data"]
     assert len(singles["x"]) == 10
-    assert singles["text"][-1] == "many rows, seed 4"
-    assert means["text"] == ["few", "many rows"]
+    assert singles["customdata"][-1] == "many rows, seed 4"
+    assert means["customdata"] == means["text"] == ["few", "many rows"]
     assert means["x"] == pytest.approx([0.30, 0.27])
     assert means["y"] == pytest.approx([0.9, 0.9])
     assert front["line"]["shape"] == "hv"  # level to the next point's harm, then up
