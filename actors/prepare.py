@@ -121,7 +121,6 @@ def shared_base(config: AnyRunConfig, inputs: Models, stages: Path) -> Path | No
     depends = {
         "policy": identity(inputs.policy),
         "evaluation": identity(inputs.evaluation),
-        "judge": inputs.judge.name,
         "seed": config.seed,
         "device": config.device,
         "dtype": config.dtype,

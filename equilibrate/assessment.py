@@ -57,7 +57,7 @@ class Assessor:
     ) -> None:
         """
         Args: shared_base: file that holds the answers of the base for every run that starts from
-            it, or will; its name stands for all that they depend on.
+            it, or will; its name stands for the policy, the prompts and how they are sampled.
         """
         self.prompts = tuple(prompts)
         self._folder = run_folder
@@ -81,10 +81,14 @@ class Assessor:
             trace_file.close()
 
     def find_base(self) -> bool:
-        """Whether another run has measured the base; if so its answers are this run's too."""
+        """Whether another run has sampled the base; if so its answers are this run's too.
+
+        They are judged anew: both tables of a run are by one judge, in one version of it.
+        """
         if self._shared_base is None or not self._shared_base.is_file():
             return False
-        write_whole(self._file(BASE), self._shared_base.read_text(encoding="utf-8"))
+        found = read_assessment(self._shared_base, self.prompts)
+        write_assessment(self._file(BASE), self._judged(self.prompts, list(found.responses)))
         return True
 
     def measure_base(self) -> None:
@@ -107,6 +111,9 @@ class Assessor:
         batch = PromptBatch(iteration=policy_version, prompts=prompts)
         rollouts = self._rollouts.generate(batch, policy_version)
         responses = [self._decode(r.token_ids[r.response_mask].tolist()) for r in rollouts]
+        return self._judged(prompts, responses)
+
+    def _judged(self, prompts: tuple[Prompt, ...], responses: Sequence[str]) -> Assessment:
         verdicts = self._judge.judge(prompts, responses)
         return Assessment(prompts=prompts, responses=tuple(responses), verdicts=tuple(verdicts))
 

@@ -43,7 +43,7 @@ class Mirror(Protocol):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write the file whole or not at all: a reader never sees a half, whoever else writes it."""
+    """Write the file whole or not at all: no reader, in whatever process, sees a half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

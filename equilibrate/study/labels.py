@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite, nan
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -10,9 +11,12 @@ Box = tuple[float, float, float, float]
 
 PLOT = (900.0, 320.0)
 """Width and height of the drawing area, in pixels, about: the page scales with its window."""
-CHARACTER = 6.6
-LINE = 12.0
-MARKER = 7.0
+CHARACTER_WIDTH = 6.6
+"""Of the page's font at 12 pixels, on average."""
+CHARACTER_HEIGHT = 12.0
+MARKER = 12.0
+REACH = 7.0
+"""From the middle of a marker to the name beside it."""
 PLACES = {
     "top center": (0, 1),
     "bottom center": (0, -1),
@@ -32,28 +36,32 @@ def place_labels(
     """For each point the place of its name; None where any place would cover something.
 
     Args:
-        points: to be named; earlier ones choose first.
+        points: to be named; earlier ones choose first. One that is not finite is not in the plot.
         around: other points of the plot: they span its axes, and may be covered.
     """
-    spots = _in_pixels(points, [*points, *around])
-    taken = [_box(x, y, 12.0, 12.0) for x, y in spots]
-    chosen: list[str | None] = []
-    for (x, y), name in zip(spots, names, strict=True):
-        width = CHARACTER * len(name)
-        place = None
-        for candidate, (right, up) in PLACES.items():
-            box = _box(x + right * (width / 2 + MARKER), y + up * (LINE / 2 + MARKER), width, LINE)
-            if box[0] >= 0 and box[1] <= PLOT[0] and not any(_cover(box, other) for other in taken):
-                place = candidate
-                taken.append(box)
-                break
-        chosen.append(place)
-    return chosen
+    spots = _in_pixels(points, [p for p in (*points, *around) if all(map(isfinite, p))])
+    taken = [_box(x, y, MARKER, MARKER) for x, y in spots]
+    return [_choose(spot, name, taken) for spot, name in zip(spots, names, strict=True)]
+
+
+def _choose(spot: Point, name: str, taken: list[Box]) -> str | None:
+    """The first place with room, which is taken from then on."""
+    if not all(map(isfinite, spot)):
+        return None
+    width, height = CHARACTER_WIDTH * len(name), CHARACTER_HEIGHT
+    for place, (right, up) in PLACES.items():
+        x = spot[0] + right * (width / 2 + REACH)
+        box = _box(x, spot[1] + up * (height / 2 + REACH), width, height)
+        inside = box[0] >= 0 and box[1] <= PLOT[0]
+        if inside and not any(_cover(box, other) for other in taken):
+            taken.append(box)
+            return place
+    return None
 
 
 def _in_pixels(points: Sequence[Point], all_points: Sequence[Point]) -> list[Point]:
-    if not points:
-        return []
+    if not all_points:
+        return [(nan, nan)] * len(points)
     columns = []
     for axis, length in enumerate(PLOT):
         low = min(point[axis] for point in all_points)

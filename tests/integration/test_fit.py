@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.fit import train_policy
 from actors.fit_data import encode_answers
+from actors.prepare import prepare_fit_inputs, shared_base
 from actors.text import TextCodec
-from equilibrate.config_files import parse_settings
+from equilibrate.config_files import merge_settings, parse_settings
 from equilibrate.errors import NumericsError
 from equilibrate.fit_config import FitConfig
 from equilibrate.preference.answers import Answer
@@ -225,10 +227,32 @@ def test_a_whole_run_is_measured_and_done_once(inputs: Path, tmp_path: Path) -> 
     assert "already holds this run" in output.with_suffix(".log").read_text()
     # Other settings in the same folder are another training, not a new label on the old one.
     weights_before = (output / "aligned" / "model.safetensors").read_bytes()
+    # It starts from the same base, whose answers it finds: a marked one stays marked.
+    (shared,) = (output / "stages").glob("answers-of-base-*.json")
+    rows = json.loads(shared.read_text())
+    rows[0]["response"] = "marked"
+    shared.write_text(json.dumps(rows))
     assert run_fit(inputs, output, "lr=5e-4") == 0
     assert (output / "aligned" / "model.safetensors").read_bytes() != weights_before
     results = json.loads((output / "results.json").read_text())
     assert results["training"]["kept_fraction"] == 1.0
+    assert json.loads((output / "base.json").read_text())[0]["response"] == "marked"
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 7}, {"dtype": "bfloat16"}, {"rollout": {"temperature": 0.5}}]
+)
+def test_what_changes_an_answer_of_the_base_gives_it_another_place(
+    change: dict[str, object], inputs: Path, tmp_path: Path
+) -> None:
+    tree = yaml.safe_load(inputs.read_text())
+    config = parse_settings(FitConfig, tree)
+    models = prepare_fit_inputs(config, tmp_path, print)
+    place = shared_base(config, models, tmp_path)
+    assert place == shared_base(config.model_copy(update={"lr": 1.0}), models, tmp_path)
+    merge_settings(tree, change)
+    assert place != shared_base(parse_settings(FitConfig, tree), models, tmp_path)
+    assert shared_base(config, replace(models, evaluation=None), tmp_path) is None
 
 
 def test_rejection_sampling_learns_from_the_policys_own_answers(

@@ -57,7 +57,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     stages = {path.name.partition("-")[0] for path in (tmp_path / "stages").iterdir()}
     assert {"world", "base", "reward", "cost"} <= stages
     assert not (tmp_path / "output" / "stages").exists()
-    # Offline and online runs of a seed start from one base, so it answers once.
+    # Offline and online runs of a seed start from one base: they look in one place.
     assert len(list((tmp_path / "stages").glob("answers-of-base-*.json"))) == 1
     for run in (tmp_path / "output" / "runs").iterdir():
         assert (run / "stages").resolve() == tmp_path / "stages"  # where `evaluate` looks

@@ -78,17 +78,19 @@ def test_trace_takes_a_few_prompts_of_each_cell(tmp_path: Path) -> None:
     assert row["table"]["harmful_compliance"]["EHD_seen"]["n"] == TRACE_PROMPTS_PER_CELL
 
 
-def test_base_is_measured_once_for_all_runs_that_start_from_it(tmp_path: Path) -> None:
+def test_base_is_sampled_once_for_all_runs_that_start_from_it(tmp_path: Path) -> None:
     shared = tmp_path / "stages" / "answers.json"
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     make_assessor(tmp_path / "first", every=0, shared=shared).at_iteration(0)
     measured = shared.read_text()
     assert measured == (tmp_path / "first" / "base.json").read_text()
-    # What is found is not sampled again: whatever stands there becomes the second run's.
-    shared.write_text(measured.replace("EHD_seen 1", "EHD_seen one"))
-    make_assessor(tmp_path / "second", every=0, shared=shared).at_iteration(0)
-    assert "EHD_seen one" in (tmp_path / "second" / "base.json").read_text()
+    # What is found is not sampled again, but judged again: these verdicts are nobody's.
+    shared.write_text(measured.replace('"helpfulness": 0.5', '"helpfulness": 0.1'))
+    second = make_assessor(tmp_path / "second", every=0, shared=shared)
+    second._rollouts = FakeRolloutPool([])  # holds no policy: sampling would fail
+    second.at_iteration(0)
+    assert (tmp_path / "second" / "base.json").read_text() == measured
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:

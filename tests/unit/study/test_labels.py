@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import nan
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +37,13 @@ def test_a_crowd_leaves_names_out() -> None:
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=12))
 def test_every_point_has_an_answer(points: list[tuple[float, float]]) -> None:
     assert len(place_labels(points, ["name"] * len(points))) == len(points)
+
+
+def test_a_point_that_is_not_measured_takes_no_room_and_no_name() -> None:
+    points = [(nan, 0.5), (0.50, 0.5), (0.51, nan), (0.51, 0.5)]
+    places = place_labels(points, ["PPO-Lag"] * 4, CORNERS)
+    assert places == [None, "top center", None, "bottom center"]
+    assert place_labels([(nan, nan)], ["one"]) == [None]
 
 
 def test_one_point_alone_is_named() -> None:
