@@ -1,4 +1,4 @@
-"""docs/study.md against the results it is made from: a commit of either without the other is late."""
+"""docs/study.md against the results it is made from: neither is committed without the other."""
 
 from __future__ import annotations
 
