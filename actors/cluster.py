@@ -42,7 +42,7 @@ class StopRequest:
 def ray_cluster() -> Iterator[None]:
     """The cluster of RAY_ADDRESS (set inside a Ray job), else one of this machine's own.
 
-    Raises: ResourceError if the cluster does not answer.
+    Raises: ResourceError if the cluster does not answer, or one of our own does not start.
     """
     if ray.is_initialized():
         yield
@@ -56,10 +56,15 @@ def ray_cluster() -> Iterator[None]:
             log_to_driver=False,
             runtime_env={"env_vars": {"RAY_DEDUP_LOGS": "1"}} if address == "local" else None,
         )
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        # Ray raises nothing narrower where a node of its own is not up within 30 s.
+        remedy = (
+            "try again when this machine is less busy"
+            if address == "local"
+            else "start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+        )
         raise ResourceError(
-            f"the Ray cluster at {address!r} does not answer ({error}); start one with "
-            "`ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+            f"the Ray cluster at {address!r} does not answer ({error}); {remedy}"
         ) from error
     try:
         yield

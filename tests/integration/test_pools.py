@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from actors.cluster import ray_cluster
 from actors.placement import Demand, Reservation, check_capacity
 from actors.pools import RayLearnerGroup, WorkerPool
 from equilibrate.errors import ResourceError, WorkerLostError
@@ -168,3 +169,19 @@ def test_busy_cluster_is_a_resource_error_after_the_deadline() -> None:
             Reservation([demand("b", 1, 1.5)], timeout_seconds=1)
     finally:
         first.release()
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"), [("", "when this machine is less busy"), ("10.0.0.1:6379", "ray start")]
+)
+def test_a_cluster_that_does_not_start_is_a_resource_error(
+    address: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray itself does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ResourceError, match=remedy), ray_cluster():
+        pytest.fail("entered a cluster that is not there")
