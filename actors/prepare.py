@@ -26,6 +26,7 @@ from equilibrate.errors import DataError
 from equilibrate.evaluation import CallableJudge, Judge, RefusalMatcher
 from equilibrate.fit_config import FitConfig
 from equilibrate.preference.sidecar import ScorerKind
+from equilibrate.report import installed_versions
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.oracle import Oracle
@@ -127,6 +128,8 @@ def shared_base(config: AnyRunConfig, inputs: Models, stages: Path) -> Path | No
         "temperature": sampling.temperature,
         "max_new_tokens": sampling.max_new_tokens,
         "max_model_len": sampling.max_model_len,
+        # The aligned model is sampled by what is installed today, and so must the base be.
+        "versions": installed_versions(),
     }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
     return stages / f"answers-of-base-{key}.json"
