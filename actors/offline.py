@@ -7,8 +7,6 @@ Every function may be called from a plain thread or Ray task, several at a time.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from actors.offline_worker import Job, train_worker
 from actors.placement import Demand, check_capacity
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError, WorkerLostError
 from equilibrate.preference.sidecar import ScorerKind
-from equilibrate.stages import decisive
+from equilibrate.stages import decisive, short_hash
 
 _STORAGE = ".train"
 _TRAIN_SETTINGS = {
@@ -297,4 +295,4 @@ def _trainer(
 
 def _fingerprint(job: dict[str, Any]) -> str:
     """A second call with other settings must not continue from this one's checkpoints."""
-    return hashlib.sha256(json.dumps(decisive(job), sort_keys=True).encode()).hexdigest()[:12]
+    return short_hash(decisive(job))

@@ -40,8 +40,7 @@ class Stage:
 
     @property
     def key(self) -> str:
-        text = json.dumps({"name": self.name, "inputs": self.inputs}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return short_hash({"name": self.name, "inputs": self.inputs})
 
     def folder(self, root: Path) -> Path:
         return root / f"{self.name}-{self.key}"
@@ -68,6 +67,11 @@ def run_stage(stage: Stage, root: Path) -> Path:
     (work / SEAL).write_text(json.dumps(dict(stage.inputs), indent=1, sort_keys=True))
     os.replace(work, folder)
     return folder
+
+
+def short_hash(tree: Any) -> str:
+    """12 hex digits of a plain tree, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def decisive(settings: Any) -> Any:

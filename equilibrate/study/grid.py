@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -12,7 +10,7 @@ from typing import Any, TypeVar
 
 from equilibrate.config_files import merge_settings
 from equilibrate.errors import ConfigError
-from equilibrate.stages import decisive
+from equilibrate.stages import decisive, short_hash
 from equilibrate.study_config import Kind, StudyConfig
 
 Item = TypeVar("Item")
@@ -95,8 +93,7 @@ def run_key(kind: Kind, config: Mapping[str, Any]) -> str:
 
     So a study can be finished on a machine that gives its runs other resources.
     """
-    text = json.dumps({"kind": kind, "config": decisive(config)}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return short_hash({"kind": kind, "config": decisive(config)})
 
 
 def _lay(
