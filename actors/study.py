@@ -7,7 +7,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from actors.prepare import (
 from actors.run_folder import claimed, say
 from equilibrate.checkpoint import FolderLock
 from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
-from equilibrate.config_files import RUN_KINDS, parse_settings
+from equilibrate.config_files import RUN_KINDS, parse_settings, resolve_settings
 from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.fit_config import FitConfig
@@ -48,7 +48,7 @@ from equilibrate.study import (
     write_page,
     write_result,
 )
-from equilibrate.study_config import Kind, StudyConfig, read_base
+from equilibrate.study_config import StudyConfig, read_base
 
 LOOK_EVERY_SECONDS = 5.0
 """How often the results are counted while runs are under way."""
@@ -80,14 +80,14 @@ def run_study(
     """
     if document is not None and (document.is_dir() or not document.parent.is_dir()):
         raise ConfigError(f"document ({document}) must be a file in a folder that exists")
-    runs = plan_runs(expand(study, read_base(study)), _resolve)
+    runs = plan_runs(expand(study, read_base(study)), resolve_settings)
     output = Path(study.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     code = 0
     if not report_only:
         with _alone_in(output, _stages_of(study)):
             code = _make_runs(study, runs)
-    results = read_results(Path(study.results), _resolve)
+    results = read_results(Path(study.results), resolve_settings)
     page = write_page(output / "study.html", study, runs, results)
     summary, path = summary_markdown(study, runs, results), output / "study.md"
     write_whole(path, summary + "\n")
@@ -113,14 +113,9 @@ def _alone_in(*folders: Path) -> Iterator[None]:
         yield
 
 
-def _resolve(kind: Kind, tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    settings: dict[str, Any] = json.loads(parse_settings(RUN_KINDS[kind], tree).model_dump_json())
-    return settings
-
-
 def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
     folder = Path(study.results).resolve()
-    left = missing_runs(runs, read_results(folder, _resolve))
+    left = missing_runs(runs, read_results(folder, resolve_settings))
     say(f"{study.name}: {len(runs)} runs, {len(runs) - len(left)} have a result")
     if not left:
         return 0
@@ -138,7 +133,7 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
                 under_way[remote.remote(task)] = task
             # Only to look after the results: a run may take hours.
             done, _ = ray.wait(list(under_way), num_returns=1, timeout=LOOK_EVERY_SECONDS)
-            results = read_results(folder, _resolve)
+            results = read_results(folder, resolve_settings)
             finished = sum(run.key in results for run in runs)
             if finished > seen:
                 seen = finished

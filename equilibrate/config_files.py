@@ -75,6 +75,15 @@ def parse_settings(kind: type[Settings], tree: Mapping[str, Any]) -> Settings:
         raise ConfigError("\n".join(_explain(kind, detail) for detail in error.errors())) from None
 
 
+def resolve_settings(kind: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a run of one of `RUN_KINDS`, defaults too, as plain JSON.
+
+    Raises: as `parse_settings`.
+    """
+    settings: dict[str, Any] = json.loads(parse_settings(RUN_KINDS[kind], tree).model_dump_json())
+    return settings
+
+
 def load_run_config(run: Path) -> RunConfig | FitConfig:
     """The settings that a run folder was made with.
 

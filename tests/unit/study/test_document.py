@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from equilibrate.config_files import RUN_KINDS, parse_settings
+from equilibrate.config_files import resolve_settings
 from equilibrate.study import expand, plan_runs, read_results, summary_markdown, with_section
 from equilibrate.study_config import load_study, read_base
 
@@ -16,15 +15,11 @@ DOCUMENT = Path("docs/study.md")
 SECTIONS = re.findall("^## Results of `(.*)`$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def resolve(kind, tree):
-    return json.loads(parse_settings(RUN_KINDS[kind], tree).model_dump_json())
-
-
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_says_what_the_results_say(name: str):
     study = load_study(Path("deploy/configs/studies") / f"{name}.yaml")
-    runs = plan_runs(expand(study, read_base(study)), resolve)
-    summary = summary_markdown(study, runs, read_results(Path(study.results), resolve))
+    runs = plan_runs(expand(study, read_base(study)), resolve_settings)
+    summary = summary_markdown(study, runs, read_results(Path(study.results), resolve_settings))
     document = DOCUMENT.read_text(encoding="utf-8")
     assert with_section(document, name, summary) == document, (
         f"run `python -m equilibrate study deploy/configs/studies/{name}.yaml --report-only "
