@@ -160,7 +160,8 @@ def fit_with(
         bench.make_room()
         with measured(run, "train"):
             train_policy(config, inputs.policy, answers, run)
-    _measure(config, run, inputs, bench, shared_base(config, inputs, stages))
+    inputs = replace(inputs, shared_base=shared_base(config, inputs, stages))
+    _measure(config, run, inputs, bench)
 
 
 def _training_key(config: FitConfig, inputs: FitInputs, answers: Path) -> str:
@@ -190,8 +191,7 @@ def evaluate_fit(config: FitConfig, run: Path, judge: Judge | None = None) -> in
         inputs = prepare_fit_inputs(config, stages_of(run), say)
         inputs = replace(inputs, judge=judge or inputs.judge)
         with Workbench(config, inputs) as bench:
-            # Whatever other runs found: all of it is to be sampled and judged again.
-            _measure(config, run, inputs, bench, None)
+            _measure(config, run, inputs, bench)
     return 0
 
 
@@ -225,9 +225,7 @@ def train_policy(config: FitConfig, policy: Path, answers: Path, run: Path) -> N
     work.rename(run / "aligned")
 
 
-def _measure(
-    config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench, shared: Path | None
-) -> None:
+def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) -> None:
     codec = TextCodec(inputs.policy)
     prompts = read_fitting(inputs.evaluation, codec, config.rollout) if inputs.evaluation else []
     if prompts:
@@ -239,7 +237,7 @@ def _measure(
                 judge=inputs.judge,
                 decode=codec.decode,
                 every=0,
-                shared_base=shared,
+                shared_base=inputs.shared_base,
             )
             if not assessor.find_base():
                 bench.load(inputs.policy, 0)

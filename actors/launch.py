@@ -61,6 +61,7 @@ def _train_on_cluster(config: RunConfig, run: Path, stages: Path) -> int:
     stop.install()
     with measured(run, "prepare"):
         inputs = prepare_inputs(config, stages, say)
+        inputs = replace(inputs, shared_base=shared_base(config, inputs, stages))
     if stop():
         return EXIT_STOPPED
     with (
@@ -69,8 +70,7 @@ def _train_on_cluster(config: RunConfig, run: Path, stages: Path) -> int:
             run / "checkpoints", config.keep_checkpoints, installed_versions()
         ) as store,
     ):
-        base = shared_base(config, inputs, stages)
-        parts, assessor = _make_parts(config, run, inputs, groups, store, stop, base)
+        parts, assessor = _make_parts(config, run, inputs, groups, store, stop)
         iteration = driver.train(
             parts,
             iterations=config.iterations,
@@ -107,11 +107,10 @@ def _make_parts(
     groups: WorkerGroups,
     store: CheckpointStore,
     stop: Callable[[], bool],
-    base: Path | None,
 ) -> tuple[driver.Parts, Assessor]:
     codec = TextCodec(inputs.policy)
     prompts = read_fitting(inputs.prompts, codec, config.rollout)
-    assessor = _make_assessor(config, run, inputs, groups, codec, base)
+    assessor = _make_assessor(config, run, inputs, groups, codec)
     check_disjoint(prompts, assessor.prompts)
     sampler = _make_sampler(config, prompts)
     queue = RolloutQueue(
@@ -160,12 +159,7 @@ def _make_sampler(config: RunConfig, prompts: list[Prompt]) -> FdcSampler:
 
 
 def _make_assessor(
-    config: RunConfig,
-    run: Path,
-    inputs: Inputs,
-    groups: WorkerGroups,
-    codec: TextCodec,
-    base: Path | None = None,
+    config: RunConfig, run: Path, inputs: Inputs, groups: WorkerGroups, codec: TextCodec
 ) -> Assessor:
     prompts = read_fitting(inputs.evaluation, codec, config.rollout) if inputs.evaluation else []
     return Assessor(
@@ -175,5 +169,5 @@ def _make_assessor(
         judge=inputs.judge,
         decode=codec.decode,
         every=config.evaluate_every,
-        shared_base=base,
+        shared_base=inputs.shared_base,
     )

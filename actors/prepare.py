@@ -7,8 +7,6 @@ what they depend on.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +29,7 @@ from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.oracle import Oracle
 from equilibrate.sandbox.tokenizer import build_tokenizer
-from equilibrate.stages import Stage, run_stage
+from equilibrate.stages import Stage, run_stage, short_hash
 
 STAGES = "stages"
 """Folder of what a run makes before it trains, in the run's own."""
@@ -49,6 +47,8 @@ class Models:
     ptx: Path | None
     evaluation: Path | None
     judge: Judge
+    shared_base: Path | None = None
+    """The file of `shared_base`; None where the base is to be sampled whatever others found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +131,7 @@ def shared_base(config: AnyRunConfig, inputs: Models, stages: Path) -> Path | No
         # The aligned model is sampled by what is installed today, and so must the base be.
         "versions": installed_versions(),
     }
-    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-    return stages / f"answers-of-base-{key}.json"
+    return stages / f"answers-of-base-{short_hash(depends)}.json"
 
 
 def _models(config: RunConfig | FitConfig) -> dict[str, Any]:

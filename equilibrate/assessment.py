@@ -93,10 +93,10 @@ class Assessor:
 
     def measure_base(self) -> None:
         """Measure version 0 in full, for the other runs as well."""
-        self.in_full(BASE, policy_version=0)
+        assessment = self.in_full(BASE, policy_version=0)
         if self._shared_base is not None:
             self._shared_base.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._shared_base, self._file(BASE).read_text(encoding="utf-8"))
+            write_assessment(self._shared_base, assessment)
 
     def in_full(self, name: str, policy_version: int) -> Assessment:
         """Measure on all prompts and write `<name>.json`."""
