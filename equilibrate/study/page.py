@@ -18,8 +18,8 @@ from equilibrate.study.summary import (
     claim_rule,
     effect_text,
     figure_table,
-    missing_lines,
     progress_line,
+    remarks_on,
     seeds_text,
 )
 from equilibrate.study_config import Question, StudyConfig
@@ -99,7 +99,7 @@ def render(study: StudyConfig, runs: Sequence[PlannedRun], results: Mapping[str,
         questions=questions,
         arms=_arms(study, runs),
         common={kind: list(leaves(tree)) for kind, tree in study.common.items()},
-        missing=missing_lines(study, runs, results),
+        remarks=remarks_on(study, runs, results),
         figures_json=script_json(figures),
         style=own_file("style.css"),
         script=own_file("page.js"),

@@ -133,6 +133,19 @@ def results_by_arm(
     return by_arm
 
 
+def seeds_with_several_starts(arms: Sequence[str], by_arm: ByArm) -> list[int]:
+    """Seeds whose results in these arms do not share one table of what they started from.
+
+    The base model of a seed differs from one kind of processor to another, for example. What two
+    starts differ by is then a part of every gap of that seed.
+    """
+    starts: dict[int, list[EvaluationTable]] = {}
+    for arm in arms:
+        for seed, result in by_arm[arm].items():
+            starts.setdefault(seed, []).append(result.base)
+    return sorted(seed for seed, bases in starts.items() if any(b != bases[0] for b in bases))
+
+
 def missing_runs(runs: Sequence[PlannedRun], results: Mapping[str, RunResult]) -> list[PlannedRun]:
     """Runs without a result, in the order in which they are to be made."""
     return [run for run in runs if run.key not in results]

@@ -16,7 +16,13 @@ from equilibrate.study.figures import (
     show_gap,
 )
 from equilibrate.study.grid import PlannedRun
-from equilibrate.study.results import ByArm, RunResult, missing_runs, results_by_arm
+from equilibrate.study.results import (
+    ByArm,
+    RunResult,
+    missing_runs,
+    results_by_arm,
+    seeds_with_several_starts,
+)
 from equilibrate.study_config import Claim, Question, StudyConfig
 
 
@@ -51,9 +57,20 @@ def summary_markdown(
         lines += [question.text.strip(), ""] if question.text else []
         table = figure_table(study, question, by_arm)
         lines += [_row(table.heads), _row(["---"] * len(table.heads)), *map(_row, table.rows)]
-    if missing := missing_lines(study, runs, results):
-        lines += ["", "## Missing", "", *(f"- {line}" for line in missing)]
+    for title, remarks in remarks_on(study, runs, results).items():
+        lines += ["", f"## {title}", "", *(f"- {line}" for line in remarks)]
     return "\n".join(lines)
+
+
+def remarks_on(
+    study: StudyConfig, runs: Sequence[PlannedRun], results: Mapping[str, RunResult]
+) -> dict[str, list[str]]:
+    """What a reader of the verdicts must know: lines by their title, none if all is well."""
+    remarks = {
+        "Different starts": _start_lines(study, results_by_arm(runs, results)),
+        "Missing": missing_lines(study, runs, results),
+    }
+    return {title: lines for title, lines in remarks.items() if lines}
 
 
 def with_section(document: str, name: str, summary: str) -> str:
@@ -141,6 +158,16 @@ def missing_lines(
         for arms, missing in seeds.items()
     ]
     return lines + absent_figures(study, results_by_arm(runs, results))
+
+
+def _start_lines(study: StudyConfig, by_arm: ByArm) -> list[str]:
+    """Questions whose arms do not start from one policy, as after runs on several machines."""
+    return [
+        f"{question.id}: seed{'s' if len(seeds) > 1 else ''} {' / '.join(map(str, seeds))}: the "
+        "arms do not all start from the same base model, so a gap also holds what these differ by"
+        for question in study.questions
+        if (seeds := seeds_with_several_starts(question.arms, by_arm))
+    ]
 
 
 def _verdict_line(question: Question, judged: JudgedClaim) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from equilibrate.study import summary_markdown, with_section
+from equilibrate.study.page import render
 from equilibrate.study.summary import claim_rule
-from tests.unit.study.studies import HARMS, plan, results, study, with_question
+from tests.unit.study.studies import HARMS, plan, results, study, table, with_question
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -57,6 +60,25 @@ def test_what_is_missing_is_listed():
     assert "## Missing" not in summary(study(), everything)
     misspelt = study(**with_question(figures=["training.kept"]))
     assert summary(misspelt, everything)[-1].startswith("- Q1: figure ('training.kept')")
+
+
+def test_arms_that_start_from_different_bases_are_named():
+    config = study()
+    made = results(config, HARMS)
+    assert "## Different starts" not in summary(config)
+    for run in plan(config):
+        if "few" in run.arms and run.seed in (1, 3):
+            made[run.key] = replace(made[run.key], base=table(harm=0.91))
+    lines = summary_markdown(config, plan(config), made).splitlines()
+    start = lines.index("## Different starts")
+    assert lines[start + 2] == (
+        "- Q1: seeds 1 / 3: the arms do not all start from the same base model, so a gap also "
+        "holds what these differ by"
+    )
+    assert "Different starts" in render(config, plan(config), made)
+    # The arms of `few` alone have one start in every seed.
+    alone = study(**with_question(fronts={}, lines={"": ["few"]}, claims=[]))
+    assert "## Different starts" not in summary_markdown(alone, plan(alone), made)
 
 
 def test_a_study_without_results_says_so():
