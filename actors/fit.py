@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from datasets import Dataset
 
 from actors.cluster import ray_cluster
 from actors.fit_data import AnswerTable, encode_answers, table_of_pairs
 from actors.fit_worker import fit_worker
-from actors.groups import WorkerGroups
 from actors.offline import TrainWorkers, fit_on_cluster
 from actors.offline_data import load_columns
 from actors.offline_objectives import load_tokenizer
@@ -31,12 +28,12 @@ from actors.prepare import (
 )
 from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
 from actors.text import TextCodec
+from actors.workbench import Workbench
 from equilibrate.assessment import Assessor
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.amounts import choose_amounts
 from equilibrate.fit_config import ArsConfig, FitConfig
-from equilibrate.interfaces import RolloutPool, Scorer
 from equilibrate.preference.answers import Columns, categories_of
 from equilibrate.preference.objectives import OBJECTIVES
 from equilibrate.preference.sampling import best_and_worst
@@ -54,78 +51,6 @@ SAMPLED_TOGETHER = 1024
 """Prompts that one call of the generator takes: a set of any size passes through in parts."""
 TRAINED = 1
 """Version of the trained policy; what it started from has version 0."""
-
-
-class Workbench:
-    """Generator and scorers of one starting policy, started when they are asked for.
-
-    Several trainings from that policy may share one, and so its generator: that takes longer to
-    start than a small policy to train.
-    """
-
-    def __init__(self, config: FitConfig, inputs: FitInputs) -> None:
-        self._config = config
-        self._inputs = inputs
-        self._open = ExitStack()
-        self._generators: WorkerGroups | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._open.close()
-        self._generators = None
-
-    def suits(self, config: FitConfig, inputs: FitInputs) -> bool:
-        """Whether its processes are those that this training would start."""
-        return inputs.policy == self._inputs.policy and all(
-            getattr(config, name) == getattr(self._config, name) for name in SHARED_SETTINGS
-        )
-
-    @contextmanager
-    def scorer_of(self, inputs: FitInputs) -> Iterator[Scorer]:
-        """The reward and cost models of `inputs`, as far as it has them, and the policy."""
-        # Losses are those of the policy itself, at whatever temperature it is sampled.
-        sampling = self._config.rollout.model_copy(update={"temperature": 1.0})
-        config = self._config.model_copy(update={"rollout": sampling})
-        # Not kept: what waits here would take the room that the training asks for next.
-        with WorkerGroups(config, inputs, roles=("scoring",)) as groups:
-            yield groups.scorer
-
-    @property
-    def generator(self) -> RolloutPool:
-        """With the weights that `load` gave it last."""
-        return self._started().rollouts
-
-    def load(self, folder: Path, version: int) -> None:
-        """Give the generator the weights of a model folder."""
-        groups = self._started()
-        groups.rollouts.sync(groups.weights_of_folder(folder, version))
-
-    def _started(self) -> WorkerGroups:
-        if self._generators is None:
-            groups = WorkerGroups(self._config, self._inputs, roles=("rollout",))
-            self._generators = self._open.enter_context(groups)
-        return self._generators
-
-    def make_room(self) -> None:
-        """Before a training: on GPUs the generator would keep the memory that it needs."""
-        if self._config.device == "cuda":
-            self.close()
-
-
-SHARED_SETTINGS = (
-    "seed", "device", "dtype", "cpu_threads", "timeout_seconds", "rollout", "scoring",
-)  # fmt: skip
-"""Settings that the processes of a workbench are started with."""
 
 
 def fit(config: FitConfig, stages: Path | None = None) -> int:

@@ -11,6 +11,7 @@ from actors.groups import WorkerGroups
 from actors.prepare import Inputs, prepare_inputs, shared_base, stages_of
 from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
 from actors.text import TextCodec
+from actors.workbench import Workbench
 from equilibrate import driver
 from equilibrate.assessment import Assessor
 from equilibrate.checkpoint import CheckpointStore
@@ -27,17 +28,19 @@ from equilibrate.sinks import open_sink
 from equilibrate.types import Prompt
 
 
-def train(config: RunConfig, stages: Path | None = None) -> int:
+def train(config: RunConfig, stages: Path | None = None, bench: Workbench | None = None) -> int:
     """Make or find the inputs, train, export, evaluate and report; resumes what was begun.
 
-    Args: stages: folder of what precedes PPO, if several runs share it; by default the run's own.
+    Args:
+        stages: folder of what precedes PPO, if several runs share it; by default the run's own.
+        bench: generator and scorers of these settings and inputs, if several runs share them.
     Returns: the exit code, 0 or EXIT_STOPPED.
     """
     with claimed(config) as run:
         if run is None:
             return 0
         with ray_cluster():
-            return _train_on_cluster(config, run, stages or stages_of(run))
+            return _train_on_cluster(config, run, stages or stages_of(run), bench)
 
 
 def evaluate(config: RunConfig, run: Path, judge: Judge | None = None) -> int:
@@ -56,7 +59,7 @@ def evaluate(config: RunConfig, run: Path, judge: Judge | None = None) -> int:
     return 0
 
 
-def _train_on_cluster(config: RunConfig, run: Path, stages: Path) -> int:
+def _train_on_cluster(config: RunConfig, run: Path, stages: Path, bench: Workbench | None) -> int:
     stop = StopRequest()
     stop.install()
     with measured(run, "prepare"):
@@ -65,7 +68,7 @@ def _train_on_cluster(config: RunConfig, run: Path, stages: Path) -> int:
     if stop():
         return EXIT_STOPPED
     with (
-        WorkerGroups(config, inputs) as groups,
+        WorkerGroups(config, inputs, beside=bench.groups if bench else None) as groups,
         CheckpointStore(
             run / "checkpoints", config.keep_checkpoints, installed_versions()
         ) as store,

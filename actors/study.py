@@ -16,17 +16,19 @@ from typing import Any
 import ray
 
 from actors.cluster import ray_cluster
-from actors.fit import Workbench, fit_with
+from actors.fit import fit_with
 from actors.launch import train
 from actors.prepare import (
     STAGES,
     FitInputs,
     Inputs,
+    Models,
     prepare_fit_inputs,
     prepare_inputs,
     stages_of,
 )
 from actors.run_folder import claimed, say
+from actors.workbench import Workbench
 from equilibrate.checkpoint import FolderLock
 from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
 from equilibrate.config_files import RUN_KINDS, parse_settings, resolve_settings
@@ -37,9 +39,9 @@ from equilibrate.sinks import write_whole
 from equilibrate.study import (
     PlannedRun,
     RunResult,
+    deal_tasks,
     expand,
     missing_runs,
-    one_ahead,
     plan_runs,
     read_results,
     summary_markdown,
@@ -122,7 +124,7 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
     code = 0
     with ray_cluster():
         parallel = _parallel(left)
-        waiting = _tasks(study, left)
+        waiting = _tasks(study, left, parallel)
         # A task reserves nothing itself: the groups of its run do.
         remote = ray.remote(_carry_out).options(num_cpus=0, max_retries=0)
         under_way: dict[ray.ObjectRef[Any], Task] = {}
@@ -159,17 +161,12 @@ def _report_failures(reference: ray.ObjectRef[Any], task: Task) -> int:
     return next((code for _, code in failures.values()), 0)
 
 
-def _tasks(study: StudyConfig, runs: Sequence[PlannedRun]) -> list[Task]:
-    """PPO runs one by one; the offline ones of a seed together, where they share a generator."""
-    by_seed: dict[int, dict[object, list[PlannedRun]]] = {}
-    for run in runs:
-        tasks = by_seed.setdefault(run.seed, {})
-        tasks.setdefault("fit" if run.kind == "fit" else run.key, []).append(run)
+def _tasks(study: StudyConfig, runs: Sequence[PlannedRun], parallel: int) -> list[Task]:
     output, results = (str(Path(folder).resolve()) for folder in (study.output, study.results))
     stages = str(_stages_of(study))
     return [
-        Task(runs=tuple(group), output=output, stages=stages, results=results)
-        for group in one_ahead([list(tasks.values()) for tasks in by_seed.values()])
+        Task(runs=dealt, output=output, stages=stages, results=results)
+        for dealt in deal_tasks(runs, parallel=parallel)
     ]
 
 
@@ -216,15 +213,10 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
             try:
                 inputs = prepared[run.key]
                 _link_stages(folder, stages)
-                # What runs share is no part of the time of one.
+                bench = _bench_for(config, inputs, bench)
+                # What is made for all runs of a seed is no part of the time of one.
                 start = time.perf_counter()
-                if isinstance(config, FitConfig) and isinstance(inputs, FitInputs):
-                    if bench is None or not bench.suits(config, inputs):
-                        if bench is not None:
-                            bench.close()
-                        bench = Workbench(config, inputs)
-                    _fit(config, inputs, stages, bench)
-                elif isinstance(config, RunConfig) and train(config, stages) == EXIT_STOPPED:
+                if _make(config, inputs, stages, bench) == EXIT_STOPPED:
                     failures[run.key] = ("stopped and saved", EXIT_STOPPED)
                     break
             except Exception as error:
@@ -259,10 +251,25 @@ def _link_stages(run: Path, stages: Path) -> None:
         link.symlink_to(os.path.relpath(stages, run), target_is_directory=True)
 
 
-def _fit(config: FitConfig, inputs: FitInputs, stages: Path, bench: Workbench) -> None:
+def _bench_for(config: AnyRunConfig, inputs: Models, last: Workbench | None) -> Workbench:
+    """That of the run before, if this one would start the same processes."""
+    if last is not None:
+        if last.suits(config, inputs):
+            return last
+        last.close()
+    return Workbench(config, inputs)
+
+
+def _make(config: AnyRunConfig, inputs: Inputs | FitInputs, stages: Path, bench: Workbench) -> int:
+    """Carry out one run; its exit code."""
+    if isinstance(config, RunConfig):
+        return train(config, stages, bench)
+    assert isinstance(config, FitConfig)
+    assert isinstance(inputs, FitInputs)
     with claimed(config) as run:
         if run is not None:
             fit_with(config, run, inputs, bench, stages)
+    return 0
 
 
 def _result_of(run: PlannedRun, folder: Path, seconds: float) -> RunResult:

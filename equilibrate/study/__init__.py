@@ -1,6 +1,7 @@
 """A grid of runs, and what it says about the claims it was made to test. Nothing here runs one.
 
 grid      arms x seeds -> the runs to make; equal ones are shared
+tasks     which of them one process makes, and in what order
 results   a finished run <-> its small JSON file
 figures   dotted names into a result, and how they are written
 claims    gaps over seeds -> verdicts
@@ -18,7 +19,6 @@ from equilibrate.study.grid import (
     Resolve,
     RunSpec,
     expand,
-    one_ahead,
     plan_runs,
     run_key,
 )
@@ -31,6 +31,7 @@ from equilibrate.study.results import (
     write_result,
 )
 from equilibrate.study.summary import summary_markdown, with_section
+from equilibrate.study.tasks import deal_tasks
 
 __all__ = [
     "ClaimVerdict",
@@ -40,12 +41,12 @@ __all__ = [
     "RunResult",
     "RunSpec",
     "TimeLeft",
+    "deal_tasks",
     "decide",
     "expand",
     "figure_of",
     "judge_claim",
     "missing_runs",
-    "one_ahead",
     "plan_runs",
     "read_results",
     "results_by_arm",

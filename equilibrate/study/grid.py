@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any
 
 from equilibrate.config_files import merge_settings
 from equilibrate.errors import ConfigError
 from equilibrate.stages import decisive, short_hash
 from equilibrate.study_config import Kind, StudyConfig
 
-Item = TypeVar("Item")
 Resolve = Callable[[Kind, Mapping[str, Any]], Mapping[str, Any]]
 """A plain tree of one kind to the checked one with every default written out, as plain JSON."""
 
@@ -74,18 +72,6 @@ def plan_runs(specs: Sequence[RunSpec], resolve: Resolve) -> list[PlannedRun]:
                 key=key, kind=spec.kind, seed=spec.seed, arms=(spec.arm,), config=config
             )
     return list(runs.values())
-
-
-def one_ahead(groups: Sequence[Sequence[Item]]) -> list[Item]:
-    """The items of all groups, with the first of each group one group earlier.
-
-    The first task of a seed makes the models that its others wait for: it does so while the tasks
-    of the seed before keep the other cores busy.
-    """
-    order = list(groups[0][:1]) if groups else []
-    for group, after in zip_longest(groups, groups[1:], fillvalue=()):
-        order += [*after[:1], *group[1:]]
-    return order
 
 
 def run_key(kind: Kind, config: Mapping[str, Any]) -> str:

@@ -104,14 +104,19 @@ def wait_until(
         time.sleep(0.02)
 
 
-def worker_of(run: subprocess.Popen[str], name: str) -> psutil.Process:
-    """A process of this run's own cluster, by the class of its actor."""
+def workers_of(run: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    """Processes of this run's own cluster, by the class of their actor."""
+    found = []
     for process in psutil.Process(run.pid).children(recursive=True):
         try:
-            if process.name().startswith(f"ray::{name}") or f"ray::{name}" in " ".join(
-                process.cmdline()
-            ):
-                return process
+            if f"ray::{name}" in " ".join([process.name(), *process.cmdline()]):
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-    raise AssertionError(f"no {name} under process {run.pid}")
+    return found
+
+
+def worker_of(run: subprocess.Popen[str], name: str) -> psutil.Process:
+    found = workers_of(run, name)
+    assert found, f"no {name} under process {run.pid}"
+    return found[0]

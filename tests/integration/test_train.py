@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.rollout import RolloutWorker
@@ -146,6 +148,43 @@ def test_no_death_changes_a_number_where_sampling_runs_ahead(
     first.wait()
     assert runs.finish(runs.start(settings, broken, lag)) == 0
     assert metrics(broken) == metrics(straight)
+
+
+def test_sharing_a_generator_changes_no_number(
+    straight: Path, settings: Path, tmp_path: Path
+) -> None:
+    """The run of `straight` as one of a study, in the processes that another run has used."""
+    short = {"iterations": 1, "evaluate_every": 0}
+    tree = {
+        "name": "shared",
+        "output": str(tmp_path / "study"),
+        "results": str(tmp_path / "results"),
+        "base": {"train": [str(settings)]},
+        # One task at a time, the first of them of two runs.
+        "common": {"train": {"rollout": {"cpus": 0.75}}},
+        "seeds": [0],
+        "arms": {
+            "before": {"kind": "train", "set": {**short, "learner": {"policy_lr": 1e-2}}},
+            "straight": {"kind": "train", "set": {}},
+            "after": {"kind": "train", "set": short},
+        },
+        "questions": [{"id": "Q", "title": "?", "fronts": {"": ["straight"]}, "figures": ["harm"]}],
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    study = runs.command("study", str(file), log=tmp_path / "study")
+    generators = set()
+    while study.poll() is None:
+        generators |= {process.pid for process in runs.workers_of(study, "RolloutWorker")}
+        time.sleep(0.5)
+    assert study.returncode == 0, (tmp_path / "study.log").read_text()
+    assert len(generators) == 2 * 2  # two of each task
+    (same,) = (
+        path.stem
+        for path in (tmp_path / "results").iterdir()
+        if json.loads(path.read_text())["config"]["iterations"] == runs.ITERATIONS
+    )
+    assert metrics(tmp_path / "study" / "runs" / same) == metrics(straight)
 
 
 def test_evaluate_finds_the_same_answers_again(straight: Path) -> None:

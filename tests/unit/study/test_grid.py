@@ -7,7 +7,7 @@ import pytest
 from equilibrate.config import RunConfig
 from equilibrate.config_files import parse_settings
 from equilibrate.errors import ConfigError
-from equilibrate.study import expand, one_ahead, plan_runs, run_key
+from equilibrate.study import expand, plan_runs, run_key
 from tests.unit.study.studies import plan, resolve, study
 
 
@@ -21,12 +21,6 @@ def test_early_results_cover_all_arms():
         (0, "many"),
         (0, "offline"),
     ]
-
-
-def test_the_first_of_a_seed_starts_one_seed_early():
-    assert one_ahead(["abc", "de", "f"]) == ["a", "d", "b", "c", "f", "e"]
-    assert one_ahead(["ab"]) == ["a", "b"]
-    assert one_ahead([]) == []
 
 
 def test_the_seed_is_of_the_run_and_of_its_world():

@@ -1,0 +1,97 @@
+"""Generator and scorers that several runs from one starting policy share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from actors.groups import Role, WorkerGroups
+from actors.prepare import Models
+from equilibrate.config import AnyRunConfig
+from equilibrate.interfaces import RolloutPool, Scorer
+
+SHARED_SETTINGS = (
+    "seed", "device", "dtype", "cpu_threads", "timeout_seconds", "rollout", "scoring",
+)  # fmt: skip
+"""Settings that the processes of a workbench are started with."""
+
+
+class Workbench:
+    """Generator and scorers of one starting policy, started when they are asked for.
+
+    Several runs from that policy, one after another, may share one, and so its generator: that
+    takes longer to start than a small policy to train.
+    """
+
+    def __init__(self, config: AnyRunConfig, inputs: Models) -> None:
+        self._config = config
+        self._inputs = inputs
+        self._open = ExitStack()
+        self._groups: WorkerGroups | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._open.close()
+        self._groups = None
+
+    def suits(self, config: AnyRunConfig, inputs: Models) -> bool:
+        """Whether its processes are those that this run would start."""
+        mine = self._inputs
+        has_scorers = self._groups is not None and "scoring" in self._groups.roles
+        return (
+            inputs.policy == mine.policy
+            and (not has_scorers or (inputs.reward, inputs.cost) == (mine.reward, mine.cost))
+            and all(
+                getattr(config, name) == getattr(self._config, name) for name in SHARED_SETTINGS
+            )
+        )
+
+    @property
+    def groups(self) -> WorkerGroups:
+        """Generator and scorers together, as a run of PPO needs them."""
+        return self._started("rollout", "scoring")
+
+    @contextmanager
+    def scorer_of(self, inputs: Models) -> Iterator[Scorer]:
+        """The reward and cost models of `inputs`, as far as it has them, and the policy."""
+        # Losses are those of the policy itself, at whatever temperature it is sampled.
+        sampling = self._config.rollout.model_copy(update={"temperature": 1.0})
+        config = self._config.model_copy(update={"rollout": sampling})
+        # Not kept: what waits here would take the room that the training asks for next.
+        with WorkerGroups(config, inputs, roles=("scoring",)) as groups:
+            yield groups.scorer
+
+    @property
+    def generator(self) -> RolloutPool:
+        """With the weights that `load` gave it last."""
+        return self._started("rollout").rollouts
+
+    def load(self, folder: Path, version: int) -> None:
+        """Give the generator the weights of a model folder."""
+        groups = self._started("rollout")
+        groups.rollouts.sync(groups.weights_of_folder(folder, version))
+
+    def make_room(self) -> None:
+        """Before a training: on GPUs the generator would keep the memory that it needs."""
+        if self._config.device == "cuda":
+            self.close()
+
+    def _started(self, *roles: Role) -> WorkerGroups:
+        if self._groups is None or not self._groups.roles >= set(roles):
+            self.close()
+            groups = WorkerGroups(self._config, self._inputs, roles=roles)
+            self._groups = self._open.enter_context(groups)
+        return self._groups
