@@ -36,31 +36,15 @@ class WorkerGroups:
     learner: RayLearnerGroup
 
     def __init__(
-        self,
-        config: AnyRunConfig,
-        inputs: Models,
-        *,
-        roles: Sequence[Role] = ALL_ROLES,
-        beside: WorkerGroups | None = None,
+        self, config: AnyRunConfig, inputs: Models, *, roles: Sequence[Role] = ALL_ROLES
     ) -> None:
         """Entering raises ResourceError if the cluster cannot hold the groups in time.
 
-        Args:
-            config: a `RunConfig` where there is to be a learner.
-            beside: started groups that stand in for those of their roles, and are left running.
+        Args: config: a `RunConfig` where there is to be a learner.
         """
         self._config = config
         self._inputs = inputs
-        self._beside = beside
-        taken = beside.roles if beside else frozenset()
-        self._groups: dict[Role, WorkerGroup] = {
-            role: getattr(config, role) for role in roles if role not in taken
-        }
-
-    @property
-    def roles(self) -> frozenset[Role]:
-        """Of the groups that this one started."""
-        return frozenset(self._groups)
+        self._groups: dict[Role, WorkerGroup] = {role: getattr(config, role) for role in roles}
 
     def __enter__(self) -> Self:
         demands = [
@@ -68,8 +52,6 @@ class WorkerGroups:
             for name, g in self._groups.items()
         ]
         self._reservation = Reservation(demands, self._config.timeout_seconds)
-        if self._beside is not None:
-            self.rollouts, self.scorer = self._beside.rollouts, self._beside.scorer
         if "rollout" in self._groups:
             self.rollouts = RayRolloutPool(
                 self._pool("rollout", self._start_rollout_worker),
@@ -82,6 +64,11 @@ class WorkerGroups:
                 self._start_learner_ranks, timeout_seconds=self._config.timeout_seconds
             )
         return self
+
+    def renew_learner(self, config: RunConfig) -> None:
+        """A fresh learner for another run, in the place of the last one's."""
+        self._config = config
+        self.learner.restart()
 
     def __exit__(
         self,

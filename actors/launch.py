@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def _train_on_cluster(config: RunConfig, run: Path, stages: Path, bench: Workben
     if stop():
         return EXIT_STOPPED
     with (
-        WorkerGroups(config, inputs, beside=bench.groups if bench else None) as groups,
+        _groups_of(config, inputs, bench) as groups,
         CheckpointStore(
             run / "checkpoints", config.keep_checkpoints, installed_versions()
         ) as store,
@@ -89,6 +90,18 @@ def _train_on_cluster(config: RunConfig, run: Path, stages: Path, bench: Workben
         parts.sink.close()
     _report(config, run, assessor.prompts, inputs.judge)
     return 0
+
+
+@contextmanager
+def _groups_of(
+    config: RunConfig, inputs: Inputs, bench: Workbench | None
+) -> Iterator[WorkerGroups]:
+    """Those of the bench, which stay, or the run's own."""
+    if bench is not None:
+        yield bench.groups_for(config)
+        return
+    with WorkerGroups(config, inputs) as groups:
+        yield groups
 
 
 def _report(config: RunConfig, run: Path, prompts: Sequence[Prompt], judge: Judge) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from actors.groups import Role, WorkerGroups
+from actors.groups import ALL_ROLES, Role, WorkerGroups
 from actors.prepare import Models
-from equilibrate.config import AnyRunConfig
+from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
 from equilibrate.interfaces import RolloutPool, Scorer
 
 SHARED_SETTINGS = (
@@ -49,20 +49,31 @@ class Workbench:
 
     def suits(self, config: AnyRunConfig, inputs: Models) -> bool:
         """Whether its processes are those that this run would start."""
-        mine = self._inputs
-        has_scorers = self._groups is not None and "scoring" in self._groups.roles
-        return (
-            inputs.policy == mine.policy
-            and (not has_scorers or (inputs.reward, inputs.cost) == (mine.reward, mine.cost))
-            and all(
-                getattr(config, name) == getattr(self._config, name) for name in SHARED_SETTINGS
+        mine = self._config
+        if not (
+            type(config) is type(mine)
+            and _agree(config, mine, SHARED_SETTINGS)
+            and _agree(inputs, self._inputs, ("policy",))
+        ):
+            return False
+        if isinstance(config, RunConfig) and isinstance(mine, RunConfig):
+            # Scorers are kept too, and the learner takes the room that the last one had.
+            return _agree(inputs, self._inputs, ("reward", "cost", "ptx")) and _agree(
+                config.learner, mine.learner, WorkerGroup.model_fields
             )
-        )
+        return True
 
-    @property
-    def groups(self) -> WorkerGroups:
-        """Generator and scorers together, as a run of PPO needs them."""
-        return self._started("rollout", "scoring")
+    def groups_for(self, config: RunConfig) -> WorkerGroups:
+        """All that a run of PPO needs: generator and scorers as they are, a learner of its own.
+
+        They are reserved together and once: a run that held a generator and waited for room for its
+        learner could wait for another that does the same.
+        """
+        if self._groups is not None:
+            self._groups.renew_learner(config)
+            return self._groups
+        self._config = config
+        return self._started(ALL_ROLES)
 
     @contextmanager
     def scorer_of(self, inputs: Models) -> Iterator[Scorer]:
@@ -77,11 +88,11 @@ class Workbench:
     @property
     def generator(self) -> RolloutPool:
         """With the weights that `load` gave it last."""
-        return self._started("rollout").rollouts
+        return self._started(("rollout",)).rollouts
 
     def load(self, folder: Path, version: int) -> None:
         """Give the generator the weights of a model folder."""
-        groups = self._started("rollout")
+        groups = self._started(("rollout",))
         groups.rollouts.sync(groups.weights_of_folder(folder, version))
 
     def make_room(self) -> None:
@@ -89,9 +100,12 @@ class Workbench:
         if self._config.device == "cuda":
             self.close()
 
-    def _started(self, *roles: Role) -> WorkerGroups:
-        if self._groups is None or not self._groups.roles >= set(roles):
-            self.close()
+    def _started(self, roles: Sequence[Role]) -> WorkerGroups:
+        if self._groups is None:
             groups = WorkerGroups(self._config, self._inputs, roles=roles)
             self._groups = self._open.enter_context(groups)
         return self._groups
+
+
+def _agree(one: object, other: object, names: Iterable[str]) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in names)
