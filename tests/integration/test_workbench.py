@@ -1,0 +1,66 @@
+"""Which runs of a study may use the processes of the one before. Nothing is started here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.prepare import FitInputs, Inputs
+from actors.workbench import Workbench
+from equilibrate.config import RunConfig
+from equilibrate.config_files import parse_settings
+from equilibrate.evaluation import RefusalMatcher
+from equilibrate.fit_config import FitConfig
+
+MODELS: dict[str, Any] = {
+    "policy": Path("policy"),
+    "reward": Path("reward"),
+    "cost": Path("cost"),
+    "ptx": None,
+    "evaluation": None,
+}
+PPO = Inputs(**MODELS, judge=RefusalMatcher(), prompts=Path("prompts"))
+OFFLINE = FitInputs(**MODELS, judge=RefusalMatcher(), train=None, prompts=None)
+
+
+def ppo(**changes: Any) -> RunConfig:
+    return parse_settings(RunConfig, {"output": "runs/a", **changes})
+
+
+def offline(**changes: Any) -> FitConfig:
+    tree = {"output": "runs/a", "fdc": {"amounts": {"GENERAL": 8}}}
+    return parse_settings(FitConfig, {**tree, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "suits"),
+    [
+        ({"output": "runs/b"}, True),
+        ({"learner": {"policy_lr": 1e-3}}, True),
+        ({"constraint": {"budget": -1.0}, "ama": {}, "iterations": 3}, True),
+        ({"learner": {"num_workers": 2}}, False),  # needs more room than there is
+        ({"rollout": {"temperature": 0.5}}, False),
+        ({"scoring": {"max_tokens_per_batch": 64}}, False),
+        ({"seed": 1}, False),
+        ({"dtype": "bfloat16"}, False),
+    ],
+)
+def test_settings_of_the_same_processes(changes: dict[str, Any], suits: bool) -> None:
+    assert Workbench(ppo(), PPO).suits(ppo(**changes), PPO) is suits
+
+
+def test_models_of_the_same_processes() -> None:
+    bench, other = Workbench(ppo(), PPO), Path("other")
+    assert bench.suits(ppo(), replace(PPO, prompts=other, evaluation=other))
+    for name in ("policy", "reward", "cost", "ptx"):
+        assert not bench.suits(ppo(), replace(PPO, **{name: other}))
+
+
+def test_offline_runs_share_a_generator_whatever_they_are_scored_by() -> None:
+    bench, other = Workbench(offline(), OFFLINE), Path("other")
+    assert bench.suits(offline(lr=1e-3), replace(OFFLINE, reward=other, cost=None))
+    assert not bench.suits(offline(), replace(OFFLINE, policy=other))
+    assert not bench.suits(ppo(), PPO)
