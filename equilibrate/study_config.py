@@ -44,7 +44,10 @@ class Claim(Config):
     figure: str = ""
     """The claim is about one figure of one arm against another arm."""
     front: tuple[str, str] | None = None
-    """Or about the area under the fronts of several arms: a harm and a value figure."""
+    """Or about the fronts of several arms: a harm and a value figure."""
+    compare: Literal["area", "equal_harm"] = "area"
+    """Of fronts: the area under them, which also grows by going further along the same line; or
+    their height, the value where both reach the same harm."""
     of: Names
     against: Names
     expect: Literal["higher", "lower", "same"]
@@ -216,6 +219,10 @@ def _check_claim(claim: Claim, *, key: str) -> None:
         raise ValueError(
             f"{key}.front ({', '.join(claim.front)}) must be a harm figure and one of "
             "helpfulness or over_refusal; try [harm, helpfulness.GENERAL]"
+        )
+    if claim.compare == "equal_harm" and not claim.front:
+        raise ValueError(
+            f"{key}.compare (equal_harm) needs a front; try front: [harm, helpfulness.GENERAL]"
         )
     if claim.expect == "same" and claim.margin == 0:
         raise ValueError(

@@ -10,7 +10,7 @@ tables             verdicts -> the table of a report; two tables -> their paired
 arena              scores of two policies -> who wins where, and how safely
 refusal_positions  answers -> at which word their refusals begin
 strategies         prompts -> answers under an instruction, exemplars or self-check; what it costs
-pareto             checkpoints -> those that no other beats, and the area they dominate
+pareto             policies -> those that no other beats, the area they dominate, their height
 leakage            evaluation prompts never train
 
 Nothing here imports torch, transformers or openai before it is used.
@@ -21,7 +21,7 @@ from equilibrate.evaluation.judge_plugins import judge_names, load_judge
 from equilibrate.evaluation.judges import CallableJudge, Judge, RefusalMatcher, Verdict
 from equilibrate.evaluation.leakage import check_disjoint
 from equilibrate.evaluation.model_judge import AnswerScorer
-from equilibrate.evaluation.pareto import hypervolume, pareto_front
+from equilibrate.evaluation.pareto import gap_at_equal_harm, hypervolume, pareto_front
 from equilibrate.evaluation.refusal_positions import RefusalPosition, refusal_histogram
 from equilibrate.evaluation.served_model import Message, Messages, ServedModel
 from equilibrate.evaluation.statistics import (
@@ -51,6 +51,7 @@ __all__ = [
     "arena",
     "check_disjoint",
     "compare",
+    "gap_at_equal_harm",
     "hypervolume",
     "judge_names",
     "load_judge",

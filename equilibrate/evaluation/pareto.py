@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
+
+Point = tuple[float, float]
+"""Harm, and a value of which more is better."""
 
 
 def pareto_front(harm: Sequence[float], helpfulness: Sequence[float]) -> list[int]:
@@ -53,3 +59,39 @@ def hypervolume(
         ((end - x) * (y - worst_helpfulness) for (x, y), end in zip(inside, ends, strict=False)),
         0.0,
     )
+
+
+def gap_at_equal_harm(of: Sequence[Point], against: Sequence[Point]) -> float:
+    """How much more value one set of policies has than another where both are equally harmful.
+
+    Points of a set are joined by straight lines in order of harm, and the gap is the mean height of
+    one line over the other, over the harms that both reach. Unlike the area under a front it does
+    not grow by going further along the same line.
+
+    Args: of, against: finite points; of those with equal harm the mean counts.
+    Returns: value units; nan if the two have no harm in common.
+    Raises: ValueError for a set without points.
+    """
+    lines = [_line(points) for points in (of, against)]
+    low = max(harms[0] for harms, _ in lines)
+    high = min(harms[-1] for harms, _ in lines)
+    if low > high:
+        return math.nan
+    # The difference is straight between neighbours of these, so the trapezium is exact.
+    inner = [harm for harms, _ in lines for harm in harms if low < harm < high]
+    at = np.unique([low, *inner, high])
+    first, second = (np.interp(at, *line) for line in lines)
+    gaps = first - second
+    if low == high:
+        return float(gaps[0])
+    return float(np.trapezoid(gaps, at) / (high - low))
+
+
+def _line(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """Distinct harms in order, and the mean value at each."""
+    if not points:
+        raise ValueError("a line needs at least one point")
+    values: dict[float, list[float]] = {}
+    for harm, value in sorted(points):
+        values.setdefault(harm, []).append(value)
+    return list(values), [math.fsum(v) / len(v) for v in values.values()]

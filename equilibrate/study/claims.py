@@ -9,7 +9,13 @@ from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Literal
 
-from equilibrate.evaluation import Estimate, hypervolume, mean_interval, paired_difference
+from equilibrate.evaluation import (
+    Estimate,
+    gap_at_equal_harm,
+    hypervolume,
+    mean_interval,
+    paired_difference,
+)
 from equilibrate.study.figures import figure_or_nan, front_point, is_share
 from equilibrate.study.results import ByArm, RunResult
 from equilibrate.study_config import Claim
@@ -56,29 +62,27 @@ class JudgedClaim:
 
     @property
     def is_share(self) -> bool:
-        """Whether gaps are shown in percentage points; an area under a front is one of 1 x 1."""
+        """Whether gaps are shown in percentage points; the area under a front is one of 1 x 1."""
         return self.claim.front is not None or is_share(self.claim.figure)
 
 
 def judge_claim(claim: Claim, by_arm: ByArm) -> JudgedClaim:
-    """Measure a claim over the seeds that all its arms have finished.
-
-    A front is measured by the area that it dominates, of each seed by itself.
-    """
-    of, against = (_side(claim, arms, by_arm) for arms in (claim.of, claim.against))
-    seeds = [s for s in sorted(of.keys() & against.keys()) if math.isfinite(of[s] - against[s])]
-    gaps = [of[seed] - against[seed] for seed in seeds]
+    """Measure a claim over the seeds that all its arms have finished, each seed by itself."""
+    of, against = (_by_seed(arms, by_arm) for arms in (claim.of, claim.against))
+    measured = {
+        seed: _gap(claim, of[seed], against[seed]) for seed in sorted(of.keys() & against.keys())
+    }
+    by_seed = {seed: gap for seed, gap in measured.items() if math.isfinite(gap)}
+    gaps = list(by_seed.values())
     gap = mean_interval(gaps) if gaps else None
     return JudgedClaim(
         claim=claim,
         # The t-interval decides. A percentile bootstrap over five values is too narrow: it divides
         # by n where the deviation needs n - 1, and knows no tails beyond the values it has seen.
         verdict=decide(gap, expect=claim.expect, margin=claim.margin),
-        gaps=dict(zip(seeds, gaps, strict=True)),
+        gaps=by_seed,
         gap=gap,
-        bootstrap=paired_difference([against[s] for s in seeds], [of[s] for s in seeds])
-        if gaps
-        else None,
+        bootstrap=paired_difference([0.0] * len(gaps), gaps) if gaps else None,
         effect_size=effect_size(gaps),
     )
 
@@ -117,17 +121,22 @@ def effect_size(gaps: Sequence[float]) -> float:
     return fmean(gaps) / spread
 
 
-def _side(claim: Claim, arms: Sequence[str], by_arm: ByArm) -> dict[int, float]:
-    """One number of a side for each seed that all its arms have finished."""
+def _by_seed(arms: Sequence[str], by_arm: ByArm) -> dict[int, list[RunResult]]:
+    """Results of a side for each seed that all its arms have finished."""
     seeds = set.intersection(*(set(by_arm[arm]) for arm in arms))
-    return {seed: _value(claim, [by_arm[arm][seed] for arm in arms]) for seed in seeds}
+    return {seed: [by_arm[arm][seed] for arm in arms] for seed in seeds}
 
 
-def _value(claim: Claim, results: Sequence[RunResult]) -> float:
+def _gap(claim: Claim, of: Sequence[RunResult], against: Sequence[RunResult]) -> float:
+    """`of` minus `against` in one seed; nan where there is no number."""
     if claim.front is None:
-        return figure_or_nan(results[0], claim.figure)
-    points = [front_point(result, claim.front) for result in results]
+        return figure_or_nan(of[0], claim.figure) - figure_or_nan(against[0], claim.figure)
+    axes = claim.front
+    sides = [[front_point(result, axes) for result in results] for results in (of, against)]
     # A front without one of its points is another front, and no measure of this one.
-    if not all(math.isfinite(x) and math.isfinite(y) for x, y in points):
+    if not all(math.isfinite(x) and math.isfinite(y) for side in sides for x, y in side):
         return math.nan
-    return hypervolume([x for x, _ in points], [y for _, y in points])
+    if claim.compare == "equal_harm":
+        return gap_at_equal_harm(*sides)
+    more, less = (hypervolume([x for x, _ in side], [y for _, y in side]) for side in sides)
+    return more - less

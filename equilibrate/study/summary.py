@@ -51,7 +51,11 @@ def summary_markdown(
     for question in study.questions:
         for claim in question.claims:
             lines.append(_verdict_line(question, judge_claim(claim, by_arm)))
-    lines += ["", "Gaps of shares are percentage points, of fronts those of the area under them."]
+    lines += [
+        "",
+        "Gaps of shares are percentage points, of fronts those of the area under them or, "
+        "at equal harm, of their height over one another.",
+    ]
     for question in study.questions:
         lines += ["", f"## {question.id}: {question.title}", ""]
         lines += [question.text.strip(), ""] if question.text else []
@@ -135,6 +139,8 @@ def effect_text(judged: JudgedClaim) -> str:
 def claim_rule(study: StudyConfig, claim: Claim) -> str:
     """For example `harm: masked against plain, expected lower by more than 2 points`."""
     what = " / ".join(claim.figures)
+    if claim.compare == "equal_harm":
+        what += " at equal harm"
     # Labels may hold commas.
     sides = ["; ".join(map(study.label_of, arms)) for arms in (claim.of, claim.against)]
     share = claim.front is not None or is_share(claim.figure)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equilibrate.evaluation.pareto import hypervolume, pareto_front
+from equilibrate.evaluation.pareto import gap_at_equal_harm, hypervolume, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=8)
 
@@ -78,3 +78,36 @@ def test_hypervolume_grows_with_points_whatever_their_order(points, one_more, ra
     shuffled = random.sample(points, len(points))
     assert volume(shuffled) == volume(points)
     assert volume([*points, one_more]) >= volume(points)
+
+
+@pytest.mark.parametrize(
+    ("of", "against", "gap"),
+    [
+        # Both from .4 to .6; there .7 to .9 against .6 to .7: gaps .1 and .2.
+        ([(0.2, 0.5), (0.6, 0.9)], [(0.8, 0.8), (0.4, 0.6)], 0.15),
+        # A triangle of height 1 over the axis, in any order.
+        ([(1.0, 0.0), (0.0, 0.0), (0.5, 1.0)], [(0.0, 0.0), (1.0, 0.0)], 0.5),
+        # One line, though the first goes further on it both ways.
+        ([(0.1, 0.1), (0.9, 0.9)], [(0.3, 0.3), (0.5, 0.5)], 0.0),
+        ([(0.2, 0.5), (0.4, 0.7)], [(0.4, 0.6), (0.8, 0.9)], 0.1),  # one harm in common
+        ([(0.5, 0.4), (0.5, 0.8)], [(0.0, 0.0), (1.0, 1.0)], 0.1),  # of equal harms the mean
+        ([(0.5, 0.8)], [(0.0, 0.0), (1.0, 1.0)], 0.3),  # a point against a line
+    ],
+)
+def test_gap_at_equal_harm_by_hand(of, against, gap):
+    assert gap_at_equal_harm(of, against) == pytest.approx(gap)
+    assert gap_at_equal_harm(against, of) == pytest.approx(-gap)
+
+
+def test_without_a_harm_in_common_there_is_no_gap():
+    assert math.isnan(gap_at_equal_harm([(0.1, 0.5), (0.2, 0.6)], [(0.3, 0.5), (0.4, 0.6)]))
+    with pytest.raises(ValueError, match="at least one point"):
+        gap_at_equal_harm([], [(0.3, 0.5)])
+
+
+def test_going_further_has_more_area_but_no_height():
+    line = [(0.2, 0.2), (0.5, 0.5)]
+    further = [(0.1, 0.1), *line]
+    areas = [hypervolume([x for x, _ in side], [y for _, y in side]) for side in (line, further)]
+    assert areas == pytest.approx([0.3 * 0.2 + 0.5 * 0.5, 0.1 * 0.1 + 0.3 * 0.2 + 0.5 * 0.5])
+    assert gap_at_equal_harm(further, line) == pytest.approx(0.0)

@@ -139,6 +139,28 @@ def test_fronts_by_hand():
     assert list(judged.gaps) == [0]
 
 
+def test_fronts_at_equal_harm_by_hand():
+    """Value 1 - refusal: few (0.2, 0.5) to many (0.5, 0.8) is 0.7 at harm 0.4, offline 0.6 there.
+
+    In seed 1 offline is at harm 0.6, which the others do not reach.
+    """
+    points = {"few": (0.2, 0.5), "many": (0.5, 0.2), "offline": (0.4, 0.4)}
+    runs = plan(study())
+    made = {
+        run.key: result(run, harm=points[run.arms[0]][0], refusal=points[run.arms[0]][1])
+        for run in runs
+    }
+    beyond = next(run for run in runs if run.arms == ("offline",) and run.seed == 1)
+    made[beyond.key] = result(beyond, harm=0.6, refusal=0.4)
+    fields = {"figure": "", "front": ["harm", "over_refusal"], "compare": "equal_harm"}
+    judged = judge_claim(
+        claim("higher", of=["few", "many"], against="offline", **fields),
+        results_by_arm(runs, made),
+    )
+    assert judged.gaps == pytest.approx({0: 0.1, 2: 0.1, 3: 0.1, 4: 0.1})
+    assert judged.verdict is REPRODUCED
+
+
 def test_a_front_without_a_point_is_no_measurement():
     runs = plan(study())
     made = {run.key: result(run) for run in runs}

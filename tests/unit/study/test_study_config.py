@@ -59,6 +59,11 @@ def test_a_good_study():
         ),
         ({"figure": ""}, "Q1.claims.0 must have one of figure and front; try figure: harm"),
         (
+            {"compare": "equal_harm"},
+            "Q1.claims.0.compare (equal_harm) needs a front; try front: [harm, "
+            "helpfulness.GENERAL]",
+        ),
+        (
             {"front": ["harm", "over_refusal"]},
             "Q1.claims.0 must have one of figure and front; try figure: harm",
         ),

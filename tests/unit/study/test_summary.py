@@ -102,6 +102,8 @@ def test_the_rule_of_a_claim_in_words():
     assert claim_rule(config, front) == (
         "harm / over_refusal: few; many rows against offline, expected higher by more than 2 points"
     )
+    level = front.model_copy(update={"compare": "equal_harm"})
+    assert claim_rule(config, level).startswith("harm / over_refusal at equal harm: few; many")
     same = harm.model_copy(update={"expect": "same", "margin": 5.0, "figure": "training.seconds"})
     assert claim_rule(config, same).endswith("expected same within 5")
 
