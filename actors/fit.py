@@ -23,7 +23,6 @@ from actors.prepare import (
     identity,
     make_or_find,
     prepare_fit_inputs,
-    shared_base,
     stages_of,
 )
 from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
@@ -85,7 +84,6 @@ def fit_with(
         bench.make_room()
         with measured(run, "train"):
             train_policy(config, inputs.policy, answers, run)
-    inputs = replace(inputs, shared_base=shared_base(config, inputs, stages))
     _measure(config, run, inputs, bench)
 
 
@@ -114,7 +112,7 @@ def evaluate_fit(config: FitConfig, run: Path, judge: Judge | None = None) -> in
     """Sample the trained policy of a finished run and its start again; results and report anew."""
     with ray_cluster():
         inputs = prepare_fit_inputs(config, stages_of(run), say)
-        inputs = replace(inputs, judge=judge or inputs.judge)
+        inputs = replace(inputs, judge=judge or inputs.judge, shared_base=None)
         with Workbench(config, inputs) as bench:
             _measure(config, run, inputs, bench)
     return 0

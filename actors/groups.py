@@ -1,4 +1,7 @@
-"""The worker groups of one run: reserved together, started, and released together."""
+"""The worker groups of a run: reserved together, started, and released together.
+
+Runs that follow one another may use the same ones, all but the learner.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,7 @@ class WorkerGroups:
         self._config = config
         self._inputs = inputs
         self._groups: dict[Role, WorkerGroup] = {role: getattr(config, role) for role in roles}
+        self._pools: list[WorkerPool] = []
 
     def __enter__(self) -> Self:
         demands = [
@@ -65,9 +69,11 @@ class WorkerGroups:
             )
         return self
 
-    def renew_learner(self, config: RunConfig) -> None:
-        """A fresh learner for another run, in the place of the last one's."""
+    def renew(self, config: RunConfig) -> None:
+        """For the next run: a fresh learner in the place of the last one's, and its restarts."""
         self._config = config
+        for pool in self._pools:
+            pool.restarts_left = config.max_restarts
         self.learner.restart()
 
     def __exit__(
@@ -89,13 +95,15 @@ class WorkerGroups:
         return Weights(version=version, reference=ray.put(packed))
 
     def _pool(self, name: Role, start: Any) -> WorkerPool:
-        return WorkerPool(
+        pool = WorkerPool(
             name,
             start,
             num_workers=self._groups[name].num_workers,
             timeout_seconds=self._config.timeout_seconds,
             max_restarts=self._config.max_restarts,
         )
+        self._pools.append(pool)
+        return pool
 
     def _start(self, name: Role, index: int, worker: type, environment: dict[str, str]) -> Any:
         group = self._groups[name]

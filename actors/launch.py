@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from actors.cluster import StopRequest, ray_cluster
 from actors.groups import WorkerGroups
-from actors.prepare import Inputs, prepare_inputs, shared_base, stages_of
+from actors.prepare import Inputs, prepare_inputs, stages_of
 from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
 from actors.text import TextCodec
-from actors.workbench import Workbench
 from equilibrate import driver
 from equilibrate.assessment import Assessor
 from equilibrate.checkpoint import CheckpointStore
@@ -29,26 +28,60 @@ from equilibrate.sinks import open_sink
 from equilibrate.types import Prompt
 
 
-def train(config: RunConfig, stages: Path | None = None, bench: Workbench | None = None) -> int:
+def train(config: RunConfig) -> int:
     """Make or find the inputs, train, export, evaluate and report; resumes what was begun.
 
-    Args:
-        stages: folder of what precedes PPO, if several runs share it; by default the run's own.
-        bench: generator and scorers of these settings and inputs, if several runs share them.
     Returns: the exit code, 0 or EXIT_STOPPED.
     """
     with claimed(config) as run:
         if run is None:
             return 0
         with ray_cluster():
-            return _train_on_cluster(config, run, stages or stages_of(run), bench)
+            stop = StopRequest()
+            stop.install()
+            with measured(run, "prepare"):
+                inputs = prepare_inputs(config, stages_of(run), say)
+            if stop():
+                return EXIT_STOPPED
+            with WorkerGroups(config, inputs) as groups:
+                return train_with(config, run, inputs, groups, stop)
+
+
+def train_with(
+    config: RunConfig,
+    run: Path,
+    inputs: Inputs,
+    groups: WorkerGroups,
+    stop: Callable[[], bool],
+) -> int:
+    """Train and measure one policy in its folder `run`; the exit code, 0 or EXIT_STOPPED."""
+    with CheckpointStore(
+        run / "checkpoints", config.keep_checkpoints, installed_versions()
+    ) as store:
+        parts, assessor = _make_parts(config, run, inputs, groups, store, stop)
+        # Also of a run that fails: another may follow in this process.
+        with closing(parts.sink):
+            iteration = driver.train(
+                parts,
+                iterations=config.iterations,
+                checkpoint_every=config.checkpoint_every,
+                max_restarts=config.max_restarts,
+            )
+            if iteration < config.iterations:
+                say(f"stopped and saved at iteration {iteration}; the same command goes on from it")
+                return EXIT_STOPPED
+            with measured(run, "finish"):
+                parts.learner.export(run / "aligned")
+                assessor.in_full("aligned", iteration)
+    _report(config, run, assessor.prompts, inputs.judge)
+    return 0
 
 
 def evaluate(config: RunConfig, run: Path, judge: Judge | None = None) -> int:
     """Sample base and aligned model of a finished run again, and write results and report anew."""
     with ray_cluster():
         inputs = prepare_inputs(config, stages_of(run), say)
-        inputs = replace(inputs, judge=judge or inputs.judge)
+        inputs = replace(inputs, judge=judge or inputs.judge, shared_base=None)
         with WorkerGroups(config, inputs, roles=("rollout",)) as groups:
             assessor = _make_assessor(config, run, inputs, groups, TextCodec(inputs.policy))
             # The versions that `train` measured: the same seeds, so the same answers.
@@ -58,50 +91,6 @@ def evaluate(config: RunConfig, run: Path, judge: Judge | None = None) -> int:
                 assessor.in_full(name, version)
     _report(config, run, assessor.prompts, inputs.judge)
     return 0
-
-
-def _train_on_cluster(config: RunConfig, run: Path, stages: Path, bench: Workbench | None) -> int:
-    stop = StopRequest()
-    stop.install()
-    with measured(run, "prepare"):
-        inputs = prepare_inputs(config, stages, say)
-        inputs = replace(inputs, shared_base=shared_base(config, inputs, stages))
-    if stop():
-        return EXIT_STOPPED
-    with (
-        _groups_of(config, inputs, bench) as groups,
-        CheckpointStore(
-            run / "checkpoints", config.keep_checkpoints, installed_versions()
-        ) as store,
-    ):
-        parts, assessor = _make_parts(config, run, inputs, groups, store, stop)
-        iteration = driver.train(
-            parts,
-            iterations=config.iterations,
-            checkpoint_every=config.checkpoint_every,
-            max_restarts=config.max_restarts,
-        )
-        if iteration < config.iterations:
-            say(f"stopped and saved at iteration {iteration}; the same command goes on from there")
-            return EXIT_STOPPED
-        with measured(run, "finish"):
-            parts.learner.export(run / "aligned")
-            assessor.in_full("aligned", iteration)
-        parts.sink.close()
-    _report(config, run, assessor.prompts, inputs.judge)
-    return 0
-
-
-@contextmanager
-def _groups_of(
-    config: RunConfig, inputs: Inputs, bench: Workbench | None
-) -> Iterator[WorkerGroups]:
-    """Those of the bench, which stay, or the run's own."""
-    if bench is not None:
-        yield bench.groups_for(config)
-        return
-    with WorkerGroups(config, inputs) as groups:
-        yield groups
 
 
 def _report(config: RunConfig, run: Path, prompts: Sequence[Prompt], judge: Judge) -> None:

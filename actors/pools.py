@@ -49,7 +49,7 @@ class WorkerPool:
         self._name = name
         self._make_worker = make_worker
         self._timeout_seconds = timeout_seconds
-        self._restarts_left = max_restarts
+        self.restarts_left = max_restarts
         self.workers = [make_worker(index) for index in range(num_workers)]
 
     def map(
@@ -104,12 +104,12 @@ class WorkerPool:
 
     def _replace(self, index: int, error: Exception) -> None:
         reason = "did not answer in time" if isinstance(error, GetTimeoutError) else "died"
-        if self._restarts_left == 0:
+        if self.restarts_left == 0:
             raise ResourceError(
                 f"{self._name} worker {index} {reason} and no restart is left; look at its log for "
                 "the cause (memory is the usual one), then resume or raise max_restarts"
             ) from error
-        self._restarts_left -= 1
+        self.restarts_left -= 1
         logger.warning("%s worker %d %s: replacing it", self._name, index, reason)
         ray.kill(self.workers[index])
         self.workers[index] = self._make_worker(index)

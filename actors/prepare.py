@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,26 +74,28 @@ Announce = Callable[[str], None]
 def prepare_inputs(config: RunConfig, stages: Path, announce: Announce) -> Inputs:
     """Raises: DataError naming the key of a path that does not exist."""
     data = config.data
-    if not data.is_built_in:
-        return Inputs(
-            **_models(config),
-            ptx=_existing("ptx", data.ptx),
-            prompts=_required("prompts", data.prompts),
-        )
-    world = _make_world(config, stages, announce, workers=config.learner, scorers=SCORERS)
-    return Inputs(**world.models(config), ptx=world.data / "base", prompts=world.data / "prompts")
+    if data.is_built_in:
+        world = _make_world(config, stages, announce, workers=config.learner, scorers=SCORERS)
+        models, prompts = world.models(config), world.data / "prompts"
+        inputs = Inputs(**models, ptx=world.data / "base", prompts=prompts)
+    else:
+        prompts = _required("prompts", data.prompts)
+        inputs = Inputs(**_models(config), ptx=_existing("ptx", data.ptx), prompts=prompts)
+    return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
 
 def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> FitInputs:
     """Raises: DataError naming the key of a path that does not exist."""
     data = config.data
-    if not data.is_built_in:
-        return FitInputs(
-            **_models(config), ptx=None, train=_required("train", data.train), prompts=None
-        )
-    scorers = SCORERS if config.needs_scorers else ()
-    world = _make_world(config, stages, announce, workers=config.trainer, scorers=scorers)
-    return FitInputs(**world.models(config), ptx=None, train=None, prompts=world.data / "prompts")
+    if data.is_built_in:
+        scorers = SCORERS if config.needs_scorers else ()
+        world = _make_world(config, stages, announce, workers=config.trainer, scorers=scorers)
+        models, prompts = world.models(config), world.data / "prompts"
+        inputs = FitInputs(**models, ptx=None, train=None, prompts=prompts)
+    else:
+        train = _required("train", data.train)
+        inputs = FitInputs(**_models(config), ptx=None, train=train, prompts=None)
+    return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
 
 def stages_of(run: Path) -> Path:

@@ -7,17 +7,18 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.cluster import ray_cluster
+from actors.cluster import StopRequest, ray_cluster
 from actors.fit import fit_with
-from actors.launch import train
+from actors.launch import train_with
+from actors.offline import TrainWorkers
 from actors.prepare import (
     STAGES,
     FitInputs,
@@ -30,7 +31,7 @@ from actors.prepare import (
 from actors.run_folder import claimed, say
 from actors.workbench import Workbench
 from equilibrate.checkpoint import FolderLock
-from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
+from equilibrate.config import RunConfig, WorkerGroup
 from equilibrate.config_files import RUN_KINDS, parse_settings, resolve_settings
 from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
@@ -125,7 +126,7 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
     with ray_cluster():
         parallel = _parallel(left)
         waiting = _tasks(study, left, parallel)
-        # A task reserves nothing itself: the groups of its run do.
+        # A task reserves nothing itself: the groups of its runs do.
         remote = ray.remote(_carry_out).options(num_cpus=0, max_retries=0)
         under_way: dict[ray.ObjectRef[Any], Task] = {}
         seen = len(runs) - len(left)
@@ -143,22 +144,29 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
                 say(f"[{finished}/{len(runs)}] {left_over}")
             for reference in done:
                 task = under_way.pop(reference)
-                code = code or _report_failures(reference, task)
+                failed, rest = _outcome(reference, task, results)
+                code = code or next((code for _, code in failed.values()), 0)
+                waiting += rest
     return code
 
 
-def _report_failures(reference: ray.ObjectRef[Any], task: Task) -> int:
-    """Say which runs of a task failed and why; the exit code of the first."""
+def _outcome(
+    reference: ray.ObjectRef[Any], task: Task, results: Mapping[str, RunResult]
+) -> tuple[dict[str, tuple[str, int]], list[Task]]:
+    """Say which runs of an ended task failed and why, with their exit codes; and what to do yet."""
+    rest: list[Task] = []
+    failures: dict[str, tuple[str, int]]
     try:
-        failures: dict[str, tuple[str, int]] = ray.get(reference, timeout=LOOK_EVERY_SECONDS)
+        failures = ray.get(reference, timeout=LOOK_EVERY_SECONDS)
     except ray.exceptions.RayError as error:
-        # Its process is gone (memory is the usual cause), or what its runs share cannot be made.
-        message = str(error).strip().splitlines()[-1]
-        failures = {run.key: (message, 1) for run in task.runs}
+        # Its process is gone (memory is the usual cause), and with it the run that it was at.
+        left = tuple(run for run in task.runs if run.key not in results)
+        failures = {run.key: (str(error).strip().splitlines()[-1], 1) for run in left[:1]}
+        rest = [replace(task, runs=left[1:])] if left[1:] else []
     arms = {run.key: f"{'/'.join(run.arms)} seed {run.seed}" for run in task.runs}
     for key, (message, _) in failures.items():
         say(f"failed: {arms[key]} ({key}): {message}")
-    return next((code for _, code in failures.values()), 0)
+    return failures, rest
 
 
 def _tasks(study: StudyConfig, runs: Sequence[PlannedRun], parallel: int) -> list[Task]:
@@ -183,15 +191,17 @@ def _parallel(runs: Sequence[PlannedRun]) -> int:
     return max(1, min(len(runs), int(most) if math.isfinite(most) else 1))
 
 
-def _settings_of(run: PlannedRun, **changes: str) -> AnyRunConfig:
+def _settings_of(run: PlannedRun, **changes: str) -> RunConfig | FitConfig:
     return parse_settings(RUN_KINDS[run.kind], {**run.config, **changes})
 
 
-def _demand(config: AnyRunConfig) -> dict[str, float]:
+def _demand(config: RunConfig | FitConfig) -> dict[str, float]:
     groups = [getattr(config, name) for name in GROUPS if hasattr(config, name)]
     workers: list[WorkerGroup] = groups
+    cpus = sum(group.num_workers * group.cpus for group in workers)
     return {
-        "CPU": sum(group.num_workers * group.cpus for group in workers),
+        # A place in which a run fits, but not what trains its base, would wait for others to end.
+        "CPU": max(cpus, TrainWorkers().cpus) if config.data.is_built_in else cpus,
         "GPU": sum(group.num_workers * group.gpus for group in workers),
     }
 
@@ -203,43 +213,55 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
     """
     failures: dict[str, tuple[str, int]] = {}
     stages = Path(task.stages)
-    bench: Workbench | None = None
+    stop = StopRequest()
+    stop.install()
+    prepared: dict[str, Inputs | FitInputs] = {}
     # All at once and first: a run that holds a generator must not wait for what trains a scorer.
-    prepared = {run.key: _prepare(_settings_of(run), stages) for run in task.runs}
+    for run in task.runs:
+        with _noting(run, failures):
+            prepared[run.key] = _prepare(_settings_of(run), stages)
+    bench: Workbench | None = None
     try:
         for run in task.runs:
+            if run.key not in prepared:
+                continue
+            if stop():
+                failures[run.key] = ("stopped before it began", EXIT_STOPPED)
+                continue
             folder = Path(task.output) / "runs" / run.key
-            config = _settings_of(run, output=str(folder))
-            try:
-                inputs = prepared[run.key]
+            config, inputs = _settings_of(run, output=str(folder)), prepared[run.key]
+            with _noting(run, failures):
                 _link_stages(folder, stages)
                 bench = _bench_for(config, inputs, bench)
-                # What is made for all runs of a seed is no part of the time of one.
+                # The stages are no part of it; what the runs of a task share is part of the first.
                 start = time.perf_counter()
-                if _make(config, inputs, stages, bench) == EXIT_STOPPED:
+                if _make(config, inputs, stages, bench, stop) == EXIT_STOPPED:
                     failures[run.key] = ("stopped and saved", EXIT_STOPPED)
-                    break
-            except Exception as error:
-                # Whatever it is: the other runs do not depend on it. The trace is in Ray's log.
-                traceback.print_exc()
-                code = error.exit_code if isinstance(error, EquilibrateError) else 1
-                failures[run.key] = (f"{type(error).__name__}: {error}", code)
-                if bench is not None:
-                    bench.close()
-                    bench = None
-                continue
-            seconds = time.perf_counter() - start
-            write_result(Path(task.results), _result_of(run, folder, seconds))
+                    continue
+                seconds = time.perf_counter() - start
+                write_result(Path(task.results), _result_of(run, folder, seconds))
+            if run.key in failures and bench is not None:
+                bench.close()
     finally:
         if bench is not None:
             bench.close()
     return failures
 
 
-def _prepare(config: AnyRunConfig, stages: Path) -> Inputs | FitInputs:
+@contextmanager
+def _noting(run: PlannedRun, failures: dict[str, tuple[str, int]]) -> Iterator[None]:
+    """Note what goes wrong, whatever it is: the other runs of a task do not depend on it."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()  # into Ray's log
+        code = error.exit_code if isinstance(error, EquilibrateError) else 1
+        failures[run.key] = (f"{type(error).__name__}: {error}", code)
+
+
+def _prepare(config: RunConfig | FitConfig, stages: Path) -> Inputs | FitInputs:
     if isinstance(config, FitConfig):
         return prepare_fit_inputs(config, stages, say)
-    assert isinstance(config, RunConfig)
     return prepare_inputs(config, stages, say)
 
 
@@ -251,7 +273,7 @@ def _link_stages(run: Path, stages: Path) -> None:
         link.symlink_to(os.path.relpath(stages, run), target_is_directory=True)
 
 
-def _bench_for(config: AnyRunConfig, inputs: Models, last: Workbench | None) -> Workbench:
+def _bench_for(config: RunConfig | FitConfig, inputs: Models, last: Workbench | None) -> Workbench:
     """That of the run before, if this one would start the same processes."""
     if last is not None:
         if last.suits(config, inputs):
@@ -260,15 +282,22 @@ def _bench_for(config: AnyRunConfig, inputs: Models, last: Workbench | None) -> 
     return Workbench(config, inputs)
 
 
-def _make(config: AnyRunConfig, inputs: Inputs | FitInputs, stages: Path, bench: Workbench) -> int:
+def _make(
+    config: RunConfig | FitConfig,
+    inputs: Inputs | FitInputs,
+    stages: Path,
+    bench: Workbench,
+    stop: Callable[[], bool],
+) -> int:
     """Carry out one run; its exit code."""
-    if isinstance(config, RunConfig):
-        return train(config, stages, bench)
-    assert isinstance(config, FitConfig)
-    assert isinstance(inputs, FitInputs)
     with claimed(config) as run:
-        if run is not None:
-            fit_with(config, run, inputs, bench, stages)
+        if run is None:
+            return 0
+        if isinstance(config, RunConfig) and isinstance(inputs, Inputs):
+            return train_with(config, run, inputs, bench.groups_for(config), stop)
+        assert isinstance(config, FitConfig)
+        assert isinstance(inputs, FitInputs)
+        fit_with(config, run, inputs, bench, stages)
     return 0
 
 

@@ -10,13 +10,11 @@ from typing import Self
 
 from actors.groups import ALL_ROLES, Role, WorkerGroups
 from actors.prepare import Models
-from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
+from equilibrate.config import AnyRunConfig, RunConfig, SamplingConfig, WorkerGroup
 from equilibrate.interfaces import RolloutPool, Scorer
 
-SHARED_SETTINGS = (
-    "seed", "device", "dtype", "cpu_threads", "timeout_seconds", "rollout", "scoring",
-)  # fmt: skip
-"""Settings that the processes of a workbench are started with."""
+SHARED_SETTINGS = ("seed", "device", "dtype", "cpu_threads", "timeout_seconds", "scoring")
+"""Settings that the processes of a workbench are started with, beside those of sampling."""
 
 
 class Workbench:
@@ -53,6 +51,7 @@ class Workbench:
         if not (
             type(config) is type(mine)
             and _agree(config, mine, SHARED_SETTINGS)
+            and _agree(config.rollout, mine.rollout, SamplingConfig.model_fields)
             and _agree(inputs, self._inputs, ("policy",))
         ):
             return False
@@ -70,9 +69,9 @@ class Workbench:
         learner could wait for another that does the same.
         """
         if self._groups is not None:
-            self._groups.renew_learner(config)
+            self._groups.renew(config)
             return self._groups
-        self._config = config
+        self._config = config  # where the bench was made for a run that turned out to be finished
         return self._started(ALL_ROLES)
 
     @contextmanager

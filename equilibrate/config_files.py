@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from equilibrate.config import AnyRunConfig, Config, RunConfig
+from equilibrate.config import Config, RunConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.fit_config import FitConfig
 
@@ -39,7 +39,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-RUN_KINDS: Mapping[str, type[AnyRunConfig]] = {"train": RunConfig, "fit": FitConfig}
+RUN_KINDS: Mapping[str, type[RunConfig | FitConfig]] = {"train": RunConfig, "fit": FitConfig}
 """Settings of each command that makes a run folder."""
 
 

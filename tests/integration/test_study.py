@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
+from actors import study as carried_out
+from equilibrate.study import PlannedRun
 from tests.integration import runs
 
 SMOKE = Path("deploy/configs/studies/smoke.yaml")
@@ -85,3 +88,36 @@ def test_a_document_that_cannot_be_written_is_told_before_anything_runs(tmp_path
     assert runs.finish(asked, seconds=60) == 2
     assert f"document ({nowhere})" in log.with_suffix(".log").read_text()
     assert not (tmp_path / "output").exists()
+
+
+RUNS = tuple(
+    PlannedRun(key=key, kind="train", seed=0, arms=(f"arm {key}",), config={}) for key in "abcd"
+)
+TASK = carried_out.Task(runs=RUNS, output="out", stages="stages", results="results")
+
+
+@pytest.fixture
+def crashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of every task is gone."""
+
+    def get(reference: object, timeout: float) -> None:
+        raise ray.exceptions.WorkerCrashedError
+
+    monkeypatch.setattr(carried_out.ray, "get", get)
+
+
+@pytest.mark.parametrize(
+    ("finished", "lost", "rest"),
+    [("", "a", "bcd"), ("ab", "c", "d"), ("abc", "d", ""), ("abcd", "", "")],
+)
+def test_a_lost_process_costs_the_run_it_was_at(
+    crashed: None, capsys: pytest.CaptureFixture[str], finished: str, lost: str, rest: str
+) -> None:
+    failures, tasks = carried_out._outcome(None, TASK, dict.fromkeys(finished))
+    assert "".join(failures) == lost
+    assert [code for _, code in failures.values()] == [1] * len(lost)
+    assert "".join(run.key for task in tasks for run in task.runs) == rest
+    assert len(tasks) == bool(rest)
+    told = capsys.readouterr().out
+    assert told.count("failed: arm") == len(lost)
+    assert not lost or f"failed: arm {lost} seed 0 ({lost}): " in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -155,30 +156,44 @@ def test_sharing_a_generator_changes_no_number(
 ) -> None:
     """The run of `straight` as one of a study, in the processes that another run has used."""
     short = {"iterations": 1, "evaluate_every": 0}
+    broken = {"data": {"reward": str(tmp_path / "nowhere")}}
     tree = {
         "name": "shared",
         "output": str(tmp_path / "study"),
         "results": str(tmp_path / "results"),
         "base": {"train": [str(settings)]},
-        # One task at a time, the first of them of two runs.
-        "common": {"train": {"rollout": {"cpus": 0.75}}},
+        # One task at a time on any machine: of three runs, of one and of one.
+        "common": {"train": {"rollout": {"cpus": 0.375 * (os.cpu_count() or 1)}}},
         "seeds": [0],
         "arms": {
+            "broken": {"kind": "train", "set": broken},
             "before": {"kind": "train", "set": {**short, "learner": {"policy_lr": 1e-2}}},
             "straight": {"kind": "train", "set": {}},
             "after": {"kind": "train", "set": short},
+            "broken_too": {"kind": "train", "set": {**broken, **short}},
         },
         "questions": [{"id": "Q", "title": "?", "fronts": {"": ["straight"]}, "figures": ["harm"]}],
     }
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(tree))
-    study = runs.command("study", str(file), log=tmp_path / "study")
     generators = set()
-    while study.poll() is None:
-        generators |= {process.pid for process in runs.workers_of(study, "RolloutWorker")}
-        time.sleep(0.5)
-    assert study.returncode == 0, (tmp_path / "study.log").read_text()
-    assert len(generators) == 2 * 2  # two of each task
+    study = runs.command("study", str(file), log=tmp_path / "study")
+
+    def ended() -> bool:
+        generators.update(process.pid for process in runs.workers_of(study, "RolloutWorker"))
+        return study.poll() is not None
+
+    try:
+        while not ended():
+            time.sleep(0.5)
+    finally:
+        study.kill()
+        study.wait()
+    log = (tmp_path / "study.log").read_text()
+    # What is wrong with one run of a task is told, and stops no other.
+    assert study.returncode == 3, log
+    assert log.count("failed: broken") == 2, log
+    assert len(generators) == 2 * 2  # two for the task of three, two for that of one
     (same,) = (
         path.stem
         for path in (tmp_path / "results").iterdir()

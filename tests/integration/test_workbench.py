@@ -42,6 +42,7 @@ def offline(**changes: Any) -> FitConfig:
         ({"learner": {"policy_lr": 1e-3}}, True),
         ({"constraint": {"budget": -1.0}, "ama": {}, "iterations": 3}, True),
         ({"learner": {"num_workers": 2}}, False),  # needs more room than there is
+        ({"rollout": {"prompts_per_iteration": 96, "max_policy_lag": 1}}, True),
         ({"rollout": {"temperature": 0.5}}, False),
         ({"scoring": {"max_tokens_per_batch": 64}}, False),
         ({"seed": 1}, False),
