@@ -43,6 +43,7 @@ from equilibrate.study import (
     deal_tasks,
     expand,
     missing_runs,
+    next_task,
     plan_runs,
     read_results,
     summary_markdown,
@@ -67,6 +68,10 @@ class Task:
     output: str
     stages: str
     results: str
+
+    @property
+    def seed(self) -> int:
+        return self.runs[0].seed
 
 
 def run_study(
@@ -118,7 +123,8 @@ def _alone_in(*folders: Path) -> Iterator[None]:
 
 def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
     folder = Path(study.results).resolve()
-    left = missing_runs(runs, read_results(folder, resolve_settings))
+    results = read_results(folder, resolve_settings)
+    left = missing_runs(runs, results)
     say(f"{study.name}: {len(runs)} runs, {len(runs) - len(left)} have a result")
     if not left:
         return 0
@@ -132,7 +138,10 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
         seen = len(runs) - len(left)
         while waiting or under_way:
             while waiting and len(under_way) < parallel:
-                task = waiting.pop(0)
+                # A seed that has a result has its models, unless the stages were removed since.
+                begun = {task.seed for task in under_way.values()}
+                preparing = begun - {run.seed for run in runs if run.key in results}
+                task = waiting.pop(next_task([task.seed for task in waiting], preparing))
                 under_way[remote.remote(task)] = task
             # Only to look after the results: a run may take hours.
             done, _ = ray.wait(list(under_way), num_returns=1, timeout=LOOK_EVERY_SECONDS)

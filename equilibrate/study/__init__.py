@@ -31,7 +31,7 @@ from equilibrate.study.results import (
     write_result,
 )
 from equilibrate.study.summary import summary_markdown, with_section
-from equilibrate.study.tasks import deal_tasks
+from equilibrate.study.tasks import deal_tasks, next_task
 
 __all__ = [
     "ClaimVerdict",
@@ -47,6 +47,7 @@ __all__ = [
     "figure_of",
     "judge_claim",
     "missing_runs",
+    "next_task",
     "plan_runs",
     "read_results",
     "results_by_arm",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -52,6 +52,15 @@ def one_ahead(groups: Sequence[Sequence[Item]]) -> list[Item]:
     for group, after in zip_longest(groups, groups[1:], fillvalue=()):
         order += [*after[:1], *group[1:]]
     return order
+
+
+def next_task(seeds: Sequence[int], preparing: Collection[int]) -> int:
+    """Place of the task to begin next, among waiting tasks of these seeds.
+
+    Args: preparing: seeds whose models a task under way is still making: another task of the seed
+        could only wait for it.
+    """
+    return next((place for place, seed in enumerate(seeds) if seed not in preparing), 0)
 
 
 def _split(group: list[PlannedRun], size: int) -> tuple[tuple[PlannedRun, ...], list[PlannedRun]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equilibrate.study import PlannedRun, deal_tasks
+from equilibrate.study import PlannedRun, deal_tasks, next_task
 from equilibrate.study.tasks import MOST_TOGETHER, one_ahead
 
 
@@ -31,6 +31,18 @@ def test_the_first_of_a_seed_starts_one_seed_early():
     assert one_ahead(["abc", "de", "f"]) == ["a", "d", "b", "c", "f", "e"]
     assert one_ahead(["ab"]) == ["a", "b"]
     assert one_ahead([]) == []
+
+
+@pytest.mark.parametrize(
+    ("seeds", "preparing", "place"),
+    [
+        ([0, 0, 1], set(), 0),
+        ([0, 0, 1], {0}, 2),  # the others would only wait for the models of seed 0
+        ([0, 0], {0}, 0),  # nothing else is left to do
+    ],
+)
+def test_no_task_waits_where_another_could_run(seeds, preparing, place):
+    assert next_task(seeds, preparing) == place
 
 
 @pytest.mark.parametrize(
