@@ -136,8 +136,8 @@ def results_by_arm(
 def seeds_with_several_starts(arms: Sequence[str], by_arm: ByArm) -> list[int]:
     """Seeds whose results in these arms do not share one table of what they started from.
 
-    The base model of a seed differs from one kind of processor to another, for example. What two
-    starts differ by is then a part of every gap of that seed.
+    The base model of a seed differs from one kind of processor to another, for example; and what
+    two starts differ by is part of a gap between them.
     """
     starts: dict[int, list[EvaluationTable]] = {}
     for arm in arms:

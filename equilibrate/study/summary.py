@@ -159,21 +159,29 @@ def missing_lines(
     for run in missing_runs(runs, results):
         seeds.setdefault(run.arms, []).append(run.seed)
     lines = [
-        f"{', '.join(map(study.label_of, arms))}: seed{'s' if len(missing) > 1 else ''} "
-        f"{' / '.join(map(str, missing))}"
+        f"{', '.join(map(study.label_of, arms))}: {_seeds(missing)}"
         for arms, missing in seeds.items()
     ]
     return lines + absent_figures(study, results_by_arm(runs, results))
 
 
 def _start_lines(study: StudyConfig, by_arm: ByArm) -> list[str]:
-    """Questions whose arms do not start from one policy, as after runs on several machines."""
-    return [
-        f"{question.id}: seed{'s' if len(seeds) > 1 else ''} {' / '.join(map(str, seeds))}: the "
-        "arms do not all start from the same base model, so a gap also holds what these differ by"
-        for question in study.questions
-        if (seeds := seeds_with_several_starts(question.arms, by_arm))
-    ]
+    """Questions with a claim whose arms differ in their start, as after runs on two machines."""
+    lines = []
+    for question in study.questions:
+        arms = [(*claim.of, *claim.against) for claim in question.claims]
+        seeds = sorted({seed for pair in arms for seed in seeds_with_several_starts(pair, by_arm)})
+        if seeds:
+            lines.append(
+                f"{question.id}: {_seeds(seeds)}: the arms of a claim were not all measured from "
+                "the same start (another base model, or one sampled or judged otherwise), and its "
+                "gap holds that too"
+            )
+    return lines
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {' / '.join(map(str, seeds))}"
 
 
 def _verdict_line(question: Question, judged: JudgedClaim) -> str:
