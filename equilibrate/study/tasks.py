@@ -35,7 +35,8 @@ def deal_tasks(runs: Sequence[PlannedRun], *, parallel: int) -> list[tuple[Plann
         for kind, group in kinds.items():
             while group:
                 share = math.ceil(num_left / (2 * parallel))
-                task, group = _split(group, min(MOST_TOGETHER[kind], share))
+                size = min(MOST_TOGETHER[kind], share)
+                task, group = tuple(group[:size]), group[size:]
                 tasks.append(task)
                 num_left -= len(task)
         seeds.append(tasks)
@@ -61,7 +62,3 @@ def next_task(seeds: Sequence[int], preparing: Collection[int]) -> int:
         could only wait for it.
     """
     return next((place for place, seed in enumerate(seeds) if seed not in preparing), 0)
-
-
-def _split(group: list[PlannedRun], size: int) -> tuple[tuple[PlannedRun, ...], list[PlannedRun]]:
-    return tuple(group[:size]), group[size:]
