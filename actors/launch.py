@@ -68,7 +68,8 @@ def train_with(
                 max_restarts=config.max_restarts,
             )
             if iteration < config.iterations:
-                say(f"stopped and saved at iteration {iteration}; the same command goes on from it")
+                done = f"stopped and saved at iteration {iteration}"
+                say(f"{done}; the same command goes on from there")
                 return EXIT_STOPPED
             with measured(run, "finish"):
                 parts.learner.export(run / "aligned")
