@@ -26,6 +26,7 @@ from tests.integration.learners import (
     score_rollouts,
     set_rank,
     snapshot,
+    step_error,
     update,
     write_models,
 )
@@ -93,12 +94,9 @@ def test_ranks_and_zero_stages_do_not_change_the_result(
         one_rank = {k: v for k, v in changes.items() if k != "learner"}
         worker = LearnerWorker(make_settings(models, **one_rank))
         before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
-        assert largest_difference(before, alone) > 1e-4
-        # Adam's first step, 1e-4 or more, enlarges the rounding of small gradients, and more of it
-        # differs where rows meet in other micro-batches.
-        tolerance = 5e-6 if name.startswith("one-pass") else 2e-6
+        # Rounding makes 1e-4 to 5e-4; one reward that is off by 0.01 makes 6e-2.
         with np.load(tmp_path / f"{name}.npz") as weights:
-            assert largest_difference(alone, dict(weights)) < tolerance, name
+            assert step_error(before, alone, dict(weights)) < 5e-3, name
         with np.load(tmp_path / f"metrics-{name}.npz") as values:
             assert dict(values) == pytest.approx(dict(metrics.values), rel=1e-4, abs=1e-6), name
 
