@@ -64,7 +64,7 @@ test-unit: setup ## unit tests, with full coverage of ppo, ama and fdc
 	--include='equilibrate/ppo/*,equilibrate/ama/*,equilibrate/fdc/*'
 
 test-integration: setup ## real Ray, vLLM and DeepSpeed on CPU
-	.venv/bin/pytest tests/integration
+	.venv/bin/pytest tests/integration --durations=20
 
 test-bare: setup-unit ## unit tests where ray, vllm and deepspeed are absent
 	.venv-unit/bin/pytest tests/unit
