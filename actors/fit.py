@@ -13,7 +13,8 @@ from typing import Any
 from datasets import Dataset
 
 from actors.cluster import ray_cluster
-from actors.fit_data import AnswerTable, encode_answers, table_of_pairs
+from actors.fit_data import AnswerTable, encode_answers, load_answers, table_of_pairs
+from actors.fit_objective import require_something_to_mask
 from actors.fit_worker import fit_worker
 from actors.offline import TrainWorkers, fit_on_cluster
 from actors.offline_data import load_columns
@@ -76,6 +77,8 @@ def fit_with(
     """Train and measure one policy in its folder `run`."""
     with measured(run, "data"):
         answers = make_or_find(_answers_stage(config, inputs, bench), stages, say)
+    if config.ama is not None:
+        require_something_to_mask(load_answers(answers), config.ama)
     key = _training_key(config, inputs, answers)
     if _trained_key(run) != key:
         _forget(run)

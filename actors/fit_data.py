@@ -84,6 +84,11 @@ class AnswerTable:
         return longest * self.answers_per_example
 
     @property
+    def classes(self) -> set[Category]:
+        """Of all its answers."""
+        return {list(Category)[number] for number in np.unique(self.categories)}
+
+    @property
     def num_without_room(self) -> int:
         """Answers whose prompt takes all the room there is: nothing of them is learned."""
         return int((self.learn_starts >= self.sequences.lengths).sum())

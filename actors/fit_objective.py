@@ -13,6 +13,7 @@ from actors.learner_passes import Trainable
 from actors.learner_targets import derive_seed
 from actors.masking import masked_tokens
 from equilibrate.ama.masks import full_where_empty, keep_ends, random_mask
+from equilibrate.errors import ConfigError
 from equilibrate.fit_config import AnswerMaskConfig, FitConfig
 from equilibrate.preference.answers import AnswerBatch, SideCounts
 from equilibrate.preference.objectives import OBJECTIVES
@@ -133,6 +134,16 @@ class FitObjective:
             is_masked_row=answers.is_masked_row,
             multiplier=self._config.multiplier,
             dead_band=ama.dead_band,
+        )
+
+
+def require_something_to_mask(table: AnswerTable, ama: AnswerMaskConfig) -> None:
+    """Raises: ConfigError if every class of the data is ungated, as where the data name none."""
+    classes = table.classes
+    if classes and classes <= set(ama.ungated):
+        raise ConfigError(
+            f"ama.ungated ({', '.join(ama.ungated)}) leaves nothing to mask: the examples are all "
+            f"{' or '.join(sorted(classes))}; try ama.ungated=[], or a column category in the data"
         )
 
 

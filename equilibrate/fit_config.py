@@ -69,8 +69,13 @@ Objective = Annotated[
 
 
 class AnswerMaskConfig(MaskConfig):
-    """The mask of labelled answers: the side is the label."""
+    """The mask of labelled answers: the side is the label.
 
+    Whose scores, and of which classes, are what pushed hardest in docs/study.md (Q6).
+    """
+
+    source: Literal["reward", "cost", "both", "critics"] = "cost"
+    ungated: tuple[Category, ...] = (Category.GENERAL, Category.BORDERLINE)
     mode: Literal["gradient", "forward"] = "gradient"
     """What a masked token loses: its gradient alone, or its place in the loss too."""
     when_empty: Literal["full", "skip"] = "full"

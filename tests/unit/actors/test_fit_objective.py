@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from actors.fit_data import OWN_TOKEN, AnswerTable
-from actors.fit_objective import FitObjective, summarise_masks
+from actors.fit_objective import FitObjective, require_something_to_mask, summarise_masks
 from actors.offline_data import Sequences
 from equilibrate.config_files import parse_settings
-from equilibrate.fit_config import FitConfig
+from equilibrate.errors import ConfigError
+from equilibrate.fit_config import AnswerMaskConfig, FitConfig
 from equilibrate.types import Category
 
 CPU = torch.device("cpu")
@@ -126,6 +127,24 @@ def test_a_class_without_a_gate_is_not_masked():
     answers = table(costs=(1.0, -1.0, 1.0, -1.0))
     masks = objective(answers, ama=BY_COST | {"ungated": ["EHD"]}).masks(BOTH)
     assert masks.gradient_mask.sum(1).tolist() == [2, 3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"ungated": ["EHD"]}, "all EHD; try"),
+        ({"ungated": ["GENERAL", "EHD"]}, "all EHD; try"),
+        ({"ungated": []}, None),
+        ({}, None),  # harmless classes alone
+    ],
+)
+def test_a_mask_that_would_touch_nothing_is_refused(settings, answer):
+    ama = AnswerMaskConfig(**settings)
+    if answer is None:
+        require_something_to_mask(table(), ama)
+    else:
+        with pytest.raises(ConfigError, match=answer):
+            require_something_to_mask(table(), ama)
 
 
 def test_the_loss_is_divided_by_kept_or_by_all_tokens():
