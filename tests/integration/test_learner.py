@@ -94,6 +94,7 @@ def test_ranks_and_zero_stages_do_not_change_the_result(
         one_rank = {k: v for k, v in changes.items() if k != "learner"}
         worker = LearnerWorker(make_settings(models, **one_rank))
         before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
+        assert largest_difference(before, alone) > 1e-4
         # Rounding makes 1e-4 to 5e-4; one reward that is off by 0.01 makes 6e-2.
         with np.load(tmp_path / f"{name}.npz") as weights:
             assert step_error(before, alone, dict(weights)) < 5e-3, name
