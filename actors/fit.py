@@ -77,10 +77,10 @@ def fit_with(
     """Train and measure one policy in its folder `run`."""
     with measured(run, "data"):
         answers = make_or_find(_answers_stage(config, inputs, bench), stages, say)
-    if config.ama is not None:
-        require_something_to_mask(load_answers(answers), config.ama)
     key = _training_key(config, inputs, answers)
     if _trained_key(run) != key:
+        if config.ama is not None:
+            require_something_to_mask(load_answers(answers), config.ama)
         _forget(run)
         (run / KEY_FILE).write_text(key)
     if not (run / "aligned" / "config.json").is_file():

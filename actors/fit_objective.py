@@ -140,7 +140,7 @@ class FitObjective:
 def require_something_to_mask(table: AnswerTable, ama: AnswerMaskConfig) -> None:
     """Raises: ConfigError if every class of the data is ungated, as where the data name none."""
     classes = table.classes
-    if classes and classes <= set(ama.ungated):
+    if classes <= set(ama.ungated):
         raise ConfigError(
             f"ama.ungated ({', '.join(ama.ungated)}) leaves nothing to mask: the examples are all "
             f"{' or '.join(sorted(classes))}; try ama.ungated=[], or a column category in the data"
