@@ -1,0 +1,172 @@
+"""What a mask does to the gradient of offline training: does it turn it, or only lengthen it?
+
+With g the gradient without a mask and m the one with it, over the same examples of the classes that
+the mask touches:
+
+    cosine = <m, g> / (|m| |g|)     1: the same direction
+    size   = <m, g> / |g|^2         how much of g there is in m; a mask of cosine 1 and size s does
+                                    what weighting these examples by s does
+
+Beside it as many tokens drawn at random, and what examples alone do: the cosine between the
+gradients of two halves. A cosine as high as that says that the mask is a weight of its classes; one
+far below it, that it teaches something else.
+
+    python -m benchmarks.mask_direction runs/adpo --policy runs/adpo/stages/base-KEY
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness import positive
+from equilibrate.config_files import load_settings
+from equilibrate.errors import ConfigError, DataError
+from equilibrate.fit_config import AnswerMaskConfig, DpoConfig, FitConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from actors.fit_data import AnswerTable, Rows
+    from actors.models import PolicyModel
+
+ANSWERS = "answers-*"
+EXAMPLES_PER_PASS = 32
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a run of `fit` with scores or a mask")
+    parser.add_argument("--policy", type=Path, required=True, help="where the gradient is taken")
+    parser.add_argument("--answers", type=Path, help="default: the one of the run's stages")
+    parser.add_argument("--examples", type=positive, default=1024, help="at most, at random")
+    parser.add_argument("--threads", type=positive, default=1, help="of torch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    parser.add_argument("overrides", nargs="*", help="of the run's settings, key=value")
+    arguments = parser.parse_intermixed_args(argv)
+    rows = measure(arguments)
+    for row in rows:
+        print(f"{row['mask']:<8} kept {row['kept_fraction']:.2f}  cosine {row['cosine']:.3f}"
+              f"  size {row['size']:.2f}")  # fmt: skip
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the mask, of the random one and of the halves."""
+    import numpy as np
+    import torch
+
+    from actors.device import Accelerator
+    from actors.fit_data import load_answers
+    from actors.models import load_policy
+
+    torch.set_num_threads(arguments.threads)
+    config = load_settings(FitConfig, [arguments.run / "config.yaml"], arguments.overrides)
+    if config.ama is None:
+        config = config.model_copy(update={"ama": AnswerMaskConfig()})
+    table = load_answers(arguments.answers or _only_answers(arguments.run))
+    if not table.scores:
+        raise DataError(f"{arguments.run}: its answers have no scores; give a run with a mask")
+    touched = masked_examples(table, config)
+    order = np.random.default_rng(config.seed).permutation(touched)[: arguments.examples]
+    policy = load_policy(arguments.policy, Accelerator("cpu", "float32"))
+    return compare_masks(policy, table, order, config)
+
+
+def masked_examples(table: AnswerTable, config: FitConfig) -> Rows:
+    """Numbers of the examples whose class the mask touches.
+
+    Raises: ConfigError if there is none.
+    """
+    import numpy as np
+
+    from equilibrate.types import Category
+
+    assert config.ama is not None
+    free = [list(Category).index(category) for category in config.ama.ungated]
+    examples = np.flatnonzero(~np.isin(table.categories[:: table.answers_per_example], free))
+    if len(examples) < 2:
+        raise ConfigError(f"ama.ungated leaves {len(examples)} examples to mask; at least 2 needed")
+    return examples
+
+
+def compare_masks(
+    policy: PolicyModel, table: AnswerTable, examples: Rows, config: FitConfig
+) -> list[dict[str, Any]]:
+    """The gradient over `examples` with a mask, with a random one, and of halves, against none."""
+    config = _without_nll(config)
+    half = len(examples) // 2
+    plain = [
+        gradient(policy, table, part, config.model_copy(update={"ama": None}))[0]
+        for part in (examples[:half], examples[half:])
+    ]
+    whole, _ = gradient(policy, table, examples, config.model_copy(update={"ama": None}))
+    assert config.ama is not None
+    random = config.ama.model_copy(update={"random_control": True})
+    rows = []
+    for name, ama in (("mask", config.ama), ("random", random)):
+        masked, kept = gradient(policy, table, examples, config.model_copy(update={"ama": ama}))
+        rows.append(_row(name, kept, masked, whole))
+    return [*rows, _row("halves", 1.0, plain[0], plain[1])]
+
+
+def gradient(
+    policy: PolicyModel, table: AnswerTable, examples: Rows, config: FitConfig
+) -> tuple[Tensor, float]:
+    """Of the mean loss over examples, flat and float64, and the share of tokens that is kept."""
+    import numpy as np
+    import torch
+
+    from actors.fit_objective import FitObjective
+
+    objective = FitObjective(table, config, torch.device("cpu"))
+    masks = objective.masks(examples)
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    total = [torch.zeros_like(weight) for weight in weights]
+    for start in range(0, len(examples), EXAMPLES_PER_PASS):
+        places = np.arange(start, min(start + EXAMPLES_PER_PASS, len(examples)))
+        # Only ever called, as a learner's policy is.
+        loss = objective.loss(policy, masks, places)  # type: ignore[arg-type]
+        parts = torch.autograd.grad(loss, weights, allow_unused=True)
+        for whole, part in zip(total, parts, strict=True):
+            if part is not None:
+                whole += part
+    num_tokens = masks.positive.tokens + masks.negative.tokens
+    flat = torch.cat([whole.flatten() for whole in total]).double()
+    return flat, int(masks.gradient_mask.sum()) / max(1, num_tokens)
+
+
+def _row(name: str, kept: float, masked: Tensor, whole: Tensor) -> dict[str, Any]:
+    product = float(masked @ whole)
+    return {
+        "mask": name,
+        "kept_fraction": kept,
+        "cosine": product / float(masked.norm() * whole.norm()),
+        "size": product / float(whole @ whole),
+    }
+
+
+def _without_nll(config: FitConfig) -> FitConfig:
+    """The cross entropy of a chosen answer is on all its tokens, whatever the mask."""
+    if not isinstance(config.objective, DpoConfig):
+        return config
+    return config.model_copy(
+        update={"objective": config.objective.model_copy(update={"nll_coef": 0.0})}
+    )
+
+
+def _only_answers(run: Path) -> Path:
+    found = sorted((run / "stages").glob(ANSWERS))
+    if len(found) != 1:
+        raise DataError(f"{run / 'stages'}: {len(found)} folders {ANSWERS}; name one by --answers")
+    return found[0]
+
+
+if __name__ == "__main__":
+    main()

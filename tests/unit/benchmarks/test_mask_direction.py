@@ -1,0 +1,99 @@
+"""Cosine and size of masked gradients, with a policy whose gradient can be written down."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from actors.fit_data import OWN_TOKEN, AnswerTable
+from actors.offline_data import Sequences
+from benchmarks.mask_direction import compare_masks, main, masked_examples
+from equilibrate.config_files import parse_settings
+from equilibrate.errors import ConfigError, DataError
+from equilibrate.fit_config import FitConfig
+from equilibrate.types import Category
+
+LENGTHS = (3, 4, 4, 3)
+"""Two pairs; every prompt is one token, no token comes twice."""
+COSTS = (*(0, -1, 1), *(0, 1, -1, 1), *(0, -1, -1, 1), *(0, 1, 1))
+"""A chosen token agrees with a cost below 0, a rejected one with a cost above it."""
+BOTH = np.array([0, 1])
+
+
+class OneWeightPerToken(nn.Module):
+    """log pi(token) = -1 + w[token]: where w is 0 the policy is the reference."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(sum(LENGTHS)))
+
+    def forward(self, token_ids, mask, temperature, num_texts, targets):
+        log_probs = torch.where(mask, self.weights[token_ids] - 1.0, 0.0)
+        return log_probs, torch.zeros_like(log_probs)
+
+
+def table(categories=(Category.EHD, Category.EHD)) -> AnswerTable:
+    starts = np.concatenate([[0], np.cumsum(LENGTHS)])
+    return AnswerTable(
+        sequences=Sequences(np.arange(starts[-1]), starts, np.ones(4, np.int64)),
+        learn_starts=np.ones(4, np.int64),
+        targets=np.full(4, OWN_TOKEN),
+        sides=np.array([1, -1, 1, -1]),
+        is_safe=np.array([True, False, True, False]),
+        categories=np.repeat([list(Category).index(c) for c in categories], 2),
+        answers_per_example=2,
+        scores={
+            "token_rewards": np.zeros(sum(LENGTHS), np.float32),
+            "token_costs": np.array(COSTS, np.float32),
+            "ref_log_probs": np.full(sum(LENGTHS), -1.0, np.float32),
+        },
+    )
+
+
+def config(**ama) -> FitConfig:
+    # The cross entropy would add to the chosen tokens; it must be left out.
+    tree = {"objective": {"type": "dpo", "nll_coef": 1.0}, "fdc": {"amounts": {"EHD": 1}}}
+    return parse_settings(FitConfig, tree | {"ama": {"delta": False} | ama})
+
+
+def test_by_hand():
+    # All ten tokens have the same gradient but for its sign. The mask drops one, the -1 of the
+    # rejected answer of the first pair: |m|^2 = <m, g> = 9, |g|^2 = 10.
+    mask, random, halves = compare_masks(OneWeightPerToken(), table(), BOTH, config())
+    for row in (mask, random):
+        assert row["kept_fraction"] == pytest.approx(0.9)
+        assert row["size"] == pytest.approx(0.9)
+        assert row["cosine"] == pytest.approx(math.sqrt(0.9))
+    # The pairs share no token.
+    assert halves["cosine"] == pytest.approx(0.0)
+
+
+def test_a_mask_that_keeps_everything_changes_nothing():
+    mask, _, _ = compare_masks(OneWeightPerToken(), table(), BOTH, config(dead_band=1.5))
+    assert (mask["cosine"], mask["size"]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_only_the_classes_that_the_mask_touches():
+    general = table((Category.GENERAL, Category.EHD))
+    assert masked_examples(general, config(ungated=[])).tolist() == [0, 1]
+    with pytest.raises(ConfigError, match="leaves 1 examples to mask"):
+        masked_examples(general, config())
+
+
+def test_answers_without_scores_are_refused(tmp_path):
+    run = tmp_path / "run"
+    for key in ("one", "two"):
+        folder = run / "stages" / f"answers-{key}"
+        folder.mkdir(parents=True)
+        replace(table(), scores={}).save(folder)
+    (run / "config.yaml").write_text(json.dumps({"fdc": {"amounts": {"EHD": 1}}}))
+    with pytest.raises(DataError, match=r"2 folders answers-\*; name one by --answers"):
+        main([str(run), "--policy", "p"])
+    with pytest.raises(DataError, match="no scores"):
+        main([str(run), "--policy", "p", "--answers", str(folder), "ama.level=segment"])
