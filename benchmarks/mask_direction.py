@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from actors.models import PolicyModel
 
 ANSWERS = "answers-*"
+CREDITS = ("token_rewards", "token_costs")
 EXAMPLES_PER_PASS = 32
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a run of `fit` with scores or a mask")
+    parser.add_argument("run", type=Path, help="folder of a run of `fit` with a mask")
     parser.add_argument("--policy", type=Path, required=True, help="where the gradient is taken")
     parser.add_argument("--answers", type=Path, help="default: the one of the run's stages")
     parser.add_argument("--examples", type=positive, default=1024, help="at most, at random")
@@ -71,7 +72,8 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if config.ama is None:
         config = config.model_copy(update={"ama": AnswerMaskConfig()})
     table = load_answers(arguments.answers or _only_answers(arguments.run))
-    if not table.scores:
+    # Without a mask a run scores nothing but the reference's log-probs.
+    if not any(table.scores[name].any() for name in CREDITS if name in table.scores):
         raise DataError(f"{arguments.run}: its answers have no scores; give a run with a mask")
     touched = masked_examples(table, config)
     order = np.random.default_rng(config.seed).permutation(touched)[: arguments.examples]

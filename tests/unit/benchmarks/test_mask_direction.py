@@ -91,9 +91,13 @@ def test_answers_without_scores_are_refused(tmp_path):
     for key in ("one", "two"):
         folder = run / "stages" / f"answers-{key}"
         folder.mkdir(parents=True)
-        replace(table(), scores={}).save(folder)
+        answers = table()
+        unscored = {name: np.zeros_like(values) for name, values in answers.scores.items()}
+        scores = {} if key == "one" else unscored | {"ref_log_probs": np.ones(14, np.float32)}
+        replace(answers, scores=scores).save(folder)
     (run / "config.yaml").write_text(json.dumps({"fdc": {"amounts": {"EHD": 1}}}))
     with pytest.raises(DataError, match=r"2 folders answers-\*; name one by --answers"):
         main([str(run), "--policy", "p"])
-    with pytest.raises(DataError, match="no scores"):
-        main([str(run), "--policy", "p", "--answers", str(folder), "ama.level=segment"])
+    for folder in (run / "stages").iterdir():
+        with pytest.raises(DataError, match="no scores"):
+            main([str(run), "--policy", "p", "--answers", str(folder), "ama.level=segment"])
