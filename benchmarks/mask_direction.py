@@ -1,15 +1,13 @@
 """What a mask does to the gradient of offline training: does it turn it, or only lengthen it?
 
-With g the gradient without a mask and m the one with it, over the same examples of the classes that
-the mask touches:
+With g the gradient of the preference loss without a mask and m the one with it, over examples of
+the classes that the mask touches:
 
-    cosine = <m, g> / (|m| |g|)     1: the same direction
-    size   = <m, g> / |g|^2         how much of g there is in m; a mask of cosine 1 and size s does
-                                    what weighting these examples by s does
+    cosine = <m, g> / (|m| |g|)     1: the same direction; the mask does what a weight would do
+    length = |m| / |g|              which weight
 
-Beside it as many tokens drawn at random, and what examples alone do: the cosine between the
-gradients of two halves. A cosine as high as that says that the mask is a weight of its classes; one
-far below it, that it teaches something else.
+Beside it as many tokens drawn at random: what a mask of this share does by chance. The cosine of
+two halves of the examples, without a mask, says how far another sample of examples turns it.
 
     python -m benchmarks.mask_direction runs/adpo --policy runs/adpo/stages/base-KEY
 """
@@ -34,7 +32,8 @@ if TYPE_CHECKING:
     from actors.models import PolicyModel
 
 ANSWERS = "answers-*"
-CREDITS = ("token_rewards", "token_costs")
+CREDITS = {"reward": ("token_rewards",), "cost": ("token_costs",)}
+"""Scores that a mask of this source reads; of another source both."""
 EXAMPLES_PER_PASS = 32
 
 
@@ -45,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a run of `fit` with a mask")
     parser.add_argument("--policy", type=Path, required=True, help="where the gradient is taken")
     parser.add_argument("--answers", type=Path, help="default: the one of the run's stages")
-    parser.add_argument("--examples", type=positive, default=1024, help="at most, at random")
+    parser.add_argument(
+        "--examples", type=positive, default=1024, help="at most, at random; 2 at least"
+    )
     parser.add_argument("--threads", type=positive, default=1, help="of torch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("overrides", nargs="*", help="of the run's settings, key=value")
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = measure(arguments)
     for row in rows:
         print(f"{row['mask']:<8} kept {row['kept_fraction']:.2f}  cosine {row['cosine']:.3f}"
-              f"  size {row['size']:.2f}")  # fmt: skip
+              f"  length {row['length']:.2f}")  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -72,11 +73,9 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if config.ama is None:
         config = config.model_copy(update={"ama": AnswerMaskConfig()})
     table = load_answers(arguments.answers or _only_answers(arguments.run))
-    # Without a mask a run scores nothing but the reference's log-probs.
-    if not any(table.scores[name].any() for name in CREDITS if name in table.scores):
-        raise DataError(f"{arguments.run}: its answers have no scores; give a run with a mask")
+    _require_credits(table, config, arguments.run)
     touched = masked_examples(table, config)
-    order = np.random.default_rng(config.seed).permutation(touched)[: arguments.examples]
+    order = np.random.default_rng(config.seed).permutation(touched)[: max(2, arguments.examples)]
     policy = load_policy(arguments.policy, Accelerator("cpu", "float32"))
     return compare_masks(policy, table, order, config)
 
@@ -144,13 +143,26 @@ def gradient(
     return flat, int(masks.gradient_mask.sum()) / max(1, num_tokens)
 
 
+def _require_credits(table: AnswerTable, config: FitConfig, run: Path) -> None:
+    """Scores are 0 where a run had no use for them: such a mask would keep every answer whole."""
+    assert config.ama is not None
+    for name in CREDITS.get(config.ama.source, (*CREDITS["reward"], *CREDITS["cost"])):
+        if name not in table.scores or not table.scores[name].any():
+            raise DataError(
+                f"{run}: its answers have no {name}, which ama.source={config.ama.source} reads; "
+                "give a run with such a mask"
+            )
+
+
 def _row(name: str, kept: float, masked: Tensor, whole: Tensor) -> dict[str, Any]:
-    product = float(masked @ whole)
+    lengths = float(masked.norm()), float(whole.norm())
+    if not all(lengths):
+        raise DataError(f"{name}: a gradient of 0 has no direction; give more examples")
     return {
         "mask": name,
         "kept_fraction": kept,
-        "cosine": product / float(masked.norm() * whole.norm()),
-        "size": product / float(whole @ whole),
+        "cosine": float(masked @ whole) / (lengths[0] * lengths[1]),
+        "length": lengths[0] / lengths[1],
     }
 
 

@@ -62,21 +62,23 @@ def config(**ama) -> FitConfig:
     return parse_settings(FitConfig, tree | {"ama": {"delta": False} | ama})
 
 
-def test_by_hand():
+@pytest.mark.parametrize("examples_per_pass", [1, 2])
+def test_by_hand(examples_per_pass, monkeypatch):
+    monkeypatch.setattr("benchmarks.mask_direction.EXAMPLES_PER_PASS", examples_per_pass)
     # All ten tokens have the same gradient but for its sign. The mask drops one, the -1 of the
-    # rejected answer of the first pair: |m|^2 = <m, g> = 9, |g|^2 = 10.
+    # rejected answer of the first pair: <m, g> = |m|^2 = 9, |g|^2 = 10.
     mask, random, halves = compare_masks(OneWeightPerToken(), table(), BOTH, config())
     for row in (mask, random):
         assert row["kept_fraction"] == pytest.approx(0.9)
-        assert row["size"] == pytest.approx(0.9)
+        assert row["length"] == pytest.approx(math.sqrt(0.9))
         assert row["cosine"] == pytest.approx(math.sqrt(0.9))
-    # The pairs share no token.
-    assert halves["cosine"] == pytest.approx(0.0)
+    # The pairs share no token, and have five each.
+    assert (halves["cosine"], halves["length"]) == (pytest.approx(0), pytest.approx(1))
 
 
 def test_a_mask_that_keeps_everything_changes_nothing():
     mask, _, _ = compare_masks(OneWeightPerToken(), table(), BOTH, config(dead_band=1.5))
-    assert (mask["cosine"], mask["size"]) == (pytest.approx(1), pytest.approx(1))
+    assert (mask["cosine"], mask["length"]) == (pytest.approx(1), pytest.approx(1))
 
 
 def test_only_the_classes_that_the_mask_touches():
@@ -86,18 +88,18 @@ def test_only_the_classes_that_the_mask_touches():
         masked_examples(general, config())
 
 
-def test_answers_without_scores_are_refused(tmp_path):
+def test_answers_that_the_mask_finds_no_scores_of_are_refused(tmp_path):
     run = tmp_path / "run"
-    for key in ("one", "two"):
-        folder = run / "stages" / f"answers-{key}"
-        folder.mkdir(parents=True)
-        answers = table()
-        unscored = {name: np.zeros_like(values) for name, values in answers.scores.items()}
-        scores = {} if key == "one" else unscored | {"ref_log_probs": np.ones(14, np.float32)}
-        replace(answers, scores=scores).save(folder)
+    (run / "stages").mkdir(parents=True)
     (run / "config.yaml").write_text(json.dumps({"fdc": {"amounts": {"EHD": 1}}}))
+    for key, scores in {"none": {}, "of_cost": table().scores}.items():
+        folder = run / "stages" / f"answers-{key}"
+        folder.mkdir()
+        replace(table(), scores=scores).save(folder)
     with pytest.raises(DataError, match=r"2 folders answers-\*; name one by --answers"):
         main([str(run), "--policy", "p"])
-    for folder in (run / "stages").iterdir():
-        with pytest.raises(DataError, match="no scores"):
-            main([str(run), "--policy", "p", "--answers", str(folder), "ama.level=segment"])
+    # Rewards are all 0 in both.
+    for key, source in (("none", "cost"), ("of_cost", "reward"), ("of_cost", "both")):
+        options = ["--policy", "p", "--answers", str(run / "stages" / f"answers-{key}")]
+        with pytest.raises(DataError, match=f"which ama.source={source} reads"):
+            main([str(run), *options, f"ama.source={source}"])
