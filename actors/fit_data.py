@@ -98,6 +98,11 @@ class AnswerTable:
         first = examples[:, None] * self.answers_per_example
         return (first + np.arange(self.answers_per_example)).ravel()
 
+    def is_masked(self, rows: Rows, ungated: Sequence[Category]) -> NDArray[np.bool_]:
+        """Whether each of some answers is of a class that a mask touches."""
+        free = [list(Category).index(category) for category in ungated]
+        return ~np.isin(self.categories[rows], free)
+
     def padded(self, rows: Rows, *, ungated: Sequence[Category] = ()) -> PaddedAnswers:
         """Args: ungated: classes that no mask touches."""
         token_ids, mask = self.sequences.padded(rows)
@@ -110,14 +115,13 @@ class AnswerTable:
             else torch.from_numpy(nothing).expand(token_ids.shape)
             for name in SCORES
         }
-        free = [list(Category).index(category) for category in ungated]
         return PaddedAnswers(
             token_ids=token_ids,
             targets=torch.where(targets == OWN_TOKEN, token_ids, targets),
             response_mask=mask & (positions >= torch.from_numpy(self.learn_starts[rows])[:, None]),
             sides=torch.from_numpy(self.sides[rows]).float(),
             is_safe=torch.from_numpy(self.is_safe[rows]),
-            is_masked_row=torch.from_numpy(~np.isin(self.categories[rows], free)),
+            is_masked_row=torch.from_numpy(self.is_masked(rows, ungated)),
             **scores,
         )
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 ANSWERS = "answers-*"
 CREDITS = {"reward": ("token_rewards",), "cost": ("token_costs",)}
 """Scores that a mask of this source reads; of another source both."""
-EXAMPLES_PER_PASS = 32
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,15 +82,13 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def masked_examples(table: AnswerTable, config: FitConfig) -> Rows:
     """Numbers of the examples whose class the mask touches.
 
-    Raises: ConfigError if there is none.
+    Raises: ConfigError if there are fewer than two.
     """
     import numpy as np
 
-    from equilibrate.types import Category
-
     assert config.ama is not None
-    free = [list(Category).index(category) for category in config.ama.ungated]
-    examples = np.flatnonzero(~np.isin(table.categories[:: table.answers_per_example], free))
+    first = np.arange(len(table)) * table.answers_per_example
+    examples = np.flatnonzero(table.is_masked(first, config.ama.ungated))
     if len(examples) < 2:
         raise ConfigError(f"ama.ungated leaves {len(examples)} examples to mask; at least 2 needed")
     return examples
@@ -125,15 +122,22 @@ def gradient(
     import torch
 
     from actors.fit_objective import FitObjective
+    from actors.learner_passes import dealt_passes
 
     objective = FitObjective(table, config, torch.device("cpu"))
     masks = objective.masks(examples)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     total = [torch.zeros_like(weight) for weight in weights]
-    for start in range(0, len(examples), EXAMPLES_PER_PASS):
-        places = np.arange(start, min(start + EXAMPLES_PER_PASS, len(examples)))
+    passes = dealt_passes(
+        np.arange(len(examples)),
+        table.example_lengths[examples],
+        rank=0,
+        world_size=1,
+        max_tokens=config.trainer.max_tokens_per_batch,
+    )
+    for places in passes:
         # Only ever called, as a learner's policy is.
-        loss = objective.loss(policy, masks, places)  # type: ignore[arg-type]
+        loss = objective.loss(policy, masks, np.sort(places))  # type: ignore[arg-type]
         parts = torch.autograd.grad(loss, weights, allow_unused=True)
         for whole, part in zip(total, parts, strict=True):
             if part is not None:

@@ -1,4 +1,4 @@
-"""Cosine and size of masked gradients, with a policy whose gradient can be written down."""
+"""Cosine and length of masked gradients, with a policy whose gradient can be written down."""
 
 from __future__ import annotations
 
@@ -62,12 +62,15 @@ def config(**ama) -> FitConfig:
     return parse_settings(FitConfig, tree | {"ama": {"delta": False} | ama})
 
 
-@pytest.mark.parametrize("examples_per_pass", [1, 2])
-def test_by_hand(examples_per_pass, monkeypatch):
-    monkeypatch.setattr("benchmarks.mask_direction.EXAMPLES_PER_PASS", examples_per_pass)
+@pytest.mark.parametrize("max_tokens", [8, 512])
+def test_by_hand(max_tokens):
+    # A pair takes 8 padded tokens: one to a pass, or both in one.
+    settings = config()
+    trainer = settings.trainer.model_copy(update={"max_tokens_per_batch": max_tokens})
+    settings = settings.model_copy(update={"trainer": trainer})
     # All ten tokens have the same gradient but for its sign. The mask drops one, the -1 of the
     # rejected answer of the first pair: <m, g> = |m|^2 = 9, |g|^2 = 10.
-    mask, random, halves = compare_masks(OneWeightPerToken(), table(), BOTH, config())
+    mask, random, halves = compare_masks(OneWeightPerToken(), table(), BOTH, settings)
     for row in (mask, random):
         assert row["kept_fraction"] == pytest.approx(0.9)
         assert row["length"] == pytest.approx(math.sqrt(0.9))
