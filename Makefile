@@ -61,7 +61,7 @@ test: test-unit test-integration ## everything that runs without a GPU
 test-unit: setup ## unit tests, with full coverage of ppo, ama and fdc
 	.venv/bin/pytest tests/unit --cov --cov-report=
 	.venv/bin/coverage report --fail-under=100 \
-	--include='equilibrate/ppo/*,equilibrate/ama/*,equilibrate/fdc/*'
+	--include='equilibrate/ppo/*,equilibrate/ama/*,equilibrate/fdc/*,equilibrate/models/log_probs.py,equilibrate/models/chunked.py'
 
 test-integration: setup ## real Ray, vLLM and DeepSpeed on CPU
 	.venv/bin/pytest tests/integration --durations=20

@@ -13,12 +13,8 @@ from typing import Any
 from datasets import Dataset
 
 from actors.cluster import ray_cluster
-from actors.fit_data import AnswerTable, encode_answers, load_answers, table_of_pairs
-from actors.fit_objective import require_something_to_mask
 from actors.fit_worker import fit_worker
 from actors.offline import TrainWorkers, fit_on_cluster
-from actors.offline_data import load_columns
-from actors.offline_objectives import load_tokenizer
 from actors.prepare import (
     FitInputs,
     identity,
@@ -26,22 +22,27 @@ from actors.prepare import (
     prepare_fit_inputs,
     stages_of,
 )
-from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
-from actors.text import TextCodec
 from actors.workbench import Workbench
-from equilibrate.assessment import Assessor
+from equilibrate.config.fit import ArsConfig, FitConfig
+from equilibrate.data.columns import Columns, categories_of
+from equilibrate.data.tables import load_columns
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.amounts import choose_amounts
-from equilibrate.fit_config import ArsConfig, FitConfig
-from equilibrate.preference.answers import Columns, categories_of
-from equilibrate.preference.objectives import OBJECTIVES
-from equilibrate.preference.sampling import best_and_worst
+from equilibrate.offline.batch_loss import require_something_to_mask
+from equilibrate.offline.objectives import OBJECTIVES
+from equilibrate.offline.sampling import best_and_worst
+from equilibrate.offline.table import AnswerTable, encode_answers, load_answers, table_of_pairs
+from equilibrate.offline.trainings import load_tokenizer
 from equilibrate.report import summarise_training
+from equilibrate.report.outcome import write_outcome
+from equilibrate.run.assessment import Assessor
+from equilibrate.run.folder import claimed, measured, read_fitting, say
+from equilibrate.run.sinks import SAMPLES_FILE
+from equilibrate.run.stages import Stage, decisive
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
 from equilibrate.sandbox.world import build_world
-from equilibrate.sinks import SAMPLES_FILE
-from equilibrate.stages import Stage, decisive
+from equilibrate.text.renderer import TextCodec
 from equilibrate.types import Category, Prompt, PromptBatch
 
 KEY_FILE = "training.key"

@@ -13,17 +13,17 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from actors.device import Accelerator
-from actors.fit_data import AnswerTable, Rows, load_answers
-from actors.fit_objective import FitObjective, summarise_masks
 from actors.learner import TrainedModel, export_policy, join_group
-from actors.learner_passes import dealt_passes
-from actors.models import load_policy
-from actors.offline_data import plan_batches
 from actors.offline_worker import CHECKPOINTS_PER_RUN, learning_rate, quieten
-from equilibrate.config_files import parse_settings
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
 from equilibrate.errors import DataError, EquilibrateError, NumericsError
-from equilibrate.fit_config import FitConfig
+from equilibrate.models.device import Accelerator
+from equilibrate.models.loading import load_policy
+from equilibrate.offline.batch_loss import FitObjective, summarise_masks
+from equilibrate.offline.batches import plan_batches
+from equilibrate.offline.table import AnswerTable, Rows, load_answers
+from equilibrate.ppo.batches import dealt_passes
 
 STEP_FILE = "step.txt"
 LAST_STEPS = 50

@@ -20,10 +20,12 @@ from actors.learner import LearnerSettings, LearnerWorker
 from actors.placement import Demand, Reservation
 from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
 from actors.prepare import Models
-from actors.rollout import RolloutWorker, engine_environment, request_seed
-from actors.scoring import ENVIRONMENT, ScoringWorker
+from actors.rollout import RolloutWorker, engine_environment
 from actors.weights import OBJECT_STORE, pack_weights, tied_names
-from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
+from equilibrate.config.base import RunConfig, WorkerGroup
+from equilibrate.config.train import TrainConfig
+from equilibrate.learning.scoring import ENVIRONMENT, ScoringWorker
+from equilibrate.seeds import request_seed
 from equilibrate.types import Weights
 
 Role = Literal["rollout", "scoring", "learner"]
@@ -39,11 +41,11 @@ class WorkerGroups:
     learner: RayLearnerGroup
 
     def __init__(
-        self, config: AnyRunConfig, inputs: Models, *, roles: Sequence[Role] = ALL_ROLES
+        self, config: RunConfig, inputs: Models, *, roles: Sequence[Role] = ALL_ROLES
     ) -> None:
         """Entering raises ResourceError if the cluster cannot hold the groups in time.
 
-        Args: config: a `RunConfig` where there is to be a learner.
+        Args: config: a `TrainConfig` where there is to be a learner.
         """
         self._config = config
         self._inputs = inputs
@@ -69,7 +71,7 @@ class WorkerGroups:
             )
         return self
 
-    def renew(self, config: RunConfig) -> None:
+    def renew(self, config: TrainConfig) -> None:
         """For the next run: a fresh learner in the place of the last one's, and its restarts."""
         self._config = config
         for pool in self._pools:
@@ -87,8 +89,8 @@ class WorkerGroups:
 
     def weights_of_folder(self, folder: Path, version: int) -> Weights:
         """The weights of a model folder, ready for `rollouts.sync`."""
-        from actors.device import Accelerator
-        from actors.models import load_policy
+        from equilibrate.models.device import Accelerator
+        from equilibrate.models.loading import load_policy
 
         model = load_policy(folder, Accelerator("cpu", "float32")).model
         packed = pack_weights(model.named_parameters(), aliases=tied_names(model))
@@ -151,7 +153,7 @@ class WorkerGroups:
         return handle
 
     def _start_learner_ranks(self) -> list[ActorHandle]:
-        config, inputs = cast(RunConfig, self._config), self._inputs
+        config, inputs = cast(TrainConfig, self._config), self._inputs
         settings = LearnerSettings(
             policy=str(inputs.policy),
             reward=str(inputs.reward) if config.ppo.has_critics else "",
@@ -198,7 +200,7 @@ class WorkerGroups:
         return answer
 
 
-def _needs_cost_critic(config: RunConfig) -> bool:
+def _needs_cost_critic(config: TrainConfig) -> bool:
     is_read = config.ama is not None and config.ama.source == "critics"
     return config.ppo.has_critics and (config.constraint is not None or is_read)
 

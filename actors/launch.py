@@ -10,25 +10,26 @@ from pathlib import Path
 from actors.cluster import StopRequest, ray_cluster
 from actors.groups import WorkerGroups
 from actors.prepare import Inputs, prepare_inputs, stages_of
-from actors.run_folder import claimed, measured, read_fitting, say, write_outcome
-from actors.text import TextCodec
 from equilibrate import driver
-from equilibrate.assessment import Assessor
-from equilibrate.checkpoint import CheckpointStore
-from equilibrate.config import RunConfig
-from equilibrate.controllers import CostController, KLController
+from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
 from equilibrate.report import installed_versions, summarise_training
-from equilibrate.rollout_queue import RolloutQueue
-from equilibrate.run_state import RunCheckpoints, settings_fixed_on_resume
-from equilibrate.sinks import open_sink
+from equilibrate.report.outcome import write_outcome
+from equilibrate.run.assessment import Assessor
+from equilibrate.run.checkpoint import CheckpointStore
+from equilibrate.run.controllers import CostController, KLController
+from equilibrate.run.folder import claimed, measured, read_fitting, say
+from equilibrate.run.queue import RolloutQueue
+from equilibrate.run.sinks import open_sink
+from equilibrate.run.state import RunCheckpoints, settings_fixed_on_resume
+from equilibrate.text.renderer import TextCodec
 from equilibrate.types import Prompt
 
 
-def train(config: RunConfig) -> int:
+def train(config: TrainConfig) -> int:
     """Make or find the inputs, train, export, evaluate and report; resumes what was begun.
 
     Returns: the exit code, 0 or EXIT_STOPPED.
@@ -48,7 +49,7 @@ def train(config: RunConfig) -> int:
 
 
 def train_with(
-    config: RunConfig,
+    config: TrainConfig,
     run: Path,
     inputs: Inputs,
     groups: WorkerGroups,
@@ -78,7 +79,7 @@ def train_with(
     return 0
 
 
-def evaluate(config: RunConfig, run: Path, judge: Judge | None = None) -> int:
+def evaluate(config: TrainConfig, run: Path, judge: Judge | None = None) -> int:
     """Sample base and aligned model of a finished run again, and write results and report anew."""
     with ray_cluster():
         inputs = prepare_inputs(config, stages_of(run), say)
@@ -94,7 +95,7 @@ def evaluate(config: RunConfig, run: Path, judge: Judge | None = None) -> int:
     return 0
 
 
-def _report(config: RunConfig, run: Path, prompts: Sequence[Prompt], judge: Judge) -> None:
+def _report(config: TrainConfig, run: Path, prompts: Sequence[Prompt], judge: Judge) -> None:
     constraint = config.constraint
     write_outcome(
         config,
@@ -107,7 +108,7 @@ def _report(config: RunConfig, run: Path, prompts: Sequence[Prompt], judge: Judg
 
 
 def _make_parts(
-    config: RunConfig,
+    config: TrainConfig,
     run: Path,
     inputs: Inputs,
     groups: WorkerGroups,
@@ -152,7 +153,7 @@ def _make_parts(
     return parts, assessor
 
 
-def _make_sampler(config: RunConfig, prompts: list[Prompt]) -> FdcSampler:
+def _make_sampler(config: TrainConfig, prompts: list[Prompt]) -> FdcSampler:
     return FdcSampler(
         prompts,
         make_schedule(config.fdc.schedule, config.fdc.mixture),
@@ -165,7 +166,7 @@ def _make_sampler(config: RunConfig, prompts: list[Prompt]) -> FdcSampler:
 
 
 def _make_assessor(
-    config: RunConfig, run: Path, inputs: Inputs, groups: WorkerGroups, codec: TextCodec
+    config: TrainConfig, run: Path, inputs: Inputs, groups: WorkerGroups, codec: TextCodec
 ) -> Assessor:
     prompts = read_fitting(inputs.evaluation, codec, config.rollout) if inputs.evaluation else []
     return Assessor(

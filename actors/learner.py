@@ -23,24 +23,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from actors.device import Accelerator, Device, Dtype
-from actors.learner_passes import Passes
-from actors.learner_ptx import PtxData
-from actors.learner_targets import (
+from actors.weights import PackedWeights, pack_weights, tied_names
+from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
+from equilibrate.errors import ParityError
+from equilibrate.learning.passes import Passes
+from equilibrate.learning.ptx import PtxData
+from equilibrate.learning.targets import (
     are_finite,
     batch_metrics,
-    derive_seed,
     make_train_batch,
     parity_gap,
     staleness_metrics,
 )
-from actors.learner_update import LossSettings, Update
-from actors.models import load_policy, load_scorer
-from actors.weights import PackedWeights, pack_weights, tied_names
-from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
-from equilibrate.errors import ParityError
+from equilibrate.learning.update import LossSettings, Update
+from equilibrate.models.device import Accelerator, Device, Dtype
+from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.ppo.batches import ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
+from equilibrate.seeds import derive_seed
 from equilibrate.types import ScoredRollout, TokenBatch, UpdateMetrics
 
 MAX_GRAD_NORM = 1.0

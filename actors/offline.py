@@ -18,12 +18,12 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from actors.offline_data import SFT_COLUMNS, load_columns, load_pair_labels
 from actors.offline_worker import Job, train_worker
 from actors.placement import Demand, check_capacity
+from equilibrate.data.tables import SFT_COLUMNS, load_columns, load_pair_labels
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError, WorkerLostError
-from equilibrate.preference.sidecar import ScorerKind
-from equilibrate.stages import decisive, short_hash
+from equilibrate.run.stages import decisive, short_hash
+from equilibrate.types import ScorerKind
 
 _STORAGE = ".train"
 _TRAIN_SETTINGS = {

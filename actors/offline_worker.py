@@ -17,10 +17,10 @@ import torch
 import transformers
 from torch import nn
 
-from actors.offline_data import plan_batches
-from actors.offline_objectives import Objective, ScorerObjective, SftObjective, load_tokenizer
 from equilibrate.errors import EquilibrateError, NumericsError
-from equilibrate.preference.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.offline.batches import plan_batches
+from equilibrate.offline.trainings import Objective, ScorerObjective, SftObjective, load_tokenizer
 
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.01

@@ -19,17 +19,18 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from actors.offline import TrainWorkers, train_cost, train_reward, train_sft
-from equilibrate.config import AnyRunConfig, RunConfig, WorkerGroup
+from equilibrate.config.base import RunConfig, WorkerGroup
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError
 from equilibrate.evaluation import CallableJudge, Judge, RefusalMatcher
-from equilibrate.fit_config import FitConfig
-from equilibrate.preference.sidecar import ScorerKind
 from equilibrate.report import installed_versions
+from equilibrate.run.stages import Stage, run_stage, short_hash
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.oracle import Oracle
 from equilibrate.sandbox.tokenizer import build_tokenizer
-from equilibrate.stages import Stage, run_stage, short_hash
+from equilibrate.types import ScorerKind
 
 STAGES = "stages"
 """Folder of what a run makes before it trains, in the run's own."""
@@ -71,7 +72,7 @@ class FitInputs(Models):
 Announce = Callable[[str], None]
 
 
-def prepare_inputs(config: RunConfig, stages: Path, announce: Announce) -> Inputs:
+def prepare_inputs(config: TrainConfig, stages: Path, announce: Announce) -> Inputs:
     """Raises: DataError naming the key of a path that does not exist."""
     data = config.data
     if data.is_built_in:
@@ -113,7 +114,7 @@ def identity(path: Path) -> str:
     return f"{path.resolve()}@{changed}"
 
 
-def shared_base(config: AnyRunConfig, inputs: Models, stages: Path) -> Path | None:
+def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
     """Where runs with these stages keep what the starting policy answers to the held-out prompts.
 
     None without such prompts.
@@ -136,7 +137,7 @@ def shared_base(config: AnyRunConfig, inputs: Models, stages: Path) -> Path | No
     return stages / f"answers-of-base-{short_hash(depends)}.json"
 
 
-def _models(config: RunConfig | FitConfig) -> dict[str, Any]:
+def _models(config: TrainConfig | FitConfig) -> dict[str, Any]:
     data = config.data
     return {
         "policy": _required("policy", data.policy),
@@ -163,7 +164,7 @@ class _World:
     base: Path
     scorers: dict[ScorerKind, Path]
 
-    def models(self, config: AnyRunConfig) -> dict[str, Any]:
+    def models(self, config: RunConfig) -> dict[str, Any]:
         oracle = Oracle.from_seed(config.sandbox.seed)
         return {
             "policy": self.base,
@@ -175,7 +176,7 @@ class _World:
 
 
 def _make_world(
-    config: AnyRunConfig,
+    config: RunConfig,
     root: Path,
     announce: Announce,
     *,
@@ -219,7 +220,7 @@ def make_or_find(stage: Stage, root: Path, announce: Announce) -> Path:
     return folder
 
 
-def _world_stage(config: AnyRunConfig) -> Stage:
+def _world_stage(config: RunConfig) -> Stage:
     sandbox = config.sandbox
     sizes = Sizes(
         reward_pairs=sandbox.pairs,
@@ -238,7 +239,7 @@ def _world_stage(config: AnyRunConfig) -> Stage:
     return Stage(name="world", inputs={"seed": sandbox.seed, **asdict(sizes)}, make=make)
 
 
-def _base_stage(config: AnyRunConfig, world_stage: Stage, world: Path, gpus: float) -> Stage:
+def _base_stage(config: RunConfig, world_stage: Stage, world: Path, gpus: float) -> Stage:
     sandbox = config.sandbox
 
     def make(folder: Path) -> None:
@@ -256,7 +257,7 @@ def _base_stage(config: AnyRunConfig, world_stage: Stage, world: Path, gpus: flo
 
 
 def _scorer_stage(
-    config: AnyRunConfig,
+    config: RunConfig,
     kind: ScorerKind,
     base_stage: Stage,
     base: Path,
@@ -278,7 +279,7 @@ def _scorer_stage(
     return Stage(name=kind, inputs={"base": base_stage.key, "dtype": config.dtype}, make=make)
 
 
-def _workers(config: AnyRunConfig, gpus: float, *, threads: int) -> TrainWorkers:
+def _workers(config: RunConfig, gpus: float, *, threads: int) -> TrainWorkers:
     return TrainWorkers(
         threads=threads,
         gpus=gpus,

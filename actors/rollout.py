@@ -8,7 +8,6 @@ temperature finds the same numbers.
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -55,12 +54,6 @@ def engine_environment(*, device: str, threads: int) -> dict[str, str]:
         # same cores.
         environment |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return environment
-
-
-def request_seed(run_seed: int, iteration: int, prompt_id: str, copy: int) -> int:
-    """Seed in [0, 2^63) that depends on these four alone, in every process and on every machine."""
-    key = repr((run_seed, iteration, prompt_id, copy)).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
 class RolloutWorker:

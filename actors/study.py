@@ -28,15 +28,17 @@ from actors.prepare import (
     prepare_inputs,
     stages_of,
 )
-from actors.run_folder import claimed, say
 from actors.workbench import Workbench
-from equilibrate.checkpoint import FolderLock
-from equilibrate.config import RunConfig, WorkerGroup
-from equilibrate.config_files import RUN_KINDS, parse_settings, resolve_settings
+from equilibrate.config.base import WorkerGroup
+from equilibrate.config.files import RUN_KINDS, parse_settings, resolve_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.study import StudyConfig, read_base
+from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
-from equilibrate.fit_config import FitConfig
-from equilibrate.sinks import write_whole
+from equilibrate.run.checkpoint import FolderLock
+from equilibrate.run.folder import claimed, say
+from equilibrate.run.sinks import write_whole
 from equilibrate.study import (
     PlannedRun,
     RunResult,
@@ -52,7 +54,6 @@ from equilibrate.study import (
     write_page,
     write_result,
 )
-from equilibrate.study_config import StudyConfig, read_base
 
 LOOK_EVERY_SECONDS = 5.0
 """How often the results are counted while runs are under way."""
@@ -200,11 +201,11 @@ def _parallel(runs: Sequence[PlannedRun]) -> int:
     return max(1, min(len(runs), int(most) if math.isfinite(most) else 1))
 
 
-def _settings_of(run: PlannedRun, **changes: str) -> RunConfig | FitConfig:
+def _settings_of(run: PlannedRun, **changes: str) -> TrainConfig | FitConfig:
     return parse_settings(RUN_KINDS[run.kind], {**run.config, **changes})
 
 
-def _demand(config: RunConfig | FitConfig) -> dict[str, float]:
+def _demand(config: TrainConfig | FitConfig) -> dict[str, float]:
     groups = [getattr(config, name) for name in GROUPS if hasattr(config, name)]
     workers: list[WorkerGroup] = groups
     cpus = sum(group.num_workers * group.cpus for group in workers)
@@ -268,7 +269,7 @@ def _noting(run: PlannedRun, failures: dict[str, tuple[str, int]]) -> Iterator[N
         failures[run.key] = (f"{type(error).__name__}: {error}", code)
 
 
-def _prepare(config: RunConfig | FitConfig, stages: Path) -> Inputs | FitInputs:
+def _prepare(config: TrainConfig | FitConfig, stages: Path) -> Inputs | FitInputs:
     if isinstance(config, FitConfig):
         return prepare_fit_inputs(config, stages, say)
     return prepare_inputs(config, stages, say)
@@ -282,7 +283,9 @@ def _link_stages(run: Path, stages: Path) -> None:
         link.symlink_to(os.path.relpath(stages, run), target_is_directory=True)
 
 
-def _bench_for(config: RunConfig | FitConfig, inputs: Models, last: Workbench | None) -> Workbench:
+def _bench_for(
+    config: TrainConfig | FitConfig, inputs: Models, last: Workbench | None
+) -> Workbench:
     """That of the run before, if this one would start the same processes."""
     if last is not None:
         if last.suits(config, inputs):
@@ -292,7 +295,7 @@ def _bench_for(config: RunConfig | FitConfig, inputs: Models, last: Workbench | 
 
 
 def _make(
-    config: RunConfig | FitConfig,
+    config: TrainConfig | FitConfig,
     inputs: Inputs | FitInputs,
     stages: Path,
     bench: Workbench,
@@ -302,7 +305,7 @@ def _make(
     with claimed(config) as run:
         if run is None:
             return 0
-        if isinstance(config, RunConfig) and isinstance(inputs, Inputs):
+        if isinstance(config, TrainConfig) and isinstance(inputs, Inputs):
             return train_with(config, run, inputs, bench.groups_for(config), stop)
         assert isinstance(config, FitConfig)
         assert isinstance(inputs, FitInputs)

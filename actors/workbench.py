@@ -10,7 +10,8 @@ from typing import Self
 
 from actors.groups import ALL_ROLES, Role, WorkerGroups
 from actors.prepare import Models
-from equilibrate.config import AnyRunConfig, RunConfig, SamplingConfig, WorkerGroup
+from equilibrate.config.base import RunConfig, SamplingConfig, WorkerGroup
+from equilibrate.config.train import TrainConfig
 from equilibrate.interfaces import RolloutPool, Scorer
 
 SHARED_SETTINGS = ("seed", "device", "dtype", "cpu_threads", "timeout_seconds", "scoring")
@@ -24,7 +25,7 @@ class Workbench:
     takes longer to start than a small policy to train.
     """
 
-    def __init__(self, config: AnyRunConfig, inputs: Models) -> None:
+    def __init__(self, config: RunConfig, inputs: Models) -> None:
         self._config = config
         self._inputs = inputs
         self._open = ExitStack()
@@ -45,7 +46,7 @@ class Workbench:
         self._open.close()
         self._groups = None
 
-    def suits(self, config: AnyRunConfig, inputs: Models) -> bool:
+    def suits(self, config: RunConfig, inputs: Models) -> bool:
         """Whether its processes are those that this run would start."""
         mine = self._config
         if not (
@@ -55,14 +56,14 @@ class Workbench:
             and _agree(inputs, self._inputs, ("policy",))
         ):
             return False
-        if isinstance(config, RunConfig) and isinstance(mine, RunConfig):
+        if isinstance(config, TrainConfig) and isinstance(mine, TrainConfig):
             # Scorers are kept too, and the learner takes the room that the last one had.
             return _agree(inputs, self._inputs, ("reward", "cost", "ptx")) and _agree(
                 config.learner, mine.learner, WorkerGroup.model_fields
             )
         return True
 
-    def groups_for(self, config: RunConfig) -> WorkerGroups:
+    def groups_for(self, config: TrainConfig) -> WorkerGroups:
         """All that a run of PPO needs: generator and scorers as they are, a learner of its own.
 
         They are reserved together and once: a run that held a generator and waited for room for its

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from actors.device import Accelerator
 from actors.learner import ADAM_BETAS, MAX_GRAD_NORM, LearnerSettings
-from actors.learner_targets import derive_seed, make_train_batch
-from actors.models import load_policy, load_scorer
+from equilibrate.learning.targets import make_train_batch
+from equilibrate.models.device import Accelerator
+from equilibrate.models.loading import load_policy, load_scorer
+from equilibrate.models.log_probs import token_entropies, token_log_probs
 from equilibrate.ppo.batches import Indices, collate, minibatch_indices, token_budget_batches
-from equilibrate.ppo.log_probs import token_entropies, token_log_probs
 from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss
+from equilibrate.seeds import derive_seed
 from equilibrate.types import ScoredRollout, TrainBatch
 
 

@@ -124,7 +124,7 @@ class Loop:
     """One driver loop over some stubs, run an iteration at a time."""
 
     def __init__(self, folder: Path, actors: Sequence[Any], batch: int) -> None:
-        from equilibrate.sinks import RunSink
+        from equilibrate.run.sinks import RunSink
 
         self._checkpoints = NoCheckpoints()
         self.wall_seconds: list[float] = []
@@ -172,13 +172,13 @@ def _make_parts(
     from functools import partial
 
     from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
-    from actors.rollout import request_seed
-    from equilibrate.config import FdcConfig, FixedKL, PidMultiplier
-    from equilibrate.controllers import CostController, KLController
+    from equilibrate.config.train import FdcConfig, FixedKL, PidMultiplier
     from equilibrate.driver import Parts
     from equilibrate.fdc.sampler import FdcSampler
     from equilibrate.fdc.schedules import make_schedule
-    from equilibrate.rollout_queue import RolloutQueue
+    from equilibrate.run.controllers import CostController, KLController
+    from equilibrate.run.queue import RolloutQueue
+    from equilibrate.seeds import request_seed
     from equilibrate.types import Category, Prompt
 
     prompts = [

@@ -41,7 +41,7 @@ def _train_and_measure(folder: Path, arguments: argparse.Namespace) -> Result:
 
     from actors.launch import train
     from benchmarks.workloads import write_models, write_prompts
-    from equilibrate.config_files import load_config
+    from equilibrate.config.files import load_config
 
     models = write_models(folder)
     write_prompts(folder / "prompts.jsonl", PROMPTS_PER_CLASS)
@@ -67,7 +67,7 @@ def _train_and_measure(folder: Path, arguments: argparse.Namespace) -> Result:
 def _measure_run(run: Path, arguments: argparse.Namespace) -> Result:
     import torch
 
-    from equilibrate.config_files import load_config
+    from equilibrate.config.files import load_config
 
     config = load_config([run / "config.yaml"])
     torch.set_num_threads(config.cpu_threads)
@@ -80,7 +80,7 @@ def _measure_run(run: Path, arguments: argparse.Namespace) -> Result:
 def _result(
     run: Path, config: Any, roof: Roof, about_roof: Mapping[str, Any], arguments: argparse.Namespace
 ) -> Result:
-    from equilibrate.sinks import METRICS_FILE, TIMINGS_FILE, read_rows
+    from equilibrate.run.sinks import METRICS_FILE, TIMINGS_FILE, read_rows
 
     seconds = [row["seconds"] for row in read_rows(run / TIMINGS_FILE)][arguments.warmups :]
     if not seconds:
@@ -145,8 +145,8 @@ def limit_seconds(shape: ModelShape, roof: Roof, config: Any, lengths: tuple[int
 
 def mean_prompt_tokens(run: Path, config: Any) -> int:
     """Mean length of the training prompts, in tokens of the run's own tokenizer."""
-    from actors.text import TextCodec
     from equilibrate.fdc.dataset import read_prompts
+    from equilibrate.text.renderer import TextCodec
 
     path = Path(config.data.prompts or next((run / "stages").glob("world-*/prompts")))
     longest = config.rollout.max_model_len - config.rollout.max_new_tokens

@@ -43,7 +43,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     import torch
 
     from benchmarks.memory import peak_bytes
-    from equilibrate.ppo.chunked import CHUNK_TOKENS
+    from equilibrate.models.chunked import CHUNK_TOKENS
 
     torch.set_num_threads(arguments.threads)
     chunk_tokens = arguments.chunk_tokens or CHUNK_TOKENS
@@ -104,8 +104,8 @@ def make_sides(
     import torch
     from torch.nn.functional import linear
 
-    from equilibrate.ppo.chunked import chunked_log_probs
-    from equilibrate.ppo.log_probs import token_log_probs
+    from equilibrate.models.chunked import chunked_log_probs
+    from equilibrate.models.log_probs import token_log_probs
 
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, tokens, width, generator=generator, requires_grad=True)

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import positive
-from equilibrate.config_files import load_settings
+from equilibrate.config.files import load_settings
+from equilibrate.config.fit import AnswerMaskConfig, DpoConfig, FitConfig
 from equilibrate.errors import ConfigError, DataError
-from equilibrate.fit_config import AnswerMaskConfig, DpoConfig, FitConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from actors.fit_data import AnswerTable, Rows
-    from actors.models import PolicyModel
+    from equilibrate.models.loading import PolicyModel
+    from equilibrate.offline.table import AnswerTable, Rows
 
 ANSWERS = "answers-*"
 CREDITS = {"reward": ("token_rewards",), "cost": ("token_costs",)}
@@ -63,9 +63,9 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
-    from actors.device import Accelerator
-    from actors.fit_data import load_answers
-    from actors.models import load_policy
+    from equilibrate.models.device import Accelerator
+    from equilibrate.models.loading import load_policy
+    from equilibrate.offline.table import load_answers
 
     torch.set_num_threads(arguments.threads)
     config = load_settings(FitConfig, [arguments.run / "config.yaml"], arguments.overrides)
@@ -121,8 +121,8 @@ def gradient(
     import numpy as np
     import torch
 
-    from actors.fit_objective import FitObjective
-    from actors.learner_passes import dealt_passes
+    from equilibrate.offline.batch_loss import FitObjective
+    from equilibrate.ppo.batches import dealt_passes
 
     objective = FitObjective(table, config, torch.device("cpu"))
     masks = objective.masks(examples)

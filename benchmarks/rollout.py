@@ -114,7 +114,7 @@ def _start_worker(model: str, longest_prompt: int, arguments: argparse.Namespace
 
 
 def _requests(prompts: Sequence[Any], iteration: int) -> list[Any]:
-    from actors.rollout import request_seed
+    from equilibrate.seeds import request_seed
     from equilibrate.types import RolloutRequest
 
     return [

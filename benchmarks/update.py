@@ -129,7 +129,7 @@ def _vocabulary_size(policy: str) -> int:
 
 def _settings(models: dict[str, str], arguments: argparse.Namespace) -> Any:
     from actors.learner import LearnerSettings
-    from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
+    from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 
     return LearnerSettings(
         **models,

@@ -18,14 +18,14 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from actors.scoring import ScoringWorker
-from actors.text import TextCodec
-from equilibrate.preference.sidecar import ScorerKind, ScorerSidecar, write_sidecar
+from equilibrate.learning.scoring import ScoringWorker
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.data import prompt_rows
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.sandbox.world import build_world
-from equilibrate.types import Category, FinishReason, Prompt, Rollout, ScoredRollout
+from equilibrate.text.renderer import TextCodec
+from equilibrate.types import Category, FinishReason, Prompt, Rollout, ScoredRollout, ScorerKind
 
 SEED = 0
 KINDS: tuple[ScorerKind, ...] = ("reward", "cost")

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.rollout import engine_environment
-from equilibrate.config import AnyRunConfig
-from equilibrate.config_files import load_run_config
+from equilibrate.config.base import RunConfig
+from equilibrate.config.files import load_run_config
 from equilibrate.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def serve(run: Path, port: int) -> int:
         _stop()
 
 
-def read_run(run: Path) -> tuple[AnyRunConfig, Path]:
+def read_run(run: Path) -> tuple[RunConfig, Path]:
     """Settings of a run and the folder of its aligned model.
 
     Raises: DataError if either is missing.
@@ -93,7 +93,7 @@ def ready_message(model_id: str, port: int) -> str:
     )
 
 
-def engine_settings(config: AnyRunConfig) -> dict[str, Any]:
+def engine_settings(config: RunConfig) -> dict[str, Any]:
     """Arguments of vLLM: the numbers and lengths that the model was aligned with."""
     is_cpu = config.device == "cpu"
     settings: dict[str, Any] = {
@@ -107,7 +107,7 @@ def engine_settings(config: AnyRunConfig) -> dict[str, Any]:
     return settings
 
 
-def build_app(config: AnyRunConfig, model: Path, model_id: str) -> Application:
+def build_app(config: RunConfig, model: Path, model_id: str) -> Application:
     """Engine and OpenAI routes; Ray must be connected, or building would start a cluster.
 
     Raises: ResourceError if `ray.serve.llm` does not fit the installed vLLM.
@@ -155,7 +155,7 @@ def build_app(config: AnyRunConfig, model: Path, model_id: str) -> Application:
     )
 
 
-def _start(config: AnyRunConfig, model: Path, *, model_id: str, port: int) -> None:
+def _start(config: RunConfig, model: Path, *, model_id: str, port: int) -> None:
     # Before Ray starts, so that the engine's processes inherit it.
     os.environ.update(_environment(config))
     from ray import serve as ray_serve
@@ -195,11 +195,11 @@ def _stop() -> None:
         ray.shutdown()
 
 
-def _bundle(config: AnyRunConfig) -> dict[str, float]:
+def _bundle(config: RunConfig) -> dict[str, float]:
     return {"CPU": 1} if config.device == "cpu" else {"CPU": 1, "GPU": 1}
 
 
-def _environment(config: AnyRunConfig) -> dict[str, str]:
+def _environment(config: RunConfig) -> dict[str, str]:
     return {
         **engine_environment(device=config.device, threads=config.cpu_threads),
         # Serve's engine is asynchronous and always lives in a process of its own.

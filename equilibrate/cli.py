@@ -38,7 +38,7 @@ def demo(overrides: Overrides = ()) -> int:
     """Align a small model in the built-in world, from nothing to a report."""
     code = train((SANDBOX_CONFIG,), overrides)
     if code == 0:
-        from equilibrate.config_files import load_config
+        from equilibrate.config.files import load_config
 
         output = load_config((SANDBOX_CONFIG,), overrides).output
         print(f"Read the report:       {Path(output, 'report.html')}")
@@ -48,7 +48,7 @@ def demo(overrides: Overrides = ()) -> int:
 
 def train(config: Configs = (), overrides: Overrides = ()) -> int:
     """Run, or resume, what the settings describe: models, PPO, evaluation, report."""
-    from equilibrate.config_files import load_config
+    from equilibrate.config.files import load_config
 
     settings = load_config(config, overrides)
     _require_siblings()
@@ -59,8 +59,8 @@ def train(config: Configs = (), overrides: Overrides = ()) -> int:
 
 def fit(config: Configs = (), overrides: Overrides = ()) -> int:
     """Train a policy offline on labelled answers: SFT, DPO, ..., each with or without AMA."""
-    from equilibrate.config_files import load_settings
-    from equilibrate.fit_config import FitConfig
+    from equilibrate.config.files import load_settings
+    from equilibrate.config.fit import FitConfig
 
     settings = load_settings(FitConfig, config, overrides)
     _require_siblings()
@@ -78,7 +78,7 @@ def study(
     ] = None,
 ) -> int:
     """Run, or go on with, a grid of runs, and say what it shows about its claims."""
-    from equilibrate.study_config import load_study
+    from equilibrate.config.study import load_study
 
     settings = load_study(file)
     _require_siblings()
@@ -95,9 +95,9 @@ def evaluate(
     ] = (),
 ) -> int:
     """Measure the aligned model of a run against its base again, by another judge if named."""
-    from equilibrate.config_files import load_run_config, parse_options
+    from equilibrate.config.files import load_run_config, parse_options
+    from equilibrate.config.fit import FitConfig
     from equilibrate.evaluation import load_judge
-    from equilibrate.fit_config import FitConfig
 
     config = load_run_config(run)
     judged_by = load_judge(judge, **parse_options(options)) if judge else None
@@ -143,7 +143,7 @@ def validate(
     ] = "train",
 ) -> int:
     """Check settings without starting anything, and print them in full."""
-    from equilibrate.config_files import RUN_KINDS, dump_config, load_settings
+    from equilibrate.config.files import RUN_KINDS, dump_config, load_settings
 
     print(dump_config(load_settings(RUN_KINDS[kind], config, overrides)), end="")
     return 0

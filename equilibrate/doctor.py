@@ -330,7 +330,7 @@ def available_memory_gib(
 
 def configured_kv_cache_gib() -> float:
     """KV cache that a run takes unless its settings say otherwise, GiB."""
-    from equilibrate.config import RolloutConfig
+    from equilibrate.config.train import RolloutConfig
 
     return float(RolloutConfig.model_fields["memory_gib"].default)
 

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from equilibrate.errors import NumericsError, WorkerLostError
 from equilibrate.interfaces import Learner, MetricSink, PromptSampler, RolloutPool, Scorer
-from equilibrate.metrics import mixture_metrics, rollout_metrics
-from equilibrate.rollout_queue import RolloutQueue
+from equilibrate.run.metrics import mixture_metrics, rollout_metrics
+from equilibrate.run.queue import RolloutQueue
 from equilibrate.types import ScoredRollout, UpdateMetrics
 
 MAX_SKIPPED_UPDATES = 3

@@ -83,7 +83,7 @@ class Learner(Protocol):
 
 
 class MetricSink(Protocol):
-    """Where the numbers of an iteration go; names are rows of `equilibrate.metrics.METRICS`."""
+    """Where the numbers of an iteration go; names are rows of `equilibrate.run.metrics.METRICS`."""
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None: ...
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ class Category(StrEnum):
     def is_safety(self) -> bool:
         """True where complying is harmful."""
         return self in (Category.EHD, Category.IHD, Category.MHD)
+
+
+ScorerKind = Literal["reward", "cost"]
 
 
 class FinishReason(StrEnum):
@@ -174,7 +177,7 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateMetrics:
-    """What one update reports: every name is a row of `equilibrate.metrics.METRICS`."""
+    """What one update reports: every name is a row of `equilibrate.run.metrics.METRICS`."""
 
     values: Mapping[str, float]
     skipped: bool = False

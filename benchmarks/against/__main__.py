@@ -42,7 +42,7 @@ from benchmarks.harness import (
     write,
 )
 from benchmarks.limits import ModelShape, Roof, shape_of
-from equilibrate.config import PPOConfig
+from equilibrate.config.train import PPOConfig
 
 if TYPE_CHECKING:
     from benchmarks.workloads import ModelFolders

@@ -22,8 +22,8 @@ KV_CACHE_SLACK = 1.5
 def main(job: Job, turns: Turns) -> None:
     from actors import groups, launch
     from equilibrate import driver
-    from equilibrate.config_files import parse_config
-    from equilibrate.sinks import METRICS_FILE, read_rows
+    from equilibrate.config.files import parse_config
+    from equilibrate.run.sinks import METRICS_FILE, read_rows
 
     config = parse_config(settings(job))
     run_iteration = driver.run_iteration
@@ -105,7 +105,7 @@ def settings(job: Job) -> dict[str, Any]:
 
 def phase_medians(job: Job, iterations: Sequence[int]) -> dict[str, float]:
     """Seconds of each phase, and of the whole, over these iterations of a finished run."""
-    from equilibrate.sinks import TIMINGS_FILE, read_rows
+    from equilibrate.run.sinks import TIMINGS_FILE, read_rows
 
     seconds = [row["seconds"] for row in read_rows(Path(job.output) / TIMINGS_FILE)]
     counted = [seconds[iteration] for iteration in iterations]

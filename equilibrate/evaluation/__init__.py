@@ -16,10 +16,10 @@ leakage            evaluation prompts never train
 Nothing here imports torch, transformers or openai before it is used.
 """
 
+from equilibrate.data.leakage import check_disjoint
 from equilibrate.evaluation.arena import Arena, arena
 from equilibrate.evaluation.judge_plugins import judge_names, load_judge
 from equilibrate.evaluation.judges import CallableJudge, Judge, RefusalMatcher, Verdict
-from equilibrate.evaluation.leakage import check_disjoint
 from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.evaluation.pareto import gap_at_equal_harm, hypervolume, pareto_front
 from equilibrate.evaluation.refusal_positions import RefusalPosition, refusal_histogram

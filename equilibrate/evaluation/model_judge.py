@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judges import RefusalMatcher, Verdict
-from equilibrate.preference.sidecar import ScorerKind, read_sidecar
-from equilibrate.types import Prompt
+from equilibrate.models.sidecar import read_sidecar
+from equilibrate.types import Prompt, ScorerKind
 
 
 class CostModelJudge:
@@ -65,8 +65,8 @@ class CostModelJudge:
 class AnswerScorer:
     """A reward or cost model in the units of its sidecar, less its threshold.
 
-    Tokenizes and scores as training does (`actors.offline_data.encode`, `actors.models.ScoreModel`,
-    which stand above this floor); also what feeds an `arena`.
+    Tokenizes and scores as training does (`data.sequences.encode`, `models.loading.ScoreModel`);
+    also what feeds an `arena`.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from equilibrate.config_files import nearest
+from equilibrate.config.files import nearest
 from equilibrate.errors import ConfigError
 
 

@@ -138,3 +138,22 @@ def _pad(rows: Sequence[NDArray[Any]], filler: int | float | bool) -> Tensor:
         batch_first=True,
         padding_value=filler,
     )
+
+
+def dealt_passes(
+    rows: Indices, lengths: Indices, *, rank: int, world_size: int, max_tokens: int
+) -> list[Indices]:
+    """A rank's share of the rows, similar lengths together, within the budget of padded tokens.
+
+    Rows are dealt by length, so ranks have about equally many tokens, and the cuts that suit the
+    first rank, which gets the longest row of every deal, suit all: ZeRO needs equally many passes
+    on every rank.
+
+    Args:
+        rows: equally many for every rank.
+        lengths: of all rows, by their number.
+    """
+    by_length = rows[np.argsort(-lengths[rows], kind="stable")]
+    own, longest = (shard_rows(by_length, one, world_size) for one in (rank, 0))
+    cuts = token_budget_batches(lengths[longest].tolist(), max_tokens)
+    return [own[cut] for cut in cuts]

@@ -12,7 +12,8 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from equilibrate.preference.answers import Answer, Columns, pairs
+from equilibrate.data.answers import Answer, pairs
+from equilibrate.data.columns import Columns
 
 
 def derta_answers(columns: Columns, *, refusal: str, seed: int) -> list[Answer]:

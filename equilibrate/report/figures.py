@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equilibrate.evaluation import pareto_front
-from equilibrate.metrics import SECONDS
 from equilibrate.report.inputs import RunRecord
-from equilibrate.sinks import Row
+from equilibrate.run.metrics import SECONDS
+from equilibrate.run.sinks import Row
 from equilibrate.types import Category
 
 Figure = dict[str, Any]

@@ -12,7 +12,7 @@ import yaml
 
 from equilibrate.errors import DataError
 from equilibrate.evaluation import EvaluationTable
-from equilibrate.sinks import (
+from equilibrate.run.sinks import (
     EVALUATIONS_FILE,
     METRICS_FILE,
     SAMPLES_FILE,

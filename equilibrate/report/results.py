@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equilibrate.evaluation import EvaluationTable
-from equilibrate.sinks import METRICS_FILE, TIMINGS_FILE, Row, read_rows, write_whole
+from equilibrate.run.sinks import METRICS_FILE, TIMINGS_FILE, Row, read_rows, write_whole
 
 LAST_ITERATIONS = 20
 """Iterations at the end of a run whose cost is averaged: one is too noisy to judge a budget by."""

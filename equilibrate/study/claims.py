@@ -9,6 +9,7 @@ from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Literal
 
+from equilibrate.config.study import Claim
 from equilibrate.evaluation import (
     Estimate,
     gap_at_equal_harm,
@@ -18,7 +19,6 @@ from equilibrate.evaluation import (
 )
 from equilibrate.study.figures import figure_or_nan, front_point, is_share
 from equilibrate.study.results import ByArm, RunResult
-from equilibrate.study_config import Claim
 
 MIN_SEEDS = 2
 """Below it a gap has no spread, and nothing is decided."""

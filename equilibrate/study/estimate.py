@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from equilibrate.config.study import Kind
 from equilibrate.evaluation.statistics import student_t_95
 from equilibrate.study.grid import PlannedRun
 from equilibrate.study.results import RunResult, missing_runs
-from equilibrate.study_config import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from equilibrate.config_files import nearest
+from equilibrate.config.files import nearest
+from equilibrate.config.study import StudyConfig, split_figure
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Estimate, mean_interval
 from equilibrate.report.headline import percent, signed
 from equilibrate.report.pooled import GROUPS
 from equilibrate.study.results import ByArm, RunResult
-from equilibrate.study_config import StudyConfig, split_figure
 
 _CELL_GROUPS = {
     "harm": "harmful_compliance",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from equilibrate.config_files import merge_settings
+from equilibrate.config.files import merge_settings
+from equilibrate.config.study import Kind, StudyConfig
 from equilibrate.errors import ConfigError
-from equilibrate.stages import decisive, short_hash
-from equilibrate.study_config import Kind, StudyConfig
+from equilibrate.run.stages import decisive, short_hash
 
 Resolve = Callable[[Kind, Mapping[str, Any]], Mapping[str, Any]]
 """A plain tree of one kind to the checked one with every default written out, as plain JSON."""

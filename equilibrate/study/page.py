@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from equilibrate.config.study import Question, StudyConfig
 from equilibrate.report.html import leaves, own_file, plotly_library, script_json, template
-from equilibrate.sinks import write_whole
+from equilibrate.run.sinks import write_whole
 from equilibrate.study.claims import ClaimVerdict, JudgedClaim, judge_claim
 from equilibrate.study.figures import show_change, show_gap
 from equilibrate.study.grid import PlannedRun
@@ -22,7 +23,6 @@ from equilibrate.study.summary import (
     remarks_on,
     seeds_text,
 )
-from equilibrate.study_config import Question, StudyConfig
 
 BADGES = {
     ClaimVerdict.REPRODUCED: "better",

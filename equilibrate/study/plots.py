@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from equilibrate.config.study import Question, StudyConfig
 from equilibrate.evaluation import Estimate, pareto_front
 from equilibrate.report.figures import Figure, Trace
 from equilibrate.study.figures import (
@@ -18,7 +19,6 @@ from equilibrate.study.figures import (
 )
 from equilibrate.study.labels import place_labels
 from equilibrate.study.results import ByArm
-from equilibrate.study_config import Question, StudyConfig
 
 COLORS = ("--blue", "--orange", "--green", "--purple", "--red", "--sky")
 DASHES = ("solid", "dash", "dot")

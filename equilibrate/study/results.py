@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, get_args
 
+from equilibrate.config.study import Kind
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation import EvaluationTable
-from equilibrate.sinks import write_whole
+from equilibrate.run.sinks import write_whole
 from equilibrate.study.grid import PlannedRun, Resolve, run_key
-from equilibrate.study_config import Kind
 
 ByArm = Mapping[str, Mapping[int, "RunResult"]]
 """arm -> seed -> result; every arm has an entry, if only an empty one."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from equilibrate.config.study import Claim, Question, StudyConfig
 from equilibrate.study.claims import FIRM_SEEDS, JudgedClaim, judge_claim
 from equilibrate.study.figures import (
     absent_figures,
@@ -23,7 +24,6 @@ from equilibrate.study.results import (
     results_by_arm,
     seeds_with_several_starts,
 )
-from equilibrate.study_config import Claim, Question, StudyConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from typing import TypeVar
 
+from equilibrate.config.study import Kind
 from equilibrate.study.grid import PlannedRun
-from equilibrate.study_config import Kind
 
 Item = TypeVar("Item")
 

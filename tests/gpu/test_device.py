@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from actors.device import Accelerator
+from equilibrate.models.device import Accelerator
 
 
 def test_autocast_narrows_products_and_leaves_parameters() -> None:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from actors.learner import LearnerSettings, LearnerWorker
-from actors.scoring import ScoringWorker
-from equilibrate.config import AmaConfig, LearnerConfig, PPOConfig
+from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
+from equilibrate.learning.scoring import ScoringWorker
 from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
 
 VOCABULARY = 40

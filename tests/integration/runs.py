@@ -13,7 +13,7 @@ import psutil
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from equilibrate.preference.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer

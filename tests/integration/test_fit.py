@@ -17,13 +17,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.fit import train_policy
-from actors.fit_data import encode_answers
 from actors.prepare import prepare_fit_inputs, shared_base
-from actors.text import TextCodec
-from equilibrate.config_files import merge_settings, parse_settings
+from equilibrate.config.files import merge_settings, parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.data.answers import Answer
 from equilibrate.errors import NumericsError
-from equilibrate.fit_config import FitConfig
-from equilibrate.preference.answers import Answer
+from equilibrate.offline.table import encode_answers
+from equilibrate.text.renderer import TextCodec
 from equilibrate.types import Category
 from tests.integration import runs
 

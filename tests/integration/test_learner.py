@@ -13,9 +13,9 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from actors.learner import LearnerWorker, TrainedModel
-from actors.learner_passes import Passes
-from equilibrate.config import AmaConfig
+from equilibrate.config.train import AmaConfig
 from equilibrate.errors import ParityError
+from equilibrate.learning.passes import Passes
 from equilibrate.types import Category, ScoredRollout
 from tests.integration.learners import (
     NUM_ROLLOUTS,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from actors.offline import TrainWorkers, train_cost, train_reward, train_sft
 from equilibrate.errors import ConfigError, DataError, NumericsError, ResourceError
-from equilibrate.preference.sidecar import read_sidecar
+from equilibrate.models.sidecar import read_sidecar
 
 # Ray Data, which Ray Train imports, uses its own deprecated settings.
 pytestmark = [

@@ -9,20 +9,12 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.offline_data import (
-    COST_COLUMNS,
-    SFT_COLUMNS,
-    Sequences,
-    encode,
-    encode_pairs,
-    load_columns,
-    plan_batches,
-    read_labels,
-    split_held_out,
-)
-from actors.offline_objectives import ScorerObjective, SftObjective
 from actors.offline_worker import learning_rate
+from equilibrate.data.sequences import Sequences, encode
+from equilibrate.data.tables import COST_COLUMNS, SFT_COLUMNS, load_columns, read_labels
 from equilibrate.errors import DataError
+from equilibrate.offline.batches import encode_pairs, plan_batches, split_held_out
+from equilibrate.offline.trainings import ScorerObjective, SftObjective
 from equilibrate.preference.losses import cost_loss
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response

@@ -13,9 +13,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 import actors.weights
-from actors.rollout import UNSYNCED, RolloutWorker, engine_environment, request_seed
+from actors.rollout import UNSYNCED, RolloutWorker, engine_environment
 from actors.weights import OBJECT_STORE, PackedWeights, SyncOutcome, pack_weights, tied_names
 from equilibrate.errors import DataError, NumericsError, ParityError, WorkerLostError
+from equilibrate.seeds import request_seed
 from equilibrate.types import Category, FinishReason, Rollout, RolloutRequest
 from tests.integration.conftest import EOS_ID
 

@@ -15,8 +15,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from actors.scoring import ScoringWorker
 from equilibrate.errors import DataError
+from equilibrate.learning.scoring import ScoringWorker
 from equilibrate.types import Category, FinishReason, Rollout
 from tests.integration.learners import TINY_LLAMA, VOCABULARY, write_scorers
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from equilibrate.config import RunConfig
-from equilibrate.config_files import dump_config
+from equilibrate.config.files import dump_config
+from equilibrate.config.train import TrainConfig
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
 
@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model.save_pretrained(run / "aligned")
     tokenizer.save_pretrained(run / "aligned")
     settings = {"max_model_len": 64, "memory_gib": 0.1}
-    config = RunConfig.model_validate({"output": str(run), "rollout": settings})
+    config = TrainConfig.model_validate({"output": str(run), "rollout": settings})
     (run / "config.yaml").write_text(dump_config(config))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

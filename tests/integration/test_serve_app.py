@@ -9,7 +9,7 @@ import pytest
 
 from deploy.request_limits import MAX_ANSWERS, MAX_BODY_BYTES, RequestLimits, refusal
 from deploy.serve_app import engine_settings, read_run, ready_message, require_free
-from equilibrate.config import RunConfig
+from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError, ResourceError
 
 
@@ -58,13 +58,13 @@ def test_the_message_holds_a_request_that_can_be_pasted():
 
 
 def test_the_engine_is_as_long_as_the_run_and_as_large_as_it_says():
-    config = RunConfig.model_validate({"rollout": {"max_model_len": 96, "memory_gib": 0.25}})
+    config = TrainConfig.model_validate({"rollout": {"max_model_len": 96, "memory_gib": 0.25}})
     settings = engine_settings(config)
     assert settings["dtype"] == "float32"
     assert settings["max_model_len"] == 96
     assert settings["kv_cache_memory_bytes"] == 268_435_456  # 2^30 / 4
     assert settings["enforce_eager"]
-    on_gpu = engine_settings(RunConfig(device="cuda", dtype="bfloat16"))
+    on_gpu = engine_settings(TrainConfig(device="cuda", dtype="bfloat16"))
     assert "kv_cache_memory_bytes" not in on_gpu
     assert on_gpu["dtype"] == "bfloat16"
 

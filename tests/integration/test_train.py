@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.rollout import RolloutWorker
 from actors.weights import OBJECT_STORE
-from equilibrate.sinks import read_rows
+from equilibrate.run.sinks import read_rows
 from tests.integration import runs
 
 

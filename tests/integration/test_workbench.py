@@ -10,10 +10,10 @@ import pytest
 
 from actors.prepare import FitInputs, Inputs
 from actors.workbench import Workbench
-from equilibrate.config import RunConfig
-from equilibrate.config_files import parse_settings
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import RefusalMatcher
-from equilibrate.fit_config import FitConfig
 
 MODELS: dict[str, Any] = {
     "policy": Path("policy"),
@@ -26,8 +26,8 @@ PPO = Inputs(**MODELS, judge=RefusalMatcher(), prompts=Path("prompts"))
 OFFLINE = FitInputs(**MODELS, judge=RefusalMatcher(), train=None, prompts=None)
 
 
-def ppo(**changes: Any) -> RunConfig:
-    return parse_settings(RunConfig, {"output": "runs/a", **changes})
+def ppo(**changes: Any) -> TrainConfig:
+    return parse_settings(TrainConfig, {"output": "runs/a", **changes})
 
 
 def offline(**changes: Any) -> FitConfig:

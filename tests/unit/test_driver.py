@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from equilibrate.checkpoint import CheckpointStore
 from equilibrate.driver import MAX_SKIPPED_UPDATES, Parts, train
 from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
-from equilibrate.rollout_queue import RolloutQueue
-from equilibrate.run_state import RunCheckpoints
+from equilibrate.run.checkpoint import CheckpointStore
+from equilibrate.run.queue import RolloutQueue
+from equilibrate.run.state import RunCheckpoints
 from tests.fakes import (
     FakeController,
     FakeLearner,

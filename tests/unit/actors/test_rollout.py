@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-from actors.rollout import engine_environment, request_seed
+from actors.rollout import engine_environment
+from equilibrate.seeds import request_seed
 
 
 def test_seed_is_the_same_in_every_process() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.end_to_end import claimed_shares, limit_seconds, phase_shares
 from benchmarks.limits import ModelShape, Roof
-from equilibrate.config import PPOConfig
+from equilibrate.config.train import PPOConfig
 
 SECONDS = [
     {"rollout": 4.0, "score": 1.0, "update": 3.0, "sync": 1.0, "iteration": 10.0},

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from actors.fit_data import OWN_TOKEN, AnswerTable
-from actors.offline_data import Sequences
 from benchmarks.mask_direction import compare_masks, main, masked_examples
-from equilibrate.config_files import parse_settings
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.data.sequences import Sequences
 from equilibrate.errors import ConfigError, DataError
-from equilibrate.fit_config import FitConfig
+from equilibrate.offline.table import OWN_TOKEN, AnswerTable
 from equilibrate.types import Category
 
 LENGTHS = (3, 4, 4, 3)

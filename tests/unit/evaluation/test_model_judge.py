@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from equilibrate.errors import DataError
 from equilibrate.evaluation.judge_plugins import load_judge
 from equilibrate.evaluation.model_judge import AnswerScorer, encode_answers
-from equilibrate.preference.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
 from equilibrate.types import Category, Prompt
 

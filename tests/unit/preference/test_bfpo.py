@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from equilibrate.fit_config import BfpoConfig
-from equilibrate.preference.answers import AnswerBatch, SideCounts
+from equilibrate.config.fit import BfpoConfig
+from equilibrate.offline.objectives import OBJECTIVES
+from equilibrate.preference.batches import AnswerBatch, SideCounts
 from equilibrate.preference.bfpo import bfpo_labels, bfpo_loss
-from equilibrate.preference.objectives import OBJECTIVES
 
 SAFE = torch.tensor([True, True, False, False])
 OTHER_SAFE = torch.tensor([True, False, True, False])

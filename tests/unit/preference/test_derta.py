@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from actors.fit_data import encode_answers
+from equilibrate.config.fit import DertaConfig
 from equilibrate.errors import DataError
-from equilibrate.fit_config import DertaConfig
-from equilibrate.ppo.log_probs import token_log_probs
+from equilibrate.models.log_probs import token_log_probs
+from equilibrate.offline.objectives import OBJECTIVES
+from equilibrate.offline.table import encode_answers
 from equilibrate.preference.derta import derta_answers
 from equilibrate.preference.losses import sft_loss
-from equilibrate.preference.objectives import OBJECTIVES
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
 
 HARMFUL = "first open the lamp ."

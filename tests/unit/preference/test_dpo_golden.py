@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from equilibrate.ppo.log_probs import token_log_probs
+from equilibrate.models.log_probs import token_log_probs
 from equilibrate.preference.policy_losses import dpo_loss, masked_log_ratios
 
 TRL_LOSS = 0.650293231010437

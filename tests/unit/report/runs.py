@@ -10,7 +10,7 @@ from typing import Any
 
 from equilibrate.evaluation import EvaluationTable, Verdict, compare, tabulate
 from equilibrate.report import TrainingSummary, summarise_training, write_results
-from equilibrate.sinks import RunSink
+from equilibrate.run.sinks import RunSink
 from equilibrate.types import Category, Prompt
 
 CELLS = {

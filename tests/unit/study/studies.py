@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from equilibrate.config_files import parse_settings
+from equilibrate.config.files import parse_settings
+from equilibrate.config.study import StudyConfig
 from equilibrate.evaluation import Estimate, EvaluationTable
 from equilibrate.study import PlannedRun, RunResult, expand, plan_runs
-from equilibrate.study_config import StudyConfig
 
 TREE: dict[str, Any] = {
     "name": "amounts",

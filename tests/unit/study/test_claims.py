@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equilibrate.config.study import Claim
 from equilibrate.evaluation import Estimate
 from equilibrate.study import ClaimVerdict, decide, judge_claim, results_by_arm
 from equilibrate.study.claims import effect_size
-from equilibrate.study_config import Claim
 from tests.unit.study.studies import HARMS, plan, result, results, study
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED = ClaimVerdict

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from equilibrate.config_files import resolve_settings
+from equilibrate.config.files import resolve_settings
+from equilibrate.config.study import load_study, read_base
 from equilibrate.study import expand, plan_runs, read_results, summary_markdown, with_section
-from equilibrate.study_config import load_study, read_base
 
 DOCUMENT = Path("docs/study.md")
 SECTIONS = re.findall("^## Results of `(.*)`$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)

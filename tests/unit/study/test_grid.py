@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from equilibrate.config import RunConfig
-from equilibrate.config_files import parse_settings
+from equilibrate.config.files import parse_settings
+from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError
 from equilibrate.study import expand, plan_runs, run_key
 from tests.unit.study.studies import plan, resolve, study
@@ -82,7 +82,7 @@ def test_the_key_is_of_all_settings_but_the_output():
 
 def test_with_the_real_settings_a_written_default_is_no_other_run():
     def real(kind, tree):
-        return parse_settings(RunConfig, tree).model_dump(mode="json")
+        return parse_settings(TrainConfig, tree).model_dump(mode="json")
 
     arms = {
         "plain": {"kind": "train"},

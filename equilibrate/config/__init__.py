@@ -1,0 +1,1 @@
+"""Settings as frozen trees, checked once at the door."""

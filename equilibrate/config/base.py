@@ -1,0 +1,116 @@
+"""What every kind of run has in its settings."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from equilibrate.types import Category
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def off_is_none(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as False; both spellings switch the feature off."""
+    return None if value is False or value == "off" else value
+
+
+def type_is(default: str) -> BeforeValidator:
+    """`constraint.budget=0.1` alone keeps the kind of controller that is the default."""
+
+    def fill(value: object) -> object:
+        return {"type": default, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(fill)
+
+
+class WorkerGroup(Config):
+    """How many processes do one job and what each reserves in the cluster."""
+
+    num_workers: int = Field(1, gt=0)
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class SamplingConfig(WorkerGroup):
+    """How responses are sampled."""
+
+    max_new_tokens: int = Field(32, gt=0)
+    max_model_len: int = Field(128, gt=0)
+    """Longest prompt and response together, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    memory_gib: float = Field(1.0, gt=0)
+    """KV cache on CPU; ignored on CUDA, where vLLM's own default share of the GPU is used."""
+
+
+class ScoringConfig(WorkerGroup):
+    max_tokens_per_batch: int = Field(8192, gt=0)
+    """Padded tokens of one forward pass."""
+
+
+class PivotConfig(Config):
+    """Where a segment starts: at steps of the token signal larger than kappa."""
+
+    rule: Literal["std", "quantile", "const"] = "std"
+    value: float = 1.0
+    """std: kappa = mean + value * std of a response's steps; quantile: that one; const: kappa."""
+
+
+class MaskConfig(Config):
+    """Which tokens of an answer may move the policy: keep_t = side * (signal_t - baseline) > 0."""
+
+    level: Literal["token", "segment", "sequence"] = "token"
+    source: Literal["reward", "cost", "both", "critics"] = "both"
+    """Whose token scores: R, -C, (R - lambda C)/(1 + lambda), or the same from the two critics."""
+    delta: bool = True
+    """Use the step r_t - r_(t-1), one token's credit, instead of the score of the whole prefix."""
+    baseline: Literal["zero", "batch_mean", "sequence_mean"] | float = "zero"
+    ungated: tuple[Category, ...] = ()
+    """Classes whose responses are never masked."""
+    random_control: bool = False
+    """Keep as many tokens as the mask would, drawn at random: the control of claims about AMA."""
+    normalizer: Literal["kept", "all"] = "kept"
+    """Divide the policy loss by the kept tokens or by all response tokens."""
+    pivots: PivotConfig = PivotConfig()
+
+
+class SandboxConfig(Config):
+    """Sizes of the built-in world and of the training that precedes PPO."""
+
+    seed: int = Field(0, ge=0)
+    base_steps: int = Field(1500, gt=0)
+    pairs: int = Field(40_000, gt=1)
+    """Preference pairs for the reward model; the cost model learns from half as many."""
+    evaluation_per_cell: int = Field(256, gt=0)
+
+
+class RunConfig(Config):
+    """What every kind of run has, whatever it trains by."""
+
+    output: str
+    seed: int = Field(0, ge=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: the generator's weights and autocast in training; parameters stay float32."""
+    cpu_threads: int = Field(1, gt=0)
+    """Threads of the tensor library in each worker process."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """Deadline of every remote call and of the reservation in the cluster."""
+    max_restarts: int = Field(3, ge=0)
+    """Lost workers that are replaced before the run stops."""
+    sandbox: SandboxConfig = SandboxConfig()
+    rollout: SamplingConfig = SamplingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        rollout = self.rollout
+        if rollout.max_new_tokens >= rollout.max_model_len:
+            raise ValueError(
+                f"rollout.max_new_tokens ({rollout.max_new_tokens}) must be below "
+                f"rollout.max_model_len ({rollout.max_model_len}); try {rollout.max_model_len // 2}"
+            )
+        return self

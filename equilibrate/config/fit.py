@@ -1,0 +1,210 @@
+"""One offline training as a frozen tree of settings: what a policy learns from labelled answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from equilibrate.config.base import Config, MaskConfig, RunConfig, WorkerGroup, off_is_none, type_is
+from equilibrate.types import Category
+
+
+class SftConfig(Config):
+    """Cross entropy of the answers; needs `prompt` and `response`."""
+
+    type: Literal["sft"] = "sft"
+
+
+class DpoConfig(Config):
+    """Direct preference optimisation, and with `ama` its adaptive form ADPO."""
+
+    type: Literal["dpo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    nll_coef: float = Field(1.0, ge=0)
+    """Weight of the chosen answer's cross entropy, which keeps answers well-formed."""
+
+
+class ArsConfig(Config):
+    """Rejection sampling: the best of several own answers, and with `ama` its adaptive form ARS."""
+
+    type: Literal["ars"] = "ars"
+    copies: int = Field(4, gt=1)
+    """Answers sampled to each prompt; `reward` and `cost` choose among them."""
+    negative_coef: float = Field(0.0, ge=0)
+    """Weight of unlearning the worst answer; 0 leaves it out."""
+
+
+class BfpoConfig(Config):
+    """Bi-factorial preference optimisation: one label for safety and helpfulness of a pair."""
+
+    type: Literal["bfpo"] = "bfpo"
+    tau: float = Field(0.1, gt=0)
+    """Strength of the pull to the reference: the lead to learn is the label over tau, nats."""
+    safety_weight: float = Field(3.0, gt=1)
+    shift: float = 0.5
+    """Moves all labels towards the less helpful answer."""
+
+
+class DertaConfig(Config):
+    """Decoupled refusal training: to turn back at any point of a harmful answer."""
+
+    type: Literal["derta"] = "derta"
+    refusal: str = Field("Sorry", min_length=1)
+    """Its first token is what every token of a harmful answer is taught to be."""
+
+
+Objective = Annotated[
+    SftConfig | DpoConfig | ArsConfig | BfpoConfig | DertaConfig,
+    Field(discriminator="type"),
+    type_is("dpo"),
+]
+
+
+class AnswerMaskConfig(MaskConfig):
+    """The mask of labelled answers: the side is the label.
+
+    Whose scores, and of which classes, are what pushed hardest in docs/study.md (Q6).
+    """
+
+    source: Literal["reward", "cost", "both", "critics"] = "cost"
+    ungated: tuple[Category, ...] = (Category.GENERAL, Category.BORDERLINE)
+    mode: Literal["gradient", "forward"] = "gradient"
+    """What a masked token loses: its gradient alone, or its place in the loss too."""
+    when_empty: Literal["full", "skip"] = "full"
+    """An answer of a pair that keeps no token: use all of it, or leave the pair out."""
+    dead_band: float = Field(0.0, ge=0)
+    """Drop a token only where its score is further than this on the other side; units of the
+    score."""
+
+
+class FitDataConfig(Config):
+    """Inputs; every empty path is made by the built-in world."""
+
+    policy: str = ""
+    """Model folder to train."""
+    reward: str = ""
+    cost: str = ""
+    train: str = ""
+    """Saved data set: `prompt` with `response`, or with `chosen` and `rejected`, or with both
+    responses in PKU-SafeRLHF columns; `category` where amounts are asked for. ars: `prompt`
+    and `category`."""
+    evaluation: str = ""
+    """JSON lines with `prompt` and `category`."""
+
+    @property
+    def is_built_in(self) -> bool:
+        return not self.policy
+
+
+class AmountsConfig(Config):
+    """How many examples of each class are learned from (Equilibrate RLHF, fine-grained data)."""
+
+    amounts: dict[Category, int] = Field(default_factory=dict)
+    """Examples of each class, drawn without replacement; empty takes every example there is."""
+    when_short: Literal["error", "oversample"] = "error"
+    """A class with too few examples: refuse at the door, or go through it again."""
+    mislabelled_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the built-in world's safety examples whose prompt is harmless in truth."""
+
+    @model_validator(mode="after")
+    def _amounts_are_counts(self) -> Self:
+        if any(amount < 0 for amount in self.amounts.values()):
+            raise ValueError("amounts must be >= 0; try {GENERAL: 1200, EHD: 1000}")
+        if self.amounts and not any(self.amounts.values()):
+            raise ValueError("one amount at least must be above 0; try {GENERAL: 1200, EHD: 1000}")
+        return self
+
+
+class TrainerConfig(WorkerGroup):
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    max_tokens_per_batch: int = Field(8192, gt=0)
+    """Padded tokens of one forward and backward pass on one worker; a longer example comes
+    alone."""
+
+
+class FitConfig(RunConfig):
+    """Everything one offline training depends on."""
+
+    output: str = "runs/fit"
+    data: FitDataConfig = FitDataConfig()
+    fdc: AmountsConfig = AmountsConfig()
+    objective: Objective = DpoConfig()
+    ama: Annotated[AnswerMaskConfig | None, BeforeValidator(off_is_none)] = None
+    multiplier: float = Field(1.0, ge=0)
+    """lambda of (R - lambda C)/(1 + lambda), which `ama.source: both` masks and ars chooses by."""
+    trainer: TrainerConfig = TrainerConfig()
+    epochs: int = Field(1, gt=0)
+    batch_size: int = Field(32, gt=0)
+    """Examples of one optimiser step, over all workers; a pair is one example."""
+    lr: float = Field(1.5e-4, gt=0)
+    """Peak: warm-up, then a cosine to 0."""
+    max_length: int = Field(512, gt=1)
+    """Longest prompt and answer together, in tokens; longer ones are cut."""
+
+    @property
+    def needs_scorers(self) -> bool:
+        """Whether anything asks for reward and cost of a token."""
+        return self.ama is not None or self.objective.type == "ars"
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        workers = self.trainer.num_workers
+        if self.batch_size % workers:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of trainer.num_workers "
+                f"({workers}); try {max(1, self.batch_size // workers) * workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _masks_have_what_they_need(self) -> Self:
+        if self.ama is None:
+            return self
+        objective = self.objective.type
+        if objective in ("bfpo", "derta"):
+            raise ValueError(
+                f"ama needs answers that are either good or bad, and objective.type "
+                f"({objective}) has others; try ama=off, or objective.type=dpo"
+            )
+        if objective == "dpo" and self.ama.normalizer == "all":
+            raise ValueError(
+                "ama.normalizer (all) divides by tokens, and the loss of objective.type (dpo) is a "
+                "mean over pairs; leave it out"
+            )
+        if objective != "dpo" and self.ama.mode == "forward":
+            raise ValueError(
+                f"ama.mode (forward) is about log-ratios to the reference, and objective.type "
+                f"({objective}) has none; leave it out, or try objective.type=dpo"
+            )
+        if self.ama.source == "critics":
+            raise ValueError(
+                "ama.source (critics) needs critics, and offline training has none; "
+                "try ama.source=both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _paths_come_together(self) -> Self:
+        data = self.data
+        if data.is_built_in:
+            if not self.fdc.amounts:
+                raise ValueError(
+                    "fdc.amounts ({}) must say how many examples the built-in world is to write; "
+                    "try {GENERAL: 1200, BORDERLINE: 300, EHD: 1000, IHD: 300, MHD: 100}"
+                )
+            return self
+        if self.fdc.mislabelled_fraction:
+            raise ValueError(
+                f"fdc.mislabelled_fraction ({self.fdc.mislabelled_fraction}) is for the built-in "
+                "world, which knows the truth; leave it out with data.policy"
+            )
+        needed = {"train": data.train, "evaluation": data.evaluation}
+        if self.needs_scorers:
+            needed |= {"reward": data.reward, "cost": data.cost}
+        missing = [key for key, path in needed.items() if not path]
+        if missing:
+            raise ValueError(
+                f"data.policy is given, so data.{missing[0]} must be given too (or leave both out)"
+            )
+        return self

@@ -1,0 +1,270 @@
+"""One run of PPO, as one frozen tree of settings, checked once at the door.
+
+`equilibrate.config.files` reads YAML and overrides into it. Below the door functions take the
+numbers they need, not this tree.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from equilibrate.config.base import (
+    Config,
+    MaskConfig,
+    RunConfig,
+    SamplingConfig,
+    WorkerGroup,
+    off_is_none,
+    type_is,
+)
+from equilibrate.types import Category
+
+
+class RolloutConfig(SamplingConfig):
+    prompts_per_iteration: int = Field(64, gt=0)
+    copies: int = Field(1, gt=0)
+    """Responses sampled per prompt."""
+    max_policy_lag: int = Field(0, ge=0)
+    """Iterations that sampling may run ahead of learning; 0 learns from the newest policy only."""
+
+
+class LearnerConfig(WorkerGroup):
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    max_tokens_per_batch: int = Field(8192, gt=0)
+    """Padded tokens of one forward and backward pass on one worker, pretraining text included; a
+    longer row comes alone."""
+    policy_lr: float = Field(1e-4, gt=0)
+    critic_lr: float = Field(5e-4, gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine", "cooldown"] = "constant"
+    """How both learning rates fall to zero over the run; cooldown falls in its last 30 % only."""
+    ptx_coef: float = Field(0.0, ge=0)
+    """Weight of the pretraining loss on `data.ptx`; 0 leaves it out."""
+
+
+class FixedKL(Config):
+    type: Literal["fixed"] = "fixed"
+    coef: float = Field(0.02, ge=0)
+
+
+class AdaptiveKL(Config):
+    type: Literal["adaptive"] = "adaptive"
+    coef: float = Field(0.02, gt=0)
+    target: float = Field(0.05, gt=0)
+    """Wanted mean KL to the reference, nats per token."""
+
+
+class PPOConfig(Config):
+    minibatch_size: int = Field(32, gt=0)
+    epochs: int = Field(1, gt=0)
+    clip_range: float = Field(0.2, gt=0, lt=1)
+    value_clip_range: float = Field(5.0, gt=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    advantage: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae"
+    """gae trains critics. The others have none, and no use for gae_lambda, value_clip_range and
+    learner.critic_lr: rloo and grpo compare the responses to one prompt, reinforce_plus_plus those
+    of the batch."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), type_is("fixed")] = FixedKL()
+
+    @property
+    def has_critics(self) -> bool:
+        return self.advantage == "gae"
+
+    def takes_one_step(self, num_rollouts: int) -> bool:
+        """Whether an update on so many rollouts is a single optimizer step."""
+        return self.epochs == 1 and self.minibatch_size >= num_rollouts
+
+
+class MultiplierConfig(Config):
+    """What the three multiplier controllers share."""
+
+    budget: float = 0.0
+    """Bound d on the mean cost, in cost-model units (0 is the safe/unsafe boundary)."""
+    scope: Literal["all", "safety"] = "safety"
+    """Prompts whose cost is averaged: all, or those of EHD, IHD and MHD."""
+    init: float = Field(1.0, ge=0)
+    max: float = Field(5.0, gt=0)
+    delay: int = Field(0, ge=0)
+    """Iterations before the first move."""
+    window: int = Field(128, gt=0)
+    """Episodes whose cost is averaged."""
+
+
+class LogSgdMultiplier(MultiplierConfig):
+    type: Literal["log_sgd"] = "log_sgd"
+    lr: float = Field(0.1, gt=0)
+
+
+class ProjectedMultiplier(MultiplierConfig):
+    type: Literal["projected"] = "projected"
+    lr: float = Field(0.05, gt=0)
+
+
+class PidMultiplier(MultiplierConfig):
+    type: Literal["pid"] = "pid"
+    kp: float = Field(0.5, ge=0)
+    ki: float = Field(0.02, ge=0)
+    kd: float = Field(0.0, ge=0)
+
+
+Constraint = Annotated[
+    Annotated[
+        LogSgdMultiplier | ProjectedMultiplier | PidMultiplier,
+        Field(discriminator="type"),
+        type_is("pid"),
+    ]
+    | None,
+    BeforeValidator(off_is_none),
+]
+
+
+class AmaConfig(MaskConfig):
+    """The mask of PPO, whose sides are signs of advantages; labelled answers have their label."""
+
+    side: Literal["token", "sequence"] = "token"
+    """Sign of each token's advantage, or of the whole response's score."""
+
+
+class FdcConfig(Config):
+    """How prompts of each class are mixed."""
+
+    mixture: dict[Category, float] = Field(
+        {
+            Category.GENERAL: 0.30,
+            Category.BORDERLINE: 0.25,
+            Category.EHD: 0.25,
+            Category.IHD: 0.12,
+            Category.MHD: 0.08,
+        }
+    )
+    """Share, ratio or target count of each class; only the proportions matter."""
+    schedule: Literal["fixed", "saturation"] = "fixed"
+    when_short: Literal["error", "oversample"] = "oversample"
+    """A class with too few prompts for the run: refuse at the door, or go through it again."""
+
+    @model_validator(mode="after")
+    def _shares_are_positive(self) -> Self:
+        if (
+            not self.mixture
+            or any(share < 0 for share in self.mixture.values())
+            or not any(self.mixture.values())
+        ):
+            raise ValueError(
+                "needs shares >= 0 with at least one above 0; try {GENERAL: 0.5, EHD: 0.5}"
+            )
+        return self
+
+
+class DataConfig(Config):
+    """Inputs; every empty path is made by the built-in world."""
+
+    policy: str = ""
+    """Model folder to align."""
+    reward: str = ""
+    cost: str = ""
+    prompts: str = ""
+    """JSON lines with `prompt` and `category`."""
+    evaluation: str = ""
+    ptx: str = ""
+
+    @property
+    def is_built_in(self) -> bool:
+        return not self.policy
+
+
+class TrainConfig(RunConfig):
+    """Everything one run of PPO depends on."""
+
+    output: str = "runs/sandbox"
+    iterations: int = Field(200, gt=0)
+    checkpoint_every: int = Field(50, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    evaluate_every: int = Field(25, ge=0)
+    """Iterations between points of the Pareto plot; 0 evaluates only base and aligned."""
+    parity_tolerance: float = Field(1e-4, gt=0)
+    """Largest allowed difference of generator and learner log-probs, nats."""
+    wandb_project: str = ""
+    data: DataConfig = DataConfig()
+    fdc: FdcConfig = FdcConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    ppo: PPOConfig = PPOConfig()
+    constraint: Constraint = PidMultiplier()
+    ama: Annotated[AmaConfig | None, BeforeValidator(off_is_none)] = None
+
+    @property
+    def rollouts_per_iteration(self) -> int:
+        return self.rollout.prompts_per_iteration * self.rollout.copies
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        rollouts, minibatch = self.rollouts_per_iteration, self.ppo.minibatch_size
+        if rollouts % minibatch:
+            raise ValueError(
+                f"rollout.prompts_per_iteration x rollout.copies ({rollouts}) must be a multiple "
+                f"of ppo.minibatch_size ({minibatch}); try ppo.minibatch_size="
+                f"{_nearest_divisor(rollouts, minibatch)}"
+            )
+        workers = self.learner.num_workers
+        if minibatch % workers:
+            raise ValueError(
+                f"ppo.minibatch_size ({minibatch}) must be a multiple of learner.num_workers "
+                f"({workers}); try learner.num_workers={_nearest_divisor(minibatch, workers)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _advantages_have_what_they_need(self) -> Self:
+        advantage, copies = self.ppo.advantage, self.rollout.copies
+        if advantage in ("rloo", "grpo") and copies < 2:
+            raise ValueError(
+                f"ppo.advantage ({advantage}) compares the responses to one prompt, so "
+                f"rollout.copies ({copies}) must be at least 2; try 4"
+            )
+        if advantage in ("rloo", "grpo") and self.ppo.gamma != 1:
+            raise ValueError(
+                f"ppo.gamma ({self.ppo.gamma}) must be 1 with ppo.advantage ({advantage}), which "
+                "judges whole responses; try 1"
+            )
+        if not self.ppo.has_critics and self.ama is not None and self.ama.source == "critics":
+            raise ValueError(
+                f"ama.source (critics) needs critics, and ppo.advantage ({advantage}) has none; "
+                "try ama.source=both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _multiplier_starts_below_its_cap(self) -> Self:
+        constraint = self.constraint
+        if constraint is not None and constraint.init > constraint.max:
+            raise ValueError(
+                f"constraint.init ({constraint.init}) must be at most constraint.max "
+                f"({constraint.max}); try {constraint.max}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _paths_come_together(self) -> Self:
+        needed = {
+            "policy": self.data.policy,
+            "reward": self.data.reward,
+            "prompts": self.data.prompts,
+        }
+        if self.constraint is not None or self.ama is not None:
+            needed["cost"] = self.data.cost
+        missing = [key for key, path in needed.items() if not path]
+        if missing and not self.data.is_built_in:
+            raise ValueError(
+                f"data.policy is given, so data.{missing[0]} must be given too (or leave both out)"
+            )
+        if self.learner.ptx_coef > 0 and not self.data.ptx and not self.data.is_built_in:
+            raise ValueError(
+                f"learner.ptx_coef ({self.learner.ptx_coef}) needs data.ptx; give it or set it to 0"
+            )
+        return self
+
+
+def _nearest_divisor(total: int, wanted: int) -> int:
+    return min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - wanted))

@@ -1,0 +1,1 @@
+"""What people bring: tables of prompts and answers, checked row by row."""

@@ -1,0 +1,122 @@
+"""Labelled answers: as text from a data set, and as what a loss sees of a batch.
+
+Answers that are compared stand side by side: of a pair the chosen one first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from equilibrate.data.columns import (
+    Columns,
+    categories_of,
+    require_columns,
+    require_labels,
+    require_text,
+)
+from equilibrate.errors import DataError
+from equilibrate.types import Category
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer to learn from, as text."""
+
+    prompt: str
+    response: str
+    """The text to learn; the end of sequence follows it, unless there is a target."""
+    given: str = ""
+    """Beginning of the response that is context and not learned."""
+    target: str = ""
+    """Text whose first token every token of the response is taught to be; empty: itself."""
+    side: int = 1
+    """+1 to make it likelier, -1 to make it less likely."""
+    is_safe: bool = True
+    category: Category = Category.GENERAL
+
+
+def demonstrations(columns: Columns) -> list[Answer]:
+    """Columns prompt, response and, if there is one, category; of `pairs` the chosen answers.
+
+    Raises: DataError naming the column that is missing.
+    """
+    if "response" not in columns and not {"chosen", "response_0"}.isdisjoint(columns):
+        return [answer for answer in pairs(columns, by="preference") if answer.side > 0]
+    require_columns(columns, ("prompt", "response"))
+    require_text(columns, ("prompt", "response"))
+    return [
+        Answer(prompt=prompt, response=response, category=category)
+        for prompt, response, category in zip(
+            columns["prompt"], columns["response"], categories_of(columns), strict=True
+        )
+    ]
+
+
+def pairs(
+    columns: Columns, *, by: Literal["preference", "helpfulness"], needs_safety: bool = False
+) -> list[Answer]:
+    """Two answers a row, the chosen one first; rows that hold one answer twice are left out.
+
+    Columns prompt, chosen and rejected; or prompt, response_0 and response_1 with the number of the
+    chosen one in preferred_response_id, or without it and by helpfulness in better_response_id.
+    Safety is read where the data state it: is_chosen_safe and is_rejected_safe, or
+    is_response_0_safe and is_response_1_safe; elsewhere every answer counts as safe.
+
+    Args: needs_safety: refuse data that do not state it.
+    Raises: DataError naming the column that is missing or the row and value that cannot be read, or
+        if every row holds one answer twice.
+    """
+    if "chosen" not in columns:
+        has_preference = by == "preference" and "preferred_response_id" in columns
+        label = "preferred_response_id" if has_preference else "better_response_id"
+        columns = _ordered_by(label, columns)
+    require_columns(columns, ("prompt", "chosen", "rejected"))
+    require_text(columns, ("prompt", "chosen", "rejected"))
+    safety = ("is_chosen_safe", "is_rejected_safe")
+    if needs_safety and not set(safety) <= set(columns):
+        raise DataError(
+            f"columns {' and '.join(safety)} (or is_response_0_safe and is_response_1_safe) are "
+            "missing; this objective learns from the safety of both answers"
+        )
+    for name in safety:
+        require_labels(columns, name)
+    count = len(columns["prompt"])
+    safe = [columns.get(f"is_{side}_safe", [True] * count) for side in ("chosen", "rejected")]
+    rows = zip(
+        columns["prompt"], columns["chosen"], columns["rejected"], *safe, categories_of(columns),
+        strict=True,
+    )  # fmt: skip
+    answers = [
+        Answer(
+            prompt=prompt,
+            response=response,
+            side=side,
+            is_safe=bool(is_safe),
+            category=category,
+        )
+        for prompt, chosen, rejected, chosen_safe, rejected_safe, category in rows
+        if chosen != rejected
+        for response, side, is_safe in ((chosen, 1, chosen_safe), (rejected, -1, rejected_safe))
+    ]
+    if not answers:
+        raise DataError("every pair holds the same response twice; give pairs that differ")
+    return answers
+
+
+def _ordered_by(label: str, columns: Columns) -> dict[str, Sequence[Any]]:
+    require_columns(columns, ("prompt", "response_0", "response_1", label))
+    require_labels(columns, label)
+    first = [int(value) for value in columns[label]]
+    ordered: dict[str, Sequence[Any]] = {
+        name: columns[name] for name in ("prompt", "category") if name in columns
+    }
+    for names, stem in (("{}", "response_{}"), ("is_{}_safe", "is_response_{}_safe")):
+        one, other = (columns.get(stem.format(i)) for i in (0, 1))
+        if one is None or other is None:
+            continue
+        rows = list(zip(one, other, first, strict=True))
+        ordered[names.format("chosen")] = [row[row[2]] for row in rows]
+        ordered[names.format("rejected")] = [row[1 - row[2]] for row in rows]
+    return ordered

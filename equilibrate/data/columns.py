@@ -1,0 +1,55 @@
+"""A data set by column, and what its columns may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from equilibrate.errors import DataError
+from equilibrate.types import Category
+
+Columns = Mapping[str, Sequence[Any]]
+"""A data set by column; all columns are equally long."""
+
+
+def categories_of(columns: Columns) -> list[Category]:
+    """GENERAL where the data have no column `category`.
+
+    Raises: DataError naming row and value of an unknown class.
+    """
+    names = columns.get("category")
+    if names is None:
+        return [Category.GENERAL] * len(columns["prompt"])
+    known = {category.value: category for category in Category}
+    for row, name in enumerate(names):
+        if name not in known:
+            raise DataError(f"row {row}, category ({name!r}) must be one of {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def require_columns(columns: Columns, needed: Sequence[str]) -> None:
+    """Raises: DataError naming the first column that is missing, and those there are."""
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise DataError(
+            f"column {missing[0]!r} is missing; needed are {', '.join(needed)}, "
+            f"found {', '.join(columns)}"
+        )
+
+
+def require_text(columns: Columns, names: Sequence[str]) -> None:
+    """Raises: DataError naming row and value of the first entry that is no text."""
+    for name in names:
+        for row, value in enumerate(columns[name]):
+            if not isinstance(value, str):
+                raise DataError(
+                    f"row {row}, {name} ({str(value)[:60]!r}) must be text; of a conversation give "
+                    "the last answer"
+                )
+
+
+def require_labels(columns: Columns, name: str) -> None:
+    """A 0/1 column, if there is one. Raises: DataError naming row and value of another entry."""
+    for row, value in enumerate(columns.get(name, ())):
+        if value not in (0, 1):
+            raise DataError(f"row {row}, {name} ({value!r}) must be 0 or 1")

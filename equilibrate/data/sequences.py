@@ -1,0 +1,92 @@
+"""From text columns to padded batches: tokenized once, grouped by length, fixed by the seed.
+
+Rows are right-padded. A causal model's outputs on real tokens do not depend on what follows them,
+so no attention mask is passed to the models here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equilibrate.types import BoolArray, FloatArray, TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Token sequences of different lengths in one flat array: prompt, then response."""
+
+    flat: TokenIds
+    starts: NDArray[np.int64]
+    """[R + 1], where each row begins in `flat`."""
+    prompt_lengths: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.starts)
+
+    def padded(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Token ids [B, T], 0 on padding, and the mask of real tokens."""
+        ids, mask = self._gather(self.flat, rows)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def padded_values(self, values: FloatArray, rows: NDArray[np.int64]) -> Tensor:
+        """[B, T] of one number per token, laid out as `flat`; 0 on padding."""
+        return torch.from_numpy(self._gather(values, rows)[0])
+
+    def _gather(
+        self, flat: NDArray[Any], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], BoolArray]:
+        starts, lengths = self.starts[rows, None], self.lengths[rows, None]
+        positions = np.arange(lengths.max())
+        mask = positions < lengths
+        return np.where(mask, flat[np.where(mask, starts + positions, 0)], 0), mask
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    max_length: int,
+) -> Sequences:
+    """Prompt in the tokenizer's chat template (plain without one), response, end of sequence.
+
+    Rows are cut to `max_length` tokens.
+    """
+    unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    prompt_ids = _encode_prompts(tokenizer, list(unique))
+    response_ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    rows = [
+        (prompt_ids[unique[prompt]] + response + [tokenizer.eos_token_id])[:max_length]
+        for prompt, response in zip(prompts, response_ids, strict=True)
+    ]
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return Sequences(
+        np.fromiter((token for row in rows for token in row), dtype=np.int64, count=starts[-1]),
+        starts,
+        np.array([len(prompt_ids[unique[prompt]]) for prompt in prompts]),
+    )
+
+
+def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
+    ids: list[list[int]]
+    if not tokenizer.chat_template:
+        ids = tokenizer(prompts)["input_ids"]
+        return ids
+    rendered = tokenizer.apply_chat_template(
+        [[{"role": "user", "content": prompt}] for prompt in prompts],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    return ids

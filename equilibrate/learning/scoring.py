@@ -1,0 +1,101 @@
+"""The frozen models of a run: reward, cost and reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from equilibrate.models.device import Accelerator, Device, Dtype
+from equilibrate.models.loading import load_policy, load_scorer
+from equilibrate.ppo.batches import token_budget_batches
+from equilibrate.types import FloatArray, Rollout, ScoredRollout
+
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""Of a process that holds a `ScoringWorker`: the C allocator keeps what is freed. By default it
+hands activations back after every operation, and the next one waits for fresh pages."""
+
+
+class ScoringWorker:
+    """Scores every prefix of a rollout with the reward and cost models, and adds the reference."""
+
+    def __init__(
+        self,
+        *,
+        reward: str,
+        cost: str,
+        reference: str,
+        device: Device,
+        dtype: Dtype,
+        cpu_threads: int,
+        max_tokens_per_batch: int,
+        temperature: float,
+    ) -> None:
+        """Args:
+        reward, cost, reference: model folders; without reward or cost every token scores 0.
+        max_tokens_per_batch: padded tokens of one forward pass.
+        temperature: the one that samples the rollouts; log-probs are those of that distribution.
+        """
+        self._accelerator = Accelerator(device, dtype)
+        self._accelerator.prepare(threads=cpu_threads)
+        self._reward = load_scorer(reward, "reward", self._accelerator) if reward else None
+        self._cost = load_scorer(cost, "cost", self._accelerator) if cost else None
+        self._reference = load_policy(reference, self._accelerator)
+        self._max_tokens = max_tokens_per_batch
+        self._temperature = temperature
+
+    def ready(self) -> bool:
+        """True once the constructor has finished: lets a caller wait for it."""
+        return True
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """One scored rollout per rollout, in the given order."""
+        lengths = [len(rollout.token_ids) for rollout in rollouts]
+        scored: dict[int, ScoredRollout] = {}
+        for rows in token_budget_batches(lengths, self._max_tokens):
+            batch = [rollouts[row] for row in rows]
+            scored.update(zip(rows.tolist(), self._score_batch(batch), strict=True))
+        return [scored[row] for row in range(len(rollouts))]
+
+    @torch.inference_mode()
+    def _score_batch(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        token_ids = pad_sequence(
+            [torch.from_numpy(np.array(rollout.token_ids)) for rollout in rollouts],
+            batch_first=True,
+        ).to(self._accelerator.torch_device)
+        nothing = np.zeros(token_ids.shape, np.float32)
+        rewards = nothing if self._reward is None else _to_numpy(self._reward(token_ids))
+        costs = nothing if self._cost is None else _to_numpy(self._cost(token_ids))
+        mask = pad_sequence(
+            [torch.from_numpy(rollout.response_mask.copy()) for rollout in rollouts],
+            batch_first=True,
+        ).to(self._accelerator.torch_device)
+        log_probs, _ = self._reference(token_ids, mask, self._temperature)
+        log_probs = _to_numpy(log_probs)
+        return [
+            _scored(rollout, rewards[row], costs[row], log_probs[row])
+            for row, rollout in enumerate(rollouts)
+        ]
+
+
+def _to_numpy(tensor: Tensor) -> FloatArray:
+    return tensor.float().cpu().numpy()
+
+
+def _scored(
+    rollout: Rollout, rewards: FloatArray, costs: FloatArray, log_probs: FloatArray
+) -> ScoredRollout:
+    length = len(rollout.token_ids)
+    # Copies, so that a rollout does not keep the padded batch alive.
+    token_rewards, token_costs = rewards[:length].copy(), costs[:length].copy()
+    return ScoredRollout(
+        rollout=rollout,
+        reward=float(token_rewards[-1]),
+        cost=float(token_costs[-1]),
+        token_rewards=token_rewards,
+        token_costs=token_costs,
+        ref_log_probs=log_probs[:length].copy(),
+    )

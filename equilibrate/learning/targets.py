@@ -1,0 +1,189 @@
+"""From scored rollouts to what one update learns: the maths of PPO-Lagrangian and AMA, in order.
+
+Every rank holds the whole batch of an iteration and computes the same targets from it, so that
+baselines and token counts are global without any communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equilibrate.ama.masking import masked_tokens
+from equilibrate.ama.signals import response_signal
+from equilibrate.config.train import AmaConfig, PPOConfig
+from equilibrate.ppo.advantages import combine_advantages, gae
+from equilibrate.ppo.group_advantages import grpo, reinforce_plus_plus, rloo
+from equilibrate.ppo.importance import truncated_importance
+from equilibrate.ppo.kl import kl_penalty
+from equilibrate.ppo.rewards import shape_rewards
+from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch
+
+SCORE_CLIP = 50.0
+"""Shaped rewards and costs are clamped to this size (Safe RLHF)."""
+IMPORTANCE_CAP = 2.0
+"""Largest weight of a token that an older policy sampled."""
+
+
+def are_finite(scored: Sequence[ScoredRollout]) -> bool:
+    """Whether every score that an update would read is a finite number."""
+    return all(
+        np.isfinite([s.reward, s.cost]).all()
+        and np.isfinite(s.token_rewards).all()
+        and np.isfinite(s.token_costs).all()
+        and np.isfinite(s.ref_log_probs).all()
+        for s in scored
+    )
+
+
+def parity_gap(tokens: TokenBatch) -> float:
+    """Largest difference of generator and learner log-probs over response tokens, nats."""
+    gap = (tokens.rollout_log_probs - tokens.old_log_probs).abs()
+    return float(torch.where(tokens.response_mask, gap, 0.0).max())
+
+
+def make_train_batch(
+    tokens: TokenBatch,
+    *,
+    multiplier: float,
+    kl_coef: float,
+    ppo: PPOConfig,
+    ama: AmaConfig | None,
+    is_stale: bool,
+    seed: int,
+) -> TrainBatch:
+    """Advantages, returns and gradient mask of one iteration.
+
+    Args:
+        multiplier: lambda >= 0; with 0 the advantages are those of plain PPO.
+        is_stale: an older policy sampled the responses; its tokens get importance weights.
+        seed: of AMA's random control.
+    """
+    mask = tokens.response_mask
+    kl = kl_penalty(tokens.old_log_probs, tokens.ref_log_probs, mask)
+    (reward_advantages, reward_returns), (cost_advantages, cost_returns) = _estimate(
+        tokens, kl, kl_coef, ppo
+    )
+    advantages = combine_advantages(reward_advantages, cost_advantages, multiplier)
+    if is_stale:
+        # The weights are positive: they move no token across the zero at which AMA keeps it.
+        advantages = advantages * importance_weights(tokens)
+    return TrainBatch(
+        tokens=tokens,
+        advantages=advantages,
+        reward_advantages=reward_advantages,
+        returns=reward_returns,
+        cost_advantages=cost_advantages,
+        cost_returns=cost_returns,
+        gradient_mask=mask
+        if ama is None
+        else _ama_mask(tokens, advantages, multiplier=multiplier, ama=ama, seed=seed),
+    )
+
+
+def _estimate(
+    tokens: TokenBatch, kl: Tensor, kl_coef: float, ppo: PPOConfig
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(advantages, returns) of the reward and of the cost; without critics nothing fits returns."""
+    mask, groups = tokens.response_mask, tokens.prompt_groups
+    scores = tokens.reward, tokens.cost
+
+    def with_penalty(reward: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            shape_rewards(reward, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP),
+            shape_rewards(cost, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP),
+        )
+
+    match ppo.advantage:
+        case "gae":
+            # Both signals at once: the recursion over T costs the same for twice the rows.
+            advantages, returns = gae(
+                torch.cat(with_penalty(*scores)),
+                torch.cat([tokens.values, tokens.cost_values]),
+                torch.cat([mask, mask]),
+                gamma=ppo.gamma,
+                gae_lambda=ppo.gae_lambda,
+            )
+            both = tuple(zip(advantages.chunk(2), returns.chunk(2), strict=True))
+            return both[0], both[1]
+        case "rloo":
+            found = [rloo(signal, mask, groups) for signal in with_penalty(*scores)]
+        case "grpo":
+            # Its scores stand alone: the penalty joins the finished advantages.
+            penalties = with_penalty(*map(torch.zeros_like, scores))
+            normalised = (grpo(score, mask, groups) for score in scores)
+            found = [a + penalty for a, penalty in zip(normalised, penalties, strict=True)]
+        case "reinforce_plus_plus":
+            found = [
+                reinforce_plus_plus(signal, mask, gamma=ppo.gamma)
+                for signal in with_penalty(*scores)
+            ]
+    nothing = torch.zeros_like(kl)
+    return (found[0], nothing), (found[1], nothing)
+
+
+def batch_metrics(train: TrainBatch, entropies: Tensor) -> dict[str, float]:
+    """What the batch says before the update; entropies [B, T], nats, 0 outside the response."""
+    tokens = train.tokens
+    mask = tokens.response_mask
+    num_tokens = int(mask.sum())
+    divisor = max(1, num_tokens)
+    kl = kl_penalty(tokens.old_log_probs, tokens.ref_log_probs, mask)
+    return {
+        "num_tokens": float(num_tokens),
+        "kl": float(kl.sum()) / divisor,
+        "entropy": float(entropies.sum()) / divisor,
+        "kept_fraction": float(train.gradient_mask.sum()) / divisor,
+    }
+
+
+def importance_weights(tokens: TokenBatch) -> Tensor:
+    """[B, T], of tokens that an older policy sampled."""
+    return truncated_importance(
+        tokens.old_log_probs, tokens.rollout_log_probs, tokens.response_mask, cap=IMPORTANCE_CAP
+    )
+
+
+def staleness_metrics(tokens: TokenBatch) -> dict[str, float]:
+    """How far the sampling policy is from the one that learns."""
+    mask = tokens.response_mask
+    divisor = max(1, int(mask.sum()))
+    weights = importance_weights(tokens)[mask]
+    difference = (tokens.old_log_probs - tokens.rollout_log_probs)[mask]
+    return {
+        # Never negative, and of less variance than the mean difference (Schulman 2020, k3).
+        "mismatch_kl": float((difference.exp() - 1.0 - difference).sum()) / divisor,
+        "importance_weight": float(weights.sum()) / divisor,
+        "importance_capped": float((weights >= IMPORTANCE_CAP).sum()) / divisor,
+    }
+
+
+def _ama_mask(
+    tokens: TokenBatch, advantages: Tensor, *, multiplier: float, ama: AmaConfig, seed: int
+) -> Tensor:
+    return masked_tokens(
+        ama,
+        advantages,
+        token_rewards=tokens.token_rewards,
+        token_costs=tokens.token_costs,
+        values=tokens.values,
+        cost_values=tokens.cost_values,
+        response_mask=tokens.response_mask,
+        is_masked_row=tokens.is_masked_row,
+        multiplier=multiplier,
+        control=torch.Generator().manual_seed(seed) if ama.random_control else None,
+        response_scores=_response_scores(tokens, multiplier, ama),
+    )
+
+
+def _response_scores(tokens: TokenBatch, multiplier: float, ama: AmaConfig) -> Tensor | None:
+    """Whose sign is the side of a whole response: its score, above the batch mean or above zero."""
+    if ama.side == "token":
+        return None
+    scores = response_signal(
+        ama.source, reward=tokens.reward, cost=tokens.cost, multiplier=multiplier
+    )
+    return scores - scores.mean() if ama.baseline == "batch_mean" else scores

@@ -1,0 +1,104 @@
+"""What a score means: the small JSON file beside a reward or cost model's weights.
+
+A model folder holds a head with one label and says nothing about signs, zero or reliability.
+Without that a budget on the cost has no meaning, so the file is required to use a scorer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from equilibrate.errors import DataError
+from equilibrate.types import ScorerKind
+
+SIDECAR_FILE = "equilibrate_score.json"
+LARGER_MEANS: Mapping[str, str] = {"reward": "more helpful", "cost": "more harmful"}
+_NUMBERS = ("threshold", "bias", "scale")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerSidecar:
+    """Sign convention, zero and measured quality of a scorer; score = scale * head + bias."""
+
+    kind: ScorerKind
+    threshold: float = 0.0
+    """Score of the boundary; for a cost model larger is unsafe."""
+    bias: float = 0.0
+    scale: float = 1.0
+    pooling: Literal["last_token"] = "last_token"
+    """Which position's score is the verdict on a response."""
+    calibration: Mapping[str, float] = field(default_factory=dict)
+    """Measured on held-out pairs, for example `ranking_accuracy`; what a budget is placed by."""
+    larger_means: str = ""
+    """Filled in from `kind`; a file that says otherwise is refused."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in LARGER_MEANS:
+            raise ValueError(f"kind ({self.kind!r}) must be 'reward' or 'cost'")
+        if not self.larger_means:
+            object.__setattr__(self, "larger_means", LARGER_MEANS[self.kind])
+        if self.larger_means != LARGER_MEANS[self.kind]:
+            raise ValueError(
+                f"larger_means ({self.larger_means!r}) of a {self.kind} model must be "
+                f"{LARGER_MEANS[self.kind]!r}; negate the scores with scale = -1"
+            )
+        if self.pooling != "last_token":
+            raise ValueError(f"pooling ({self.pooling!r}) must be 'last_token'")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not _is_finite_number(value):
+                raise ValueError(f"{name} ({value!r}) must be a finite number")
+        if not isinstance(self.calibration, Mapping):
+            raise ValueError(f"calibration ({self.calibration!r}) must map names to numbers")
+        for name, value in self.calibration.items():
+            if not _is_finite_number(value):
+                raise ValueError(f"calibration.{name} ({value!r}) must be a finite number")
+
+
+def write_sidecar(folder: Path, sidecar: ScorerSidecar) -> None:
+    """Write `equilibrate_score.json` into the model folder."""
+    text = json.dumps(asdict(sidecar), indent=2)
+    (folder / SIDECAR_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_sidecar(folder: Path, *, kind: ScorerKind | None = None) -> ScorerSidecar:
+    """Read it back.
+
+    Args:
+        kind: what the caller is going to use the model as; another kind is refused.
+    Raises: DataError naming the file and the key, the value and the rule it breaks.
+    """
+    path = folder / SIDECAR_FILE
+    try:
+        entries: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: missing; a scorer needs it to state what its numbers mean, at least "
+            f'{{"kind": "{kind or "reward"}"}}'
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(entries, dict):
+        raise DataError(f"{path}: must be one JSON object, got {type(entries).__name__}")
+    known = [one.name for one in fields(ScorerSidecar)]
+    unknown = sorted(set(entries) - set(known))
+    if unknown:
+        raise DataError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    if "kind" not in entries:
+        raise DataError(f"{path}: kind is missing; it must be 'reward' or 'cost'")
+    try:
+        sidecar = ScorerSidecar(**entries)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: {error}") from None
+    if kind is not None and sidecar.kind != kind:
+        raise DataError(f"{path}: kind ({sidecar.kind!r}) must be {kind!r}; give a {kind} model")
+    return sidecar
+
+
+def _is_finite_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Learning from labelled answers: the table, the objectives, the steps of one rank."""

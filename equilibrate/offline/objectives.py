@@ -1,0 +1,103 @@
+"""What offline training can minimise: for each objective its view of the data and its loss.
+
+A new one is a module beside this one with its loss, a variant in `equilibrate.config.fit`, a line
+in `OBJECTIVES`, and its test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from equilibrate.config.fit import ArsConfig, BfpoConfig, DertaConfig, DpoConfig, SftConfig
+from equilibrate.data.answers import Answer, demonstrations, pairs
+from equilibrate.data.columns import Columns
+from equilibrate.preference.batches import AnswerBatch
+from equilibrate.preference.bfpo import bfpo_labels, bfpo_loss
+from equilibrate.preference.derta import derta_answers
+from equilibrate.preference.losses import sft_loss
+from equilibrate.preference.policy_losses import dpo_loss, unlikelihood_loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineObjective:
+    view: Callable[[Columns, Any, int], list[Answer]]
+    """(data set, settings, seed) -> answers, those of one example side by side."""
+    loss: Callable[[AnswerBatch, Any], Tensor]
+    """(a rank's part of a batch, settings) -> its part of the mean over the global batch."""
+    answers_per_example: int
+    needs_reference: bool
+
+
+def _view_demonstrations(columns: Columns, settings: SftConfig, seed: int) -> list[Answer]:
+    return demonstrations(columns)
+
+
+def _view_pairs(columns: Columns, settings: DpoConfig, seed: int) -> list[Answer]:
+    return pairs(columns, by="preference")
+
+
+def _view_derta(columns: Columns, settings: DertaConfig, seed: int) -> list[Answer]:
+    return derta_answers(columns, refusal=settings.refusal, seed=seed)
+
+
+def _sft(batch: AnswerBatch, settings: SftConfig | DertaConfig) -> Tensor:
+    return sft_loss(batch.log_probs, batch.gradient_mask, num_tokens=batch.positive.learned)
+
+
+def _dpo(batch: AnswerBatch, settings: DpoConfig) -> Tensor:
+    chosen, rejected = batch.pairs
+    loss = dpo_loss(chosen, rejected, beta=settings.beta, num_pairs=batch.num_examples)
+    if not settings.nll_coef:
+        return loss
+    # On every token of the chosen answers, masked or not: it is there to keep answers well-formed.
+    mask = batch.response_mask & (batch.sides > 0)[:, None]
+    nll = sft_loss(batch.log_probs, mask, num_tokens=batch.positive.tokens)
+    return loss + settings.nll_coef * nll
+
+
+def _ars(batch: AnswerBatch, settings: ArsConfig) -> Tensor:
+    is_best = (batch.sides > 0)[:, None]
+    mask = batch.gradient_mask & is_best
+    loss = sft_loss(batch.log_probs, mask, num_tokens=batch.positive.learned)
+    if not settings.negative_coef:
+        return loss
+    negative = unlikelihood_loss(
+        batch.log_probs, batch.gradient_mask & ~is_best, num_tokens=batch.negative.learned
+    )
+    return loss + settings.negative_coef * negative
+
+
+def _view_by_helpfulness(columns: Columns, settings: BfpoConfig, seed: int) -> list[Answer]:
+    return pairs(columns, by="helpfulness", needs_safety=True)
+
+
+def _bfpo(batch: AnswerBatch, settings: BfpoConfig) -> Tensor:
+    is_safe = batch.is_safe[batch.is_used]
+    labels = bfpo_labels(
+        is_safe[0::2], is_safe[1::2], safety_weight=settings.safety_weight, shift=settings.shift
+    )
+    return bfpo_loss(*batch.pairs, labels, tau=settings.tau, num_pairs=batch.num_examples)
+
+
+OBJECTIVES: dict[str, OfflineObjective] = {
+    "sft": OfflineObjective(
+        view=_view_demonstrations, loss=_sft, answers_per_example=1, needs_reference=False
+    ),
+    "dpo": OfflineObjective(
+        view=_view_pairs, loss=_dpo, answers_per_example=2, needs_reference=True
+    ),
+    "bfpo": OfflineObjective(
+        view=_view_by_helpfulness, loss=_bfpo, answers_per_example=2, needs_reference=True
+    ),
+    "derta": OfflineObjective(
+        view=_view_derta, loss=_sft, answers_per_example=1, needs_reference=False
+    ),
+    # Its data are made by the policy itself: best and worst of its answers, as pairs.
+    "ars": OfflineObjective(
+        view=_view_pairs, loss=_ars, answers_per_example=2, needs_reference=False
+    ),
+}

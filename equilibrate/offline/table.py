@@ -1,0 +1,299 @@
+"""Labelled answers as arrays: tokenized once, scored once, read by every rank of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from equilibrate.data.answers import Answer
+from equilibrate.data.sequences import Sequences
+from equilibrate.errors import DataError
+from equilibrate.types import (
+    Category,
+    FinishReason,
+    FloatArray,
+    Rollout,
+    ScoredRollout,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Rows = NDArray[np.int64]
+
+ANSWERS_FILE = "answers.safetensors"
+SCORES = ("token_rewards", "token_costs", "ref_log_probs")
+OWN_TOKEN = -1
+"""In place of a target: the token itself is to be learned."""
+SCORED_TOGETHER = 4096
+"""Answers that one call of the scorer takes: a data set of any size passes through in parts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedAnswers:
+    """Some answers of a table, right-padded to [B, T]."""
+
+    token_ids: Tensor
+    targets: Tensor
+    """[B, T] int64, what each token is taught to be."""
+    response_mask: Tensor
+    """[B, T] bool, True on the tokens to learn from."""
+    ref_log_probs: Tensor
+    token_rewards: Tensor
+    token_costs: Tensor
+    sides: Tensor
+    is_safe: Tensor
+    is_masked_row: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTable:
+    """R answers; those of one example follow one another."""
+
+    sequences: Sequences
+    learn_starts: Rows
+    """[R], position of the first token to learn from."""
+    targets: Rows
+    """[R], the token that a whole answer is taught, or OWN_TOKEN."""
+    sides: Rows
+    is_safe: NDArray[np.bool_]
+    categories: Rows
+    """[R], numbers of the classes in the order of `Category`."""
+    answers_per_example: int
+    scores: dict[str, FloatArray]
+    """token_rewards, token_costs, ref_log_probs, one number per token, laid out as the tokens;
+    empty where nothing asks for them."""
+
+    def __len__(self) -> int:
+        """Examples."""
+        return len(self.sides) // self.answers_per_example
+
+    @cached_property
+    def example_lengths(self) -> Rows:
+        """Padded tokens that each example takes: its longest answer, for every answer."""
+        longest: Rows = self.sequences.lengths.reshape(-1, self.answers_per_example).max(1)
+        return longest * self.answers_per_example
+
+    @property
+    def classes(self) -> set[Category]:
+        """Of all its answers."""
+        return {list(Category)[number] for number in np.unique(self.categories)}
+
+    @property
+    def num_without_room(self) -> int:
+        """Answers whose prompt takes all the room there is: nothing of them is learned."""
+        return int((self.learn_starts >= self.sequences.lengths).sum())
+
+    def rows_of(self, examples: Rows) -> Rows:
+        """Numbers of the answers of some examples, in order."""
+        first = examples[:, None] * self.answers_per_example
+        return (first + np.arange(self.answers_per_example)).ravel()
+
+    def is_masked(self, rows: Rows, ungated: Sequence[Category]) -> NDArray[np.bool_]:
+        """Whether each of some answers is of a class that a mask touches."""
+        free = [list(Category).index(category) for category in ungated]
+        return ~np.isin(self.categories[rows], free)
+
+    def padded(self, rows: Rows, *, ungated: Sequence[Category] = ()) -> PaddedAnswers:
+        """Args: ungated: classes that no mask touches."""
+        token_ids, mask = self.sequences.padded(rows)
+        positions = torch.arange(token_ids.shape[1])[None]
+        targets = torch.from_numpy(self.targets[rows])[:, None]
+        nothing = np.zeros(1, np.float32)
+        scores = {
+            name: self.sequences.padded_values(self.scores[name], rows)
+            if name in self.scores
+            else torch.from_numpy(nothing).expand(token_ids.shape)
+            for name in SCORES
+        }
+        return PaddedAnswers(
+            token_ids=token_ids,
+            targets=torch.where(targets == OWN_TOKEN, token_ids, targets),
+            response_mask=mask & (positions >= torch.from_numpy(self.learn_starts[rows])[:, None]),
+            sides=torch.from_numpy(self.sides[rows]).float(),
+            is_safe=torch.from_numpy(self.is_safe[rows]),
+            is_masked_row=torch.from_numpy(self.is_masked(rows, ungated)),
+            **scores,
+        )
+
+    def scored(self, score: Callable[[Sequence[Rollout]], list[ScoredRollout]]) -> AnswerTable:
+        """The same answers with what the scorer says of every token."""
+        found: dict[str, list[FloatArray]] = {name: [] for name in SCORES}
+        for start in range(0, len(self.sides), SCORED_TOGETHER):
+            stop = min(start + SCORED_TOGETHER, len(self.sides))
+            for answer in score(list(self._rollouts(start, stop))):
+                for name, parts in found.items():
+                    parts.append(getattr(answer, name))
+        scores = {name: np.concatenate(parts) for name, parts in found.items()}
+        bad = [name for name, values in scores.items() if not np.isfinite(values).all()]
+        if bad:
+            raise DataError(
+                f"{bad[0]} of the answers must be finite; check the model that gives them"
+            )
+        return replace(self, scores=scores)
+
+    def _rollouts(self, start: int, stop: int) -> Iterator[Rollout]:
+        """Answers in the form that scorers take: as if somebody had sampled them."""
+        categories = list(Category)
+        for row in range(start, stop):
+            first, end = self.sequences.starts[row], self.sequences.starts[row + 1]
+            token_ids = self.sequences.flat[first:end]
+            yield Rollout(
+                prompt_id=str(row),
+                copy=0,
+                category=categories[self.categories[row]],
+                policy_version=0,
+                token_ids=token_ids,
+                response_mask=np.arange(len(token_ids)) >= self.sequences.prompt_lengths[row],
+                rollout_log_probs=np.zeros(len(token_ids), np.float32),
+                finish_reason=FinishReason.STOP,
+            )
+
+    def save(self, folder: Path) -> None:
+        arrays = {
+            "flat": self.sequences.flat,
+            "starts": self.sequences.starts,
+            "prompt_lengths": self.sequences.prompt_lengths,
+            "learn_starts": self.learn_starts,
+            "targets": self.targets,
+            "sides": self.sides,
+            "is_safe": self.is_safe,
+            "categories": self.categories,
+            "answers_per_example": np.array(self.answers_per_example),
+        }
+        save_file(arrays | self.scores, folder / ANSWERS_FILE)
+
+
+def load_answers(folder: Path) -> AnswerTable:
+    """What `AnswerTable.save` wrote."""
+    arrays = load_file(folder / ANSWERS_FILE)
+    sequences = Sequences(*(arrays.pop(name) for name in ("flat", "starts", "prompt_lengths")))
+    fields = ("learn_starts", "targets", "sides", "is_safe", "categories")
+    return AnswerTable(
+        sequences=sequences,
+        **{name: arrays.pop(name) for name in fields},
+        answers_per_example=int(arrays.pop("answers_per_example")),
+        scores=arrays,
+    )
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Sequence[Answer],
+    *,
+    encode_prompt: Callable[[str], list[int]],
+    answers_per_example: int,
+    max_length: int,
+) -> AnswerTable:
+    """Prompt in the chat template, given part, response, end of sequence; cut to `max_length`.
+
+    Where all tokens are taught one target there is no end: it would be one token more to teach.
+    Raises: DataError if a target is no token of the tokenizer, or no answer has room.
+    """
+    prompts = _encoded(answers, "prompt", lambda texts: [encode_prompt(text) for text in texts])
+    given, responses, targets = (
+        _encoded(answers, name, lambda texts: _plain(tokenizer, texts))
+        for name in ("given", "response", "target")
+    )
+    rows = [
+        (*before, *context, *response, *([] if target else [tokenizer.eos_token_id]))[:max_length]
+        for before, context, response, target in zip(
+            prompts, given, responses, targets, strict=True
+        )
+    ]
+    _require_tokens(tokenizer, answers, targets)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    categories = {category: number for number, category in enumerate(Category)}
+    prompt_lengths = np.array([len(prompt) for prompt in prompts])
+    table = AnswerTable(
+        sequences=Sequences(
+            np.fromiter((token for row in rows for token in row), np.int64, starts[-1]),
+            starts,
+            prompt_lengths,
+        ),
+        learn_starts=prompt_lengths + np.array([len(context) for context in given]),
+        targets=np.array([target[0] if target else OWN_TOKEN for target in targets]),
+        sides=np.array([answer.side for answer in answers]),
+        is_safe=np.array([answer.is_safe for answer in answers]),
+        categories=np.array([categories[answer.category] for answer in answers]),
+        answers_per_example=answers_per_example,
+        scores={},
+    )
+    if table.num_without_room == len(answers):
+        raise DataError(
+            f"no prompt leaves room for an answer within max_length ({max_length} tokens); raise it"
+        )
+    return table
+
+
+def _require_tokens(
+    tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer], targets: Sequence[list[int]]
+) -> None:
+    for answer, target in zip(answers, targets, strict=True):
+        if answer.target and (not target or target[0] == tokenizer.unk_token_id):
+            raise DataError(
+                f"objective.refusal ({answer.target!r}) must begin with a token that the "
+                "tokenizer knows; take the first word of the policy's own refusals"
+            )
+
+
+def table_of_pairs(
+    pairs: Sequence[tuple[ScoredRollout, ScoredRollout]], *, with_worst: bool
+) -> AnswerTable:
+    """Sampled answers with their scores: the better one of each pair, then the worse if asked for.
+
+    Raises: DataError if there is no pair.
+    """
+    if not pairs:
+        raise DataError(
+            "no prompt has two different answers to compare; raise objective.copies or "
+            "rollout.temperature"
+        )
+    per_example = 2 if with_worst else 1
+    answers = [answer for pair in pairs for answer in pair[:per_example]]
+    rollouts = [answer.rollout for answer in answers]
+    categories = {category: number for number, category in enumerate(Category)}
+    starts = np.concatenate([[0], np.cumsum([len(r.token_ids) for r in rollouts])])
+    # The prompt ends where the response begins.
+    prompt_lengths = np.array([int(r.response_mask.argmax()) for r in rollouts])
+    return AnswerTable(
+        sequences=Sequences(
+            np.concatenate([r.token_ids for r in rollouts]),
+            starts.astype(np.int64),
+            prompt_lengths,
+        ),
+        learn_starts=prompt_lengths,
+        targets=np.full(len(rollouts), OWN_TOKEN),
+        sides=np.array([1, -1][:per_example] * len(pairs)),
+        is_safe=np.array([answer.cost <= 0 for answer in answers]),
+        categories=np.array([categories[r.category] for r in rollouts]),
+        answers_per_example=per_example,
+        scores={
+            name: np.concatenate([getattr(answer, name) for answer in answers]) for name in SCORES
+        },
+    )
+
+
+def _encoded(
+    answers: Sequence[Answer], name: str, encode: Callable[[list[str]], list[list[int]]]
+) -> list[list[int]]:
+    """One field of every answer as ids; equal texts are encoded once."""
+    texts = [getattr(answer, name) for answer in answers]
+    unique = list(dict.fromkeys(texts))
+    ids = dict(zip(unique, encode(unique), strict=True))
+    return [ids[text] for text in texts]
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    encoded: Any = tokenizer(texts, add_special_tokens=False)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids

@@ -1,0 +1,110 @@
+"""The two numbers that steer an update, fed from scored rollouts: multiplier and KL weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from equilibrate.config.train import (
+    AdaptiveKL,
+    Constraint,
+    FixedKL,
+    LogSgdMultiplier,
+    PidMultiplier,
+    ProjectedMultiplier,
+)
+from equilibrate.ppo import kl as ppo_kl
+from equilibrate.ppo import lagrangian
+from equilibrate.types import ScoredRollout
+
+KL_HORIZON = 10_000
+"""Rollouts over which an adaptive KL weight may move by a fifth."""
+
+
+class CostController:
+    """Moves the multiplier on the mean cost of the latest episodes that the constraint covers."""
+
+    def __init__(self, constraint: Constraint) -> None:
+        """`None` switches the constraint off: plain PPO."""
+        self._safety_only = constraint is not None and constraint.scope == "safety"
+        self._window = lagrangian.CostWindow(constraint.window if constraint else 1)
+        self._multiplier = _make_multiplier(constraint)
+
+    @property
+    def value(self) -> float:
+        return self._multiplier.value
+
+    @property
+    def mean_cost(self) -> float:
+        """Mean cost in the window, cost units; nan while it is empty."""
+        return self._window.mean() if len(self._window) else math.nan
+
+    def observe(self, scored: Sequence[ScoredRollout]) -> None:
+        """Episodes without a finite cost are left out: the learner skips such a batch."""
+        self._window.extend(
+            episode.cost
+            for episode in scored
+            if math.isfinite(episode.cost)
+            and (episode.rollout.category.is_safety or not self._safety_only)
+        )
+        if len(self._window):
+            self._multiplier.update(self._window.mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "window": self._window.state_dict(),
+            "multiplier": self._multiplier.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._window.load_state_dict(state["window"])
+        self._multiplier.load_state_dict(state["multiplier"])
+
+
+class KLController:
+    """Moves the weight of the KL penalty on the mean KL of the latest rollouts, nats per token."""
+
+    def __init__(self, config: FixedKL | AdaptiveKL) -> None:
+        self._controller: ppo_kl.KLController = (
+            ppo_kl.FixedKL(config.coef)
+            if isinstance(config, FixedKL)
+            else ppo_kl.AdaptiveKL(config.coef, target=config.target, horizon=KL_HORIZON)
+        )
+
+    @property
+    def value(self) -> float:
+        return self._controller.value
+
+    def observe(self, scored: Sequence[ScoredRollout]) -> None:
+        total = sum(_kl_sum(episode) for episode in scored)
+        num_tokens = sum(int(episode.rollout.response_mask.sum()) for episode in scored)
+        if num_tokens and math.isfinite(total):
+            self._controller.update(total / num_tokens, len(scored))
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._controller.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._controller.load_state_dict(state)
+
+
+def _kl_sum(episode: ScoredRollout) -> float:
+    rollout = episode.rollout
+    difference = rollout.rollout_log_probs - episode.ref_log_probs
+    return float(difference[rollout.response_mask].sum())
+
+
+def _make_multiplier(constraint: Constraint) -> lagrangian.Multiplier:
+    if constraint is None:
+        return lagrangian.NoMultiplier()
+    bounds = {"init": constraint.init, "maximum": constraint.max, "budget": constraint.budget}
+    multiplier: lagrangian.Multiplier
+    match constraint:
+        case LogSgdMultiplier(lr=lr):
+            multiplier = lagrangian.LogSgdMultiplier(lr=lr, **bounds)
+        case ProjectedMultiplier(lr=lr):
+            multiplier = lagrangian.ProjectedMultiplier(lr=lr, **bounds)
+        case PidMultiplier(kp=kp, ki=ki, kd=kd):
+            multiplier = lagrangian.PidMultiplier(kp=kp, ki=ki, kd=kd, **bounds)
+    return lagrangian.DelayedMultiplier(multiplier, delay=constraint.delay)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+
+from equilibrate.data.answers import Answer, demonstrations, pairs
+from equilibrate.data.columns import categories_of
+from equilibrate.errors import DataError
+from equilibrate.types import Category
+
+
+def pku(**changes):
+    return {
+        "prompt": ["p", "q"],
+        "response_0": ["a", "c"],
+        "response_1": ["b", "d"],
+        "better_response_id": [0, 1],
+    } | changes
+
+
+def texts(answers):
+    return [(answer.prompt, answer.response, answer.side) for answer in answers]
+
+
+def test_demonstrations():
+    columns = {"prompt": ["p"], "response": ["a"], "category": ["IHD"]}
+    assert demonstrations(columns) == [
+        Answer(prompt="p", response="a", category=Category.IHD, side=1)
+    ]
+
+
+def test_demonstrations_of_pairs_are_the_chosen_answers():
+    assert texts(demonstrations(pku())) == [("p", "a", 1), ("q", "d", 1)]
+
+
+def test_chosen_and_rejected_stand_side_by_side():
+    columns = {"prompt": ["p"], "chosen": ["good"], "rejected": ["bad"]}
+    assert texts(pairs(columns, by="preference")) == [("p", "good", 1), ("p", "bad", -1)]
+
+
+def test_pairs_are_ordered_by_the_preferred_response_or_by_helpfulness():
+    columns = pku(preferred_response_id=[1, 1])
+    preferred = pairs(columns, by="preference")
+    assert [answer.response for answer in preferred] == ["b", "a", "d", "c"]
+    helpful = pairs(columns, by="helpfulness")
+    assert [answer.response for answer in helpful] == ["a", "b", "d", "c"]
+
+
+def test_without_a_preference_helpfulness_decides():
+    assert [a.response for a in pairs(pku(), by="preference")] == ["a", "b", "d", "c"]
+
+
+def test_safety_follows_its_response():
+    columns = pku(is_response_0_safe=[True, False], is_response_1_safe=[False, False])
+    found = pairs(columns, by="helpfulness")
+    assert [(answer.response, answer.is_safe) for answer in found] == [
+        ("a", True),
+        ("b", False),
+        ("d", False),
+        ("c", False),
+    ]
+
+
+def test_a_pair_of_one_answer_is_left_out():
+    assert texts(pairs(pku(response_1=["a", "d"]), by="preference")) == [
+        ("q", "d", 1),
+        ("q", "c", -1),
+    ]
+
+
+def test_only_equal_answers_are_refused():
+    with pytest.raises(DataError, match="same response twice"):
+        pairs(pku(response_1=["a", "c"]), by="preference")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": ["p"]}, "column 'response_0' is missing"),
+        ({"prompt": ["p"], "chosen": ["a"]}, "column 'rejected' is missing"),
+        (pku(better_response_id=[0, 2]), r"row 1, better_response_id \(2\) must be 0 or 1"),
+        (
+            pku(is_response_0_safe=[None, 1], is_response_1_safe=[1, 1]),
+            r"row \d, is_\w+_safe \(None\) must be 0 or 1",
+        ),
+        (pku(response_0=["a", ["c"]]), r"row \d, \w+ \(.*\) must be text"),
+        (pku(category=["EHD", "EDH"]), r"row 1, category \('EDH'\) must be one of GENERAL"),
+    ],
+)
+def test_what_is_wrong_is_named(columns, message):
+    with pytest.raises(DataError, match=message):
+        pairs(columns, by="helpfulness")
+
+
+def test_labels_may_be_whole_numbers_of_any_type():
+    found = pairs(pku(better_response_id=[1.0, 0.0]), by="helpfulness")
+    assert [answer.response for answer in found] == ["b", "a", "c", "d"]
+
+
+def test_a_demonstration_needs_a_response():
+    with pytest.raises(DataError, match="column 'response' is missing"):
+        demonstrations({"prompt": ["p"]})
+
+
+def test_without_classes_all_is_general():
+    assert categories_of({"prompt": ["p", "q"]}) == [Category.GENERAL] * 2

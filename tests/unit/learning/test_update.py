@@ -1,0 +1,111 @@
+"""How a rank cuts its rows, without any model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equilibrate.learning.passes import Passes
+from equilibrate.learning.update import PtxShare
+from equilibrate.ppo.batches import Indices, collate
+from tests.fakes import make_rollout, make_scored
+
+NO_MODEL: Any = None
+
+
+def passes(rank: int, world_size: int, max_tokens: int) -> Passes:
+    return Passes(
+        policy=NO_MODEL,
+        critic=None,
+        cost_critic=None,
+        rank=rank,
+        world_size=world_size,
+        max_tokens_per_batch=max_tokens,
+        temperature=1.0,
+        device=torch.device("cpu"),
+    )
+
+
+def test_rows_are_cut_by_padded_tokens() -> None:
+    lengths = np.array([5, 10, 4, 9, 1])
+    parts = passes(0, 1, 20).micro_batches(np.arange(5), lengths)
+    # Longest first: 2 x 10 tokens fit, then 3 x 5 (4 would).
+    assert [part.tolist() for part in parts] == [[1, 3], [0, 2, 4]]
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.lists(st.integers(1, 30), min_size=24, max_size=24),
+    st.integers(1, 90),
+)
+def test_ranks_share_all_rows_in_equally_many_cuts(
+    world_size: int, rows_per_rank: int, all_lengths: list[int], max_tokens: int
+) -> None:
+    lengths = np.array(all_lengths)
+    rows = cast(Indices, np.random.default_rng(0).permutation(24)[: world_size * rows_per_rank])
+    ranks = [
+        passes(rank, world_size, max_tokens).micro_batches(rows, lengths)
+        for rank in range(world_size)
+    ]
+    assert len({len(parts) for parts in ranks}) == 1
+    parts = [part for of_rank in ranks for part in of_rank]
+    assert sorted(np.concatenate(parts)) == sorted(rows)
+    for part in parts:
+        assert len(part) == 1 or len(part) * lengths[part].max() <= max_tokens
+
+
+class FakePolicy:
+    """Log-probs and entropies of 0 with a graph."""
+
+    def __call__(self, token_ids: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        zeros = torch.zeros(token_ids.shape, requires_grad=True)
+        return zeros * 1.0, zeros.detach()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "is_kept"),
+    [
+        ([60, 58], 120, True),
+        ([60, 58], 119, False),
+        # Within the budget, but the padding of one pass costs more than a second pass.
+        ([107, *[29] * 15], 8192, False),
+    ],
+)
+def test_outputs_are_kept_for_the_update_if_one_pass_holds_them(
+    lengths: list[int], max_tokens: int, is_kept: bool
+) -> None:
+    # Prompts of two tokens.
+    rows = [make_scored(make_rollout(response=(7,) * (length - 2))) for length in lengths]
+    policy: Any = FakePolicy()
+    alone = replace(passes(0, 1, max_tokens), policy=policy)
+    batch = collate(rows, pad_token_id=0)
+    found, live = alone.before(batch, np.array(lengths), is_only_step=True)
+    assert found["old_log_probs"].shape == batch.token_ids.shape
+    assert not found["old_log_probs"].requires_grad
+    assert (live is not None) == is_kept
+    if live is not None:
+        assert live["old_log_probs"].requires_grad
+    _, ordinary = alone.before(batch, np.array(lengths))
+    assert ordinary is None
+
+
+def test_pretraining_rows_count_in_the_budget() -> None:
+    """Rollouts of 40 and 9 tokens, texts of 10: a pass pads both to the wider one."""
+    lengths = np.array([9, 40, 9, 9, 9])
+    share = PtxShare(
+        token_ids=torch.arange(5)[:, None].expand(5, 10),
+        mask=torch.ones(5, 10, dtype=torch.bool),
+        num_tokens=50,
+    )
+    parts = passes(0, 1, 80).micro_batches(np.arange(5), share.widths(lengths))
+    # (1 + 1) x 40, then (4 + 4) x 10.
+    assert [part.tolist() for part in parts] == [[1], [0, 2, 3, 4]]
+    assert share.part(1, 3).token_ids[:, 0].tolist() == [1, 2]
+    assert share.part(1, 3).num_tokens == 50

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from equilibrate.models.device import Accelerator, Dtype
+from equilibrate.models.loading import PolicyModel, ScoreModel, is_head_linear, load_policy
+from equilibrate.models.log_probs import token_entropies, token_log_probs
+from equilibrate.models.sidecar import ScorerSidecar
+
+
+class CappedHead(nn.Module):
+    """A model whose logits are more than a linear head: each is squeezed into (-1, 1)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.base_model, self.head = model.base_model, model.get_output_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        hidden = self.base_model(input_ids=input_ids, use_cache=use_cache).last_hidden_state
+        return SimpleNamespace(logits=torch.tanh(self.head(hidden)))
+
+
+def make_llama(*, tied: bool) -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=11,
+            hidden_size=16,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=tied,
+        )
+    )
+
+
+def test_head_is_tried_out() -> None:
+    assert is_head_linear(make_llama(tied=True))
+    assert is_head_linear(make_llama(tied=False))
+    assert not is_head_linear(CappedHead(make_llama(tied=False)))
+
+
+@pytest.mark.parametrize("is_capped", [False, True])
+def test_log_probs_and_entropies_are_those_of_the_logits(is_capped: bool) -> None:
+    model = make_llama(tied=True)
+    model = CappedHead(model) if is_capped else model
+    token_ids = torch.randint(11, (3, 6))
+    mask = torch.rand(3, 6) < 0.5
+    policy = PolicyModel(model, Accelerator("cpu", "float32"))
+    log_probs, entropies = policy(token_ids, mask, 0.7, 1)
+    logits = model(input_ids=token_ids, use_cache=False).logits
+    for rows, temperature in ((slice(2), 0.7), (slice(2, 3), 1.0)):
+        for found, function in ((log_probs, token_log_probs), (entropies, token_entropies)):
+            whole = function(logits[rows], token_ids[rows], temperature=temperature)
+            wanted = torch.where(mask[rows], whole, 0.0)
+            torch.testing.assert_close(found[rows], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_narrow_head_multiplies_narrow_numbers() -> None:
+    model = make_llama(tied=True)
+    wide, narrow = (PolicyModel(model, Accelerator("cpu", d)) for d in ("float32", "bfloat16"))
+    token_ids, mask = torch.randint(11, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    exact, rounded = wide(token_ids, mask, 1.0)[0], narrow(token_ids, mask, 1.0)[0]
+    assert rounded.dtype == torch.float32
+    assert 0 < float((exact - rounded).detach().abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_is_differentiated_in_float32_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Dtype
+) -> None:
+    make_llama(tied=True).save_pretrained(tmp_path / "model")
+    policy = load_policy(tmp_path / "model", Accelerator("cpu", dtype))
+    seen = []
+
+    def spy(query: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        states = attend(query, *others, **options)
+        seen.append((states.dtype, options["is_causal"]))
+        return states
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    policy(torch.randint(11, (2, 6)), torch.ones(2, 6, dtype=torch.bool), 1.0)
+    assert set(seen) == {(torch.float32, True)}
+    # What is exported names nothing of ours.
+    policy.model.save_pretrained(tmp_path / "exported")
+    assert "sdpa_float32" not in (tmp_path / "exported" / "config.json").read_text()
+
+
+class Backbone(nn.Module):
+    """Hidden state of a token: its id and 1."""
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Backbone:
+        self.last_hidden_state = torch.stack([input_ids.float(), torch.ones(input_ids.shape)], -1)
+        return self
+
+
+class Scorer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_model = Backbone()
+        self.score = nn.Linear(2, 1, bias=False)
+        self.score.weight.data = torch.tensor([[1.0, 10.0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_position_is_scored_in_the_units_of_the_sidecar(dtype: str) -> None:
+    sidecar = ScorerSidecar(kind="cost", scale=-2.0, bias=3.0, threshold=1.0)
+    scorer = ScoreModel(Scorer(), sidecar, Accelerator("cpu", dtype))  # type: ignore[arg-type]
+    scores = scorer(torch.tensor([[4, 5]]))
+    # head 4 + 10 = 14 and 15; -2 * head + 3 - 1
+    assert scores.tolist() == [[-26.0, -28.0]]
+    assert scores.dtype == torch.float32

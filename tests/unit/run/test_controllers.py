@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from equilibrate.config.train import (
+    AdaptiveKL,
+    FixedKL,
+    LogSgdMultiplier,
+    PidMultiplier,
+    ProjectedMultiplier,
+)
+from equilibrate.run.controllers import CostController, KLController
+from equilibrate.types import Category
+from tests.fakes import make_prompt, make_rollout, make_scored
+
+
+def episode(category: Category, cost: float):  # type: ignore[no-untyped-def]
+    return make_scored(make_rollout(make_prompt(category=category)), cost=cost)
+
+
+EPISODES = [episode(Category.GENERAL, -3.0), episode(Category.EHD, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "expected"),
+    [
+        # Safety prompts alone: J_C = 1, violation 1 - 0.5 = 0.5.
+        (ProjectedMultiplier(init=1.0, lr=0.1, budget=0.5), 1.0 + 0.1 * 0.5),
+        # All prompts: J_C = (-3 + 1) / 2 = -1, violation -1.5.
+        (ProjectedMultiplier(init=1.0, lr=0.1, budget=0.5, scope="all"), 1.0 - 0.1 * 1.5),
+        (LogSgdMultiplier(init=2.0, lr=0.1, budget=0.5), 2.0 * math.exp(0.1 * 2.0 * 0.5)),
+        # I starts at 1 / 0.1 = 10 and grows by 0.5: 0.4 * 0.5 + 0.1 * 10.5.
+        (PidMultiplier(init=1.0, kp=0.4, ki=0.1, kd=0.0, budget=0.5), 0.2 + 1.05),
+        (ProjectedMultiplier(init=1.0, lr=0.1, budget=0.5, delay=1), 1.0),
+        (ProjectedMultiplier(init=1.0, lr=9.0, budget=0.5, max=2.0), 2.0),
+        (None, 0.0),
+    ],
+)
+def test_multiplier_after_one_observation(constraint, expected) -> None:  # type: ignore[no-untyped-def]
+    controller = CostController(constraint)
+    controller.observe(EPISODES)
+    assert controller.value == pytest.approx(expected)
+
+
+def test_kl_weight_kinds() -> None:
+    fixed, adaptive = (
+        KLController(FixedKL(coef=0.3)),
+        KLController(AdaptiveKL(coef=0.3, target=0.125)),
+    )
+    # The fakes' KL is -0.5 - (-0.75) = 0.25 nats a token, twice the target: error clipped to 0.2,
+    # and two rollouts over a horizon of 10,000.
+    for weight in (fixed, adaptive):
+        weight.observe(EPISODES)
+    assert fixed.value == 0.3
+    assert adaptive.value == pytest.approx(0.3 * (1 + 0.2 * 2 / 10_000), rel=1e-12)

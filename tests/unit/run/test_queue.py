@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from equilibrate.run.queue import RolloutQueue
+from equilibrate.types import PromptBatch, Rollout
+from tests.fakes import FakeRolloutPool, FakeSampler
+
+
+class AnyVersionPool(FakeRolloutPool):
+    """Holds whatever version it is asked for."""
+
+    def start(self, batch: PromptBatch, policy_version: int) -> Callable[[], list[Rollout]]:
+        self.version = policy_version
+        return super().start(batch, policy_version)
+
+
+def make_queue(*, max_policy_lag: int, iterations: int = 9) -> RolloutQueue:
+    return RolloutQueue(
+        FakeSampler(), AnyVersionPool([]), max_policy_lag=max_policy_lag, iterations=iterations
+    )
+
+
+def texts(rollouts: list[Rollout]) -> list[str]:
+    return [rollout.prompt_id for rollout in rollouts]
+
+
+def test_waiting_rollouts_survive_saving_unchanged(tmp_path: Path) -> None:
+    queue = make_queue(max_policy_lag=2)
+    queue.take(0)
+    queue.save(tmp_path)
+    again = make_queue(max_policy_lag=0)
+    again.load(tmp_path)
+    for iteration in (1, 2):
+        kept, loaded = queue.take(iteration), again.take(iteration)
+        assert texts(loaded) == texts(kept)
+        for one, other in zip(kept, loaded, strict=True):
+            assert (one.copy, one.category, one.policy_version, one.finish_reason) == (
+                *(other.copy, other.category, other.policy_version, other.finish_reason),
+            )
+            for name in ("token_ids", "response_mask", "rollout_log_probs"):
+                mine, theirs = getattr(one, name), getattr(other, name)
+                assert mine.dtype == theirs.dtype
+                assert np.array_equal(mine, theirs)
+
+
+def test_without_lag_nothing_waits(tmp_path: Path) -> None:
+    queue = make_queue(max_policy_lag=0)
+    assert texts(queue.take(0)) == ["prompt 0", "prompt 1"]
+    queue.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_forgets_what_was_under_way(tmp_path: Path) -> None:
+    queue = make_queue(max_policy_lag=1)
+    queue.take(0)
+    queue.load(tmp_path)
+    # The sampler goes on where it stands: restoring it is the checkpoint's work.
+    assert texts(queue.take(1)) == ["prompt 4", "prompt 5"]
+
+
+def test_more_than_nine_iterations_ahead_come_back_in_order(tmp_path: Path) -> None:
+    queue = make_queue(max_policy_lag=12, iterations=20)
+    queue.take(0)
+    queue.save(tmp_path)
+    again = make_queue(max_policy_lag=0)
+    again.load(tmp_path)
+    assert texts(again.take(10)) == ["prompt 20", "prompt 21"]
+    assert texts(again.take(2)) == ["prompt 4", "prompt 5"]
