@@ -13,7 +13,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from actors.learner import TrainedModel, export_policy, join_group
+from actors.engine import DeepSpeedModel, export_model, join_group
 from actors.offline_worker import CHECKPOINTS_PER_RUN, learning_rate, quieten
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
@@ -55,7 +55,7 @@ def _fit(config: FitConfig, model: Path, answers: Path, out: Path) -> dict[str, 
     torch.manual_seed(config.seed)
     join_group(accelerator)
     table = load_answers(answers)
-    policy = TrainedModel(
+    policy = DeepSpeedModel(
         load_policy(model, accelerator),
         config.lr,
         zero_stage=config.trainer.zero_stage,
@@ -64,7 +64,7 @@ def _fit(config: FitConfig, model: Path, answers: Path, out: Path) -> dict[str, 
     objective = FitObjective(table, config, accelerator.torch_device)
     run = FitRun(config, table, objective, policy)
     final_loss = run.train(_restore(policy))
-    export_policy(policy, out, tokenizer=model)
+    export_model(policy, out, tokenizer=model)
     return {
         "num_steps": float(len(run.batches)),
         "final_loss": final_loss,
@@ -76,7 +76,7 @@ class FitRun:
     """The steps of one training, on one rank."""
 
     def __init__(
-        self, config: FitConfig, table: AnswerTable, objective: FitObjective, policy: TrainedModel
+        self, config: FitConfig, table: AnswerTable, objective: FitObjective, policy: DeepSpeedModel
     ) -> None:
         self._config = config
         self._table = table
@@ -138,7 +138,7 @@ class FitRun:
         return float(total)
 
 
-def _checkpoint(policy: TrainedModel, step: int, loss: float) -> None:
+def _checkpoint(policy: DeepSpeedModel, step: int, loss: float) -> None:
     """Report to Ray Train, which joins the folders of all ranks."""
     with tempfile.TemporaryDirectory() as folder:
         policy.save(Path(folder) / "policy")
@@ -148,7 +148,7 @@ def _checkpoint(policy: TrainedModel, step: int, loss: float) -> None:
         ray.train.report({"step": step, "loss": loss}, checkpoint=checkpoint)
 
 
-def _restore(policy: TrainedModel) -> int:
+def _restore(policy: DeepSpeedModel) -> int:
     """Load the last reported checkpoint, if there is one, and return the steps it had done."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:

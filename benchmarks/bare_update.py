@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from actors.learner import ADAM_BETAS, MAX_GRAD_NORM, LearnerSettings
+from actors.engine import ADAM_BETAS, MAX_GRAD_NORM
+from actors.learner import LearnerSettings
 from equilibrate.learning.targets import make_train_batch
 from equilibrate.models.device import Accelerator
 from equilibrate.models.loading import load_policy, load_scorer

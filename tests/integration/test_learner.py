@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from actors.learner import LearnerWorker, TrainedModel
+from actors.engine import DeepSpeedModel
+from actors.learner import LearnerWorker
 from equilibrate.config.train import AmaConfig
 from equilibrate.errors import ParityError
 from equilibrate.learning.passes import Passes
@@ -144,14 +145,14 @@ def test_broken_minibatch_leaves_nothing_behind(
 def test_single_step_asks_every_model_once(
     models: Path, scored: list[ScoredRollout], monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    asked: list[TrainedModel] = []
-    ask = TrainedModel.__call__
+    asked: list[DeepSpeedModel] = []
+    ask = DeepSpeedModel.__call__
 
-    def count(model: TrainedModel, *inputs: Any) -> Any:
+    def count(model: DeepSpeedModel, *inputs: Any) -> Any:
         asked.append(model)
         return ask(model, *inputs)
 
-    monkeypatch.setattr(TrainedModel, "__call__", count)
+    monkeypatch.setattr(DeepSpeedModel, "__call__", count)
     learner = {"zero_stage": stage, "max_tokens_per_batch": 1024}
     worker, fresh = (
         LearnerWorker(make_settings(models, ppo=ONE_STEP, learner=learner)) for _ in range(2)

@@ -19,7 +19,7 @@ FILE_LINES, FUNCTION_LINES, CLASS_LINES, CONFIG_LEAVES = 400, 50, 200, 80
 
 OWNERS = {
     "vllm": {"actors/rollout.py", "actors/weights.py", "benchmarks/rollout.py"},
-    "deepspeed": {"actors/learner.py"},
+    "deepspeed": {"actors/engine.py"},
 }
 DEVICE_OWNER = "equilibrate/models/device.py"
 

@@ -1,0 +1,160 @@
+"""A model under DeepSpeed: steps over any number of ranks, and its weights whole again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from equilibrate.models.device import Accelerator
+
+MAX_GRAD_NORM = 1.0
+
+
+ADAM_BETAS = (0.9, 0.95)
+"""The second below the usual 0.999: the targets drift, so old squares mislead."""
+
+
+CHECKPOINT_TAG = "engine"
+
+
+class DeepSpeedModel:
+    """A module with AdamW under DeepSpeed; gradients of all ranks are added up, not averaged."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        learning_rate: float,
+        *,
+        zero_stage: Literal[0, 1, 2, 3],
+        minibatch_size: int,
+    ) -> None:
+        import deepspeed
+
+        self._zero_stage = zero_stage
+        self._world_size = dist.get_world_size()
+        num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config={
+                "train_batch_size": minibatch_size,
+                # Only says that gradients add up: the passes of a step are cut by tokens.
+                "train_micro_batch_size_per_gpu": 1,
+                # At stage 0 `step` clips itself: DeepSpeed applies even a gradient of nan there.
+                "gradient_clipping": MAX_GRAD_NORM if zero_stage else 0.0,
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": 10**9,
+                "zero_optimization": {
+                    "stage": zero_stage,
+                    # DeepSpeed allocates whole buckets, by default of 500 million numbers each.
+                    "reduce_bucket_size": min(num_parameters, 500_000_000),
+                    "allgather_bucket_size": min(num_parameters, 500_000_000),
+                },
+            },
+        )
+
+    @property
+    def module(self) -> Any:
+        return self._engine.module
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed divides the sum over ranks by their number.
+        self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        if self._zero_stage == 0:
+            norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRAD_NORM))
+            if not math.isfinite(norm):
+                return math.nan
+            self._engine.step()
+            return norm
+        self._engine.step()
+        return (
+            float(self._engine.get_global_grad_norm())
+            if self._engine.was_step_applied()
+            else math.nan
+        )
+
+    def discard(self) -> None:
+        self._engine.zero_grad()
+        if self._zero_stage == 0:
+            return
+        optimizer = self._engine.optimizer
+        optimizer.zero_grad()
+        if self._zero_stage < 3:
+            # DeepSpeed has no call for it: stages 1 and 2 keep what earlier micro-batches added.
+            optimizer.micro_step_id = -1
+            for group in range(len(optimizer.bit16_groups)):
+                optimizer.averaged_gradients[group] = None
+                optimizer.all_grad_tensors[group] = None
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        import deepspeed
+
+        for name, parameter in self.module.named_parameters():
+            if self._zero_stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.detach()
+            else:
+                yield name, parameter.detach()
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+
+
+def folder_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
+    """Weights by their names in a model folder, not in the `PolicyModel` around it."""
+    for name, tensor in policy.named_weights():
+        yield name.removeprefix("model."), tensor
+
+
+def export_model(policy: DeepSpeedModel, folder: str | Path, *, tokenizer: str | Path) -> None:
+    """Write a Hugging Face folder with the tokenizer of another; all ranks must call."""
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in folder_weights(policy)}
+    if dist.get_rank() == 0:
+        policy.module.model.save_pretrained(folder, state_dict=weights)
+        AutoTokenizer.from_pretrained(tokenizer, local_files_only=True).save_pretrained(folder)
+    dist.barrier()
+
+
+def join_group(accelerator: Accelerator) -> None:
+    """Meet the other ranks, as the environment says where."""
+    # Read by DeepSpeed at import: it must not pick a GPU that the run does not use.
+    os.environ["DS_ACCELERATOR"] = accelerator.device
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 announces to drop; every step.
+    warnings.filterwarnings("ignore", ".*is deprecated. Please use", FutureWarning)
+    import deepspeed
+
+    # One rank per GPU or machine is the rule: shared-memory sums are not worth a C++ compilation of
+    # a minute in the first run.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend=accelerator.collective, auto_mpi_discovery=False, verbose=False
+        )
