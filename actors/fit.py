@@ -29,8 +29,8 @@ from equilibrate.data.tables import load_columns
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.amounts import choose_amounts
-from equilibrate.offline.batch_loss import require_something_to_mask
 from equilibrate.offline.objectives import OBJECTIVES
+from equilibrate.offline.policy_loss import require_something_to_mask
 from equilibrate.offline.sampling import best_and_worst
 from equilibrate.offline.table import AnswerTable, encode_answers, load_answers, table_of_pairs
 from equilibrate.offline.trainings import load_tokenizer

@@ -20,8 +20,8 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.errors import DataError, EquilibrateError, NumericsError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.loading import load_policy
-from equilibrate.offline.batch_loss import FitObjective, summarise_masks
 from equilibrate.offline.batches import plan_batches
+from equilibrate.offline.policy_loss import PolicyLoss, summarise_masks
 from equilibrate.offline.table import AnswerTable, Rows, load_answers
 from equilibrate.ppo.batches import dealt_passes
 
@@ -61,7 +61,7 @@ def _fit(config: FitConfig, model: Path, answers: Path, out: Path) -> dict[str, 
         zero_stage=config.trainer.zero_stage,
         minibatch_size=config.batch_size,
     )
-    objective = FitObjective(table, config, accelerator.torch_device)
+    objective = PolicyLoss(table, config, accelerator.torch_device)
     run = FitRun(config, table, objective, policy)
     final_loss = run.train(_restore(policy))
     export_model(policy, out, tokenizer=model)
@@ -76,7 +76,7 @@ class FitRun:
     """The steps of one training, on one rank."""
 
     def __init__(
-        self, config: FitConfig, table: AnswerTable, objective: FitObjective, policy: DeepSpeedModel
+        self, config: FitConfig, table: AnswerTable, objective: PolicyLoss, policy: DeepSpeedModel
     ) -> None:
         self._config = config
         self._table = table
@@ -119,7 +119,7 @@ class FitRun:
 
     def _learn(self, examples: Rows) -> float:
         """Gradients of one batch; its loss, summed over ranks."""
-        masks = self._objective.masks(examples)
+        masks = self._objective.plan(examples)
         lengths = self._table.example_lengths
         passes = dealt_passes(
             np.arange(len(examples)),

@@ -121,11 +121,11 @@ def gradient(
     import numpy as np
     import torch
 
-    from equilibrate.offline.batch_loss import FitObjective
+    from equilibrate.offline.policy_loss import PolicyLoss
     from equilibrate.ppo.batches import dealt_passes
 
-    objective = FitObjective(table, config, torch.device("cpu"))
-    masks = objective.masks(examples)
+    objective = PolicyLoss(table, config, torch.device("cpu"))
+    masks = objective.plan(examples)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     total = [torch.zeros_like(weight) for weight in weights]
     passes = dealt_passes(

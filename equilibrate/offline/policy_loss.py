@@ -21,7 +21,7 @@ from equilibrate.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchMasks:
+class BatchPlan:
     """Of a global batch, in the order of its examples: every rank finds the same."""
 
     examples: Rows
@@ -34,7 +34,7 @@ class BatchMasks:
     num_examples: int
 
 
-class FitObjective:
+class PolicyLoss:
     """The loss of some examples, in parts that add up to the mean over their batch."""
 
     def __init__(self, table: AnswerTable, config: FitConfig, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class FitObjective:
         self.device = device
         self._objective = OBJECTIVES[config.objective.type]
 
-    def masks(self, examples: Rows) -> BatchMasks:
+    def plan(self, examples: Rows) -> BatchPlan:
         """Which tokens of a global batch may move the policy."""
         ama = self._config.ama
         answers = self._padded(examples)
@@ -70,7 +70,7 @@ class FitObjective:
         def counted(side: Tensor) -> SideCounts:
             return SideCounts(tokens=int(mask[side].sum()), learned=int(divisor[side].sum()))
 
-        return BatchMasks(
+        return BatchPlan(
             examples=examples,
             gradient_mask=gradient_mask,
             is_used=is_used,
@@ -79,7 +79,7 @@ class FitObjective:
             num_examples=int(used.sum()),
         )
 
-    def loss(self, policy: Trainable, masks: BatchMasks, places: Rows) -> Tensor:
+    def loss(self, policy: Trainable, masks: BatchPlan, places: Rows) -> Tensor:
         """The part of the examples at `places` of the batch, in one pass of the policy."""
         rows = self._rows(places)
         answers = self._padded(masks.examples[places])
@@ -155,13 +155,11 @@ def _drawn(mask: Tensor, answers: PaddedAnswers, seed: int) -> Tensor:
     return drawn | (mask & ~maskable)
 
 
-def summarise_masks(
-    objective: FitObjective, table: AnswerTable, batch_size: int
-) -> dict[str, float]:
+def summarise_masks(objective: PolicyLoss, table: AnswerTable, batch_size: int) -> dict[str, float]:
     """What one pass over the table learns from: answers, tokens, and the share that masks keep."""
     tokens = kept = examples = 0
     for start in range(0, len(table), batch_size):
-        masks = objective.masks(np.arange(start, min(start + batch_size, len(table))))
+        masks = objective.plan(np.arange(start, min(start + batch_size, len(table))))
         tokens += masks.positive.tokens + masks.negative.tokens
         kept += int(masks.gradient_mask.sum())
         examples += masks.num_examples

@@ -13,7 +13,7 @@ from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import AnswerMaskConfig, FitConfig
 from equilibrate.data.sequences import Sequences
 from equilibrate.errors import ConfigError
-from equilibrate.offline.batch_loss import FitObjective, require_something_to_mask, summarise_masks
+from equilibrate.offline.policy_loss import PolicyLoss, require_something_to_mask, summarise_masks
 from equilibrate.offline.table import OWN_TOKEN, AnswerTable
 from equilibrate.types import Category
 
@@ -42,9 +42,9 @@ def table(costs=(0.0, 0.0, 0.0, 0.0)) -> AnswerTable:
     )
 
 
-def objective(answers, **settings) -> FitObjective:
+def objective(answers, **settings) -> PolicyLoss:
     tree = {"objective": {"type": "dpo", "nll_coef": 0.0}, "fdc": {"amounts": {"EHD": 1}}}
-    return FitObjective(answers, parse_settings(FitConfig, tree | settings), CPU)
+    return PolicyLoss(answers, parse_settings(FitConfig, tree | settings), CPU)
 
 
 class Policy:
@@ -61,7 +61,7 @@ BY_COST = {"source": "cost", "delta": False}
 
 
 def test_without_a_mask_every_response_token_counts():
-    masks = objective(table()).masks(BOTH)
+    masks = objective(table()).plan(BOTH)
     assert masks.gradient_mask.sum(1).tolist() == [2, 3, 3, 2]
     assert (masks.positive.tokens, masks.positive.learned) == (5, 5)
     assert (masks.negative.tokens, masks.negative.learned) == (5, 5)
@@ -71,7 +71,7 @@ def test_without_a_mask_every_response_token_counts():
 def test_dpo_by_hand():
     # The first answer of two tokens: S_w = 2 * 0.5, S_l = 0; the other pair is the reference's.
     made = objective(table(), objective={"type": "dpo", "beta": 0.3, "nll_coef": 0.0})
-    loss = made.loss(Policy(), made.masks(BOTH), BOTH)
+    loss = made.loss(Policy(), made.plan(BOTH), BOTH)
     assert loss.item() == pytest.approx((math.log1p(math.exp(-0.3)) + math.log(2)) / 2)
 
 
@@ -83,7 +83,7 @@ def test_parts_of_a_batch_add_up():
             log_probs = -0.1 * (token_ids + 1).float()
             return torch.where(mask, log_probs, 0.0), torch.zeros(token_ids.shape)
 
-    masks = made.masks(BOTH)
+    masks = made.plan(BOTH)
     whole = made.loss(Plain(), masks, BOTH)
     parts = [made.loss(Plain(), masks, np.array([place])) for place in (0, 1)]
     assert sum(part.item() for part in parts) == pytest.approx(whole.item())
@@ -92,7 +92,7 @@ def test_parts_of_a_batch_add_up():
 def test_a_mask_keeps_what_agrees_with_the_label():
     # Costs: the chosen answers are safe and unsafe, the rejected ones unsafe and safe.
     answers = table(costs=(-1.0, 1.0, 1.0, -1.0))
-    masks = objective(answers, ama=BY_COST | {"when_empty": "skip"}).masks(BOTH)
+    masks = objective(answers, ama=BY_COST | {"when_empty": "skip"}).plan(BOTH)
     # In the second pair nothing agrees, so it is left out.
     assert masks.is_used.tolist() == [True, True, False, False]
     assert masks.gradient_mask.sum(1).tolist() == [2, 3, 0, 0]
@@ -102,7 +102,7 @@ def test_a_mask_keeps_what_agrees_with_the_label():
 
 def test_an_answer_that_keeps_nothing_is_used_whole():
     answers = table(costs=(-1.0, 1.0, 1.0, -1.0))
-    masks = objective(answers, ama=BY_COST).masks(BOTH)
+    masks = objective(answers, ama=BY_COST).plan(BOTH)
     assert masks.gradient_mask.sum(1).tolist() == [2, 3, 3, 2]
     assert masks.num_examples == 2
 
@@ -117,7 +117,7 @@ MIXED = falling([*(0, -1, 1), *(0, 1, -1, 1), *(0, -1, -1, 1), *(0, 1, 1)])
 
 
 def test_the_end_of_an_answer_to_learn_is_always_kept():
-    masks = objective(MIXED, ama=BY_COST).masks(BOTH)
+    masks = objective(MIXED, ama=BY_COST).plan(BOTH)
     kept = [row.nonzero().flatten().tolist() for row in masks.gradient_mask]
     # Of the chosen answers the safe tokens and the end, of the rejected ones the unsafe tokens.
     assert kept == [[1, 2], [1, 3], [1, 2, 3], [1, 2]]
@@ -125,7 +125,7 @@ def test_the_end_of_an_answer_to_learn_is_always_kept():
 
 def test_a_class_without_a_gate_is_not_masked():
     answers = table(costs=(1.0, -1.0, 1.0, -1.0))
-    masks = objective(answers, ama=BY_COST | {"ungated": ["EHD"]}).masks(BOTH)
+    masks = objective(answers, ama=BY_COST | {"ungated": ["EHD"]}).plan(BOTH)
     assert masks.gradient_mask.sum(1).tolist() == [2, 3, 3, 2]
 
 
@@ -148,16 +148,16 @@ def test_a_mask_that_would_touch_nothing_is_refused(settings, answer):
 
 
 def test_the_loss_is_divided_by_kept_or_by_all_tokens():
-    kept = objective(MIXED, ama=BY_COST).masks(BOTH)
+    kept = objective(MIXED, ama=BY_COST).plan(BOTH)
     settings = BY_COST | {"normalizer": "all"}
-    every = objective(MIXED, objective={"type": "ars"}, ama=settings).masks(BOTH)
+    every = objective(MIXED, objective={"type": "ars"}, ama=settings).plan(BOTH)
     assert (kept.negative.learned, every.negative.learned) == (4, 5)
 
 
 def test_a_random_control_keeps_exactly_as_many_tokens_and_is_fixed_by_the_seed():
     settings = BY_COST | {"random_control": True}
-    drawn = [objective(MIXED, ama=settings, seed=seed).masks(BOTH) for seed in (0, 0, 1, 2, 3)]
-    kept = int(objective(MIXED, ama=BY_COST).masks(BOTH).gradient_mask.sum())
+    drawn = [objective(MIXED, ama=settings, seed=seed).plan(BOTH) for seed in (0, 0, 1, 2, 3)]
+    kept = int(objective(MIXED, ama=BY_COST).plan(BOTH).gradient_mask.sum())
     assert [int(masks.gradient_mask.sum()) for masks in drawn] == [kept] * 5
     assert torch.equal(drawn[0].gradient_mask, drawn[1].gradient_mask)
     assert len({str(masks.gradient_mask.tolist()) for masks in drawn}) > 1
@@ -167,16 +167,16 @@ def test_a_mean_baseline_is_that_of_the_whole_batch():
     answers = table(costs=(-3.0, 1.0, 1.0, 1.0))
     settings = BY_COST | {"baseline": "batch_mean", "when_empty": "skip"}
     # -r: mean of (3, 3, -1 x 8) is -0.2: the safe answer is above it, the others are below.
-    whole = objective(answers, ama=settings).masks(BOTH)
+    whole = objective(answers, ama=settings).plan(BOTH)
     assert whole.gradient_mask.sum(1).tolist() == [2, 3, 0, 0]
     # Alone, the second pair lies at its own mean, which agrees with no side.
-    alone = objective(answers, ama=settings).masks(np.array([1]))
+    alone = objective(answers, ama=settings).plan(np.array([1]))
     assert not alone.gradient_mask.any()
 
 
 def test_an_answer_without_a_response_is_left_out_with_its_pair():
     answers = replace(table(), learn_starts=np.array([1, 4, 1, 1]))
-    masks = objective(answers).masks(BOTH)
+    masks = objective(answers).plan(BOTH)
     assert masks.is_used.tolist() == [False, False, True, True]
 
 
