@@ -1,4 +1,4 @@
-"""Carrying out a study: its runs as Ray tasks, their results as small files, page and summary."""
+"""Carrying out a study: its runs as Ray tasks, their results in one file, page and summary."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ from equilibrate.config.study import StudyConfig, read_base
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
+from equilibrate.report.inputs import RESULTS_FILE
+from equilibrate.report.origin import commit, machine
 from equilibrate.run.checkpoint import FolderLock
 from equilibrate.run.folder import claimed, say
 from equilibrate.run.sinks import write_whole
 from equilibrate.study import (
+    SETTINGS_FORMAT,
     PlannedRun,
     RunResult,
     deal_tasks,
@@ -49,6 +52,7 @@ from equilibrate.study import (
     plan_runs,
     read_results,
     summary_markdown,
+    take_in,
     time_left,
     with_section,
     write_page,
@@ -59,6 +63,8 @@ LOOK_EVERY_SECONDS = 5.0
 """How often the results are counted while runs are under way."""
 GROUPS = ("rollout", "scoring", "learner", "trainer")
 """Settings that say what a run reserves in the cluster."""
+BESIDE = ("cost_mean", "multiplier_final", "parity_gap_nats_max")
+"""What `results.json` says beside its tables and is kept with the numbers of the training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +75,8 @@ class Task:
     output: str
     stages: str
     results: str
+    commit: str | None
+    """Of the code that is at work."""
 
     @property
     def seed(self) -> int:
@@ -76,11 +84,17 @@ class Task:
 
 
 def run_study(
-    study: StudyConfig, *, report_only: bool = False, document: Path | None = None
+    study: StudyConfig,
+    *,
+    report_only: bool = False,
+    document: Path | None = None,
+    take_in_from: Path | None = None,
 ) -> int:
     """Make every run that has no result yet, then the page and the summary.
 
-    Args: document: a Markdown file in which the summary becomes one section, the rest staying.
+    Args:
+        document: a Markdown file in which the summary becomes one section, the rest staying.
+        take_in_from: results made elsewhere, added to those of the study first.
 
     A run that fails does not stop the others; it is named at the end.
     Returns: the exit code: 0, or that of the first failure.
@@ -93,6 +107,9 @@ def run_study(
     output = Path(study.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     code = 0
+    if take_in_from is not None:
+        added = take_in(Path(study.results), take_in_from)
+        say(f"{study.results}: {added} results added from {take_in_from}")
     if not report_only:
         with _alone_in(output, _stages_of(study)):
             code = _make_runs(study, runs)
@@ -123,8 +140,8 @@ def _alone_in(*folders: Path) -> Iterator[None]:
 
 
 def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
-    folder = Path(study.results).resolve()
-    results = read_results(folder, resolve_settings)
+    file = Path(study.results).resolve()
+    results = read_results(file, resolve_settings)
     left = missing_runs(runs, results)
     say(f"{study.name}: {len(runs)} runs, {len(runs) - len(left)} have a result")
     if not left:
@@ -146,7 +163,7 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
                 under_way[remote.remote(task)] = task
             # Only to look after the results: a run may take hours.
             done, _ = ray.wait(list(under_way), num_returns=1, timeout=LOOK_EVERY_SECONDS)
-            results = read_results(folder, resolve_settings)
+            results = read_results(file, resolve_settings)
             finished = sum(run.key in results for run in runs)
             if finished > seen:
                 seen = finished
@@ -181,9 +198,9 @@ def _outcome(
 
 def _tasks(study: StudyConfig, runs: Sequence[PlannedRun], parallel: int) -> list[Task]:
     output, results = (str(Path(folder).resolve()) for folder in (study.output, study.results))
-    stages = str(_stages_of(study))
+    stages, code = str(_stages_of(study)), commit()
     return [
-        Task(runs=dealt, output=output, stages=stages, results=results)
+        Task(runs=dealt, output=output, stages=stages, results=results, commit=code)
         for dealt in deal_tasks(runs, parallel=parallel)
     ]
 
@@ -249,7 +266,8 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
                     failures[run.key] = ("stopped and saved", EXIT_STOPPED)
                     continue
                 seconds = time.perf_counter() - start
-                write_result(Path(task.results), _result_of(run, folder, seconds))
+                result = _result_of(run, folder, seconds, code=task.commit)
+                write_result(Path(task.results), result)
             if run.key in failures and bench is not None:
                 bench.close()
     finally:
@@ -313,8 +331,9 @@ def _make(
     return 0
 
 
-def _result_of(run: PlannedRun, folder: Path, seconds: float) -> RunResult:
-    results = json.loads((folder / "results.json").read_text())
+def _result_of(run: PlannedRun, folder: Path, seconds: float, *, code: str | None) -> RunResult:
+    results = json.loads((folder / RESULTS_FILE).read_text())
+    beside = {name: results[name] for name in BESIDE if results[name] is not None}
     return RunResult(
         key=run.key,
         kind=run.kind,
@@ -324,9 +343,12 @@ def _result_of(run: PlannedRun, folder: Path, seconds: float) -> RunResult:
         aligned=EvaluationTable.from_json(results["aligned"]),
         training={
             name: math.nan if value is None else value
-            for name, value in results["training"].items()
+            for name, value in (results["training"] | beside).items()
         },
         seconds=seconds,
         versions=results["versions"],
         judge=results["judge"],
+        commit=code,
+        machine=machine(),
+        settings_format=SETTINGS_FORMAT,
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ import numpy as np
 
 from benchmarks.limits import Roof
 from equilibrate.report import installed_versions
+from equilibrate.report.origin import machine
 
 ROOF_TOLERANCE = 0.1
 """Relative move of the roof within a run above which its numbers deserve doubt."""
@@ -154,28 +154,16 @@ class Result:
     """Of a benchmark with several comparisons: each row has its own `ratio`."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "machine": machine()}
+        return {**asdict(self), "machine": measured_on()}
 
 
-def machine() -> dict[str, Any]:
-    """The kind of machine, not its name."""
+def measured_on() -> dict[str, Any]:
+    """The kind of machine, how busy it is, and its libraries."""
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
+        **machine(),
         "load_average": round(os.getloadavg()[0], 2),
         "versions": installed_versions(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")
 
 
 def make_parser(document: str | None) -> argparse.ArgumentParser:

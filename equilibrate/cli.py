@@ -76,6 +76,13 @@ def study(
         Path | None,
         arg(help="Markdown file; its section on this study is written anew.", metavar="FILE"),
     ] = None,
+    take_in: Annotated[
+        Path | None,
+        arg(
+            help="Results made elsewhere, added first: a results file, or a folder of JSON files.",
+            metavar="PATH",
+        ),
+    ] = None,
 ) -> int:
     """Run, or go on with, a grid of runs, and say what it shows about its claims."""
     from equilibrate.config.study import load_study
@@ -84,7 +91,7 @@ def study(
     _require_siblings()
     from actors.study import run_study
 
-    return run_study(settings, report_only=report_only, document=document)
+    return run_study(settings, report_only=report_only, document=document, take_in_from=take_in)
 
 
 def evaluate(

@@ -110,8 +110,8 @@ class StudyConfig(Config):
     stages: str = ""
     """Folder of base models and scorers, which studies may share; empty: one under `output`."""
     results: str = Field(min_length=1)
-    """Folder of small JSON files, one per finished run; they are kept under version control, and
-    studies may share them."""
+    """File of JSON lines, one per finished run; it is kept under version control, and studies may
+    share it."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     base: dict[Kind, tuple[str, ...]] = Field(default_factory=dict)
     """YAML files under every arm of a kind, later over earlier; relative to the study's file."""

@@ -45,7 +45,11 @@ class Mirror(Protocol):
 def write_whole(path: Path, text: str) -> None:
     """Write the file whole or not at all: no reader, in whatever process, sees a half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        # Else a power cut could leave the new name on an empty file.
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

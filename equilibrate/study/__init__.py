@@ -2,7 +2,9 @@
 
 grid      arms x seeds -> the runs to make; equal ones are shared
 tasks     which of them one process makes, and in what order
-results   a finished run <-> its small JSON file
+results   the record of a finished run
+packed    the records of many runs in one file
+carry     recorded settings of an older form, in that of today
 figures   dotted names into a result, and how they are written
 claims    gaps over seeds -> verdicts
 estimate  how long the rest takes
@@ -11,6 +13,7 @@ plots     curves and fronts
 page      all of it as one page
 """
 
+from equilibrate.study.carry import SETTINGS_FORMAT
 from equilibrate.study.claims import ClaimVerdict, JudgedClaim, decide, judge_claim
 from equilibrate.study.estimate import TimeLeft, time_left
 from equilibrate.study.figures import figure_of
@@ -22,18 +25,14 @@ from equilibrate.study.grid import (
     plan_runs,
     run_key,
 )
+from equilibrate.study.packed import read_results, take_in, write_result
 from equilibrate.study.page import write_page
-from equilibrate.study.results import (
-    RunResult,
-    missing_runs,
-    read_results,
-    results_by_arm,
-    write_result,
-)
+from equilibrate.study.results import RunResult, missing_runs, results_by_arm
 from equilibrate.study.summary import summary_markdown, with_section
 from equilibrate.study.tasks import deal_tasks, next_task
 
 __all__ = [
+    "SETTINGS_FORMAT",
     "ClaimVerdict",
     "JudgedClaim",
     "PlannedRun",
@@ -53,6 +52,7 @@ __all__ = [
     "results_by_arm",
     "run_key",
     "summary_markdown",
+    "take_in",
     "time_left",
     "with_section",
     "write_page",

@@ -1,19 +1,16 @@
-"""One small JSON file per finished run: all that verdicts, tables and plots are made from."""
+"""The record of a finished run: all that verdicts, tables and plots are made from."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Self, get_args
 
 from equilibrate.config.study import Kind
-from equilibrate.errors import ConfigError, DataError
+from equilibrate.errors import DataError
 from equilibrate.evaluation import EvaluationTable
-from equilibrate.run.sinks import write_whole
-from equilibrate.study.grid import PlannedRun, Resolve, run_key
+from equilibrate.study.grid import PlannedRun
 
 ByArm = Mapping[str, Mapping[int, "RunResult"]]
 """arm -> seed -> result; every arm has an entry, if only an empty one."""
@@ -24,11 +21,13 @@ class RunResult:
     """What a finished run leaves behind. Which arms it belongs to is the study's business."""
 
     key: str
-    """`run_key` of kind and config when the run was made, and the file's name."""
+    """`run_key` of kind and config when the run was made."""
     kind: Kind
     seed: int
     config: Mapping[str, Any]
     """Resolved settings, as plain JSON."""
+    settings_format: int
+    """The form of `config`, see `study.carry`."""
     base: EvaluationTable
     aligned: EvaluationTable
     training: Mapping[str, float]
@@ -37,6 +36,10 @@ class RunResult:
     """Wall clock of the whole run."""
     versions: Mapping[str, str]
     judge: str
+    commit: str | None
+    """Of the code, as `report.origin.commit` says it; None where it was not recorded."""
+    machine: Mapping[str, Any] | None
+    """What `report.origin.machine` says; None where it was not recorded."""
 
     def to_json(self) -> dict[str, Any]:
         """Training numbers with six significant digits, seconds with three decimals."""
@@ -50,6 +53,9 @@ class RunResult:
             "base": self.base.to_json(),
             "aligned": self.aligned.to_json(),
             "versions": dict(self.versions),
+            "commit": self.commit,
+            "machine": None if self.machine is None else dict(self.machine),
+            "settings_format": self.settings_format,
             "config": dict(self.config),
         }
 
@@ -78,46 +84,12 @@ class RunResult:
                 seconds=float(content["seconds"]),
                 versions=dict(content["versions"]),
                 judge=str(content["judge"]),
+                commit=None if content["commit"] is None else str(content["commit"]),
+                machine=None if content["machine"] is None else dict(content["machine"]),
+                settings_format=int(content["settings_format"]),
             )
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"result must hold what `write_result` writes ({error})") from error
-
-
-def write_result(folder: Path, result: RunResult) -> Path:
-    """Write `<key>.json` whole or not at all, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.key}.json"
-    write_whole(path, json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
-    return path
-
-
-def read_results(folder: Path, resolve: Resolve) -> dict[str, RunResult]:
-    """Every result in the folder by the key that its settings have today.
-
-    Settings that were added since a run count at their defaults, which must mean what was done
-    before there was a choice: so its result is found again. A missing folder has no results.
-
-    Raises: DataError naming a file that is broken or does not have its key as its name.
-    """
-    results = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise DataError(f"result must be a mapping, not a {type(content).__name__}")
-            result = RunResult.from_json(content)
-        except ValueError as error:
-            raise DataError(f"{path}: {error}; delete it, and the study runs it again") from error
-        if path.stem != result.key:
-            raise DataError(
-                f"{path}: its name must be its key ({result.key}); "
-                f"rename it to {result.key}.json or delete it"
-            )
-        key = _key_today(result, resolve)
-        # One that was made under today's settings wins over an older one that means the same.
-        if key not in results or result.key == key:
-            results[key] = result
-    return results
 
 
 def results_by_arm(
@@ -149,14 +121,6 @@ def seeds_with_several_starts(arms: Sequence[str], by_arm: ByArm) -> list[int]:
 def missing_runs(runs: Sequence[PlannedRun], results: Mapping[str, RunResult]) -> list[PlannedRun]:
     """Runs without a result, in the order in which they are to be made."""
     return [run for run in runs if run.key not in results]
-
-
-def _key_today(result: RunResult, resolve: Resolve) -> str:
-    try:
-        return run_key(result.kind, resolve(result.kind, result.config))
-    except ConfigError:
-        # Settings that are refused today: no planned run can ask for this result.
-        return result.key
 
 
 def _significant(value: float) -> float | None:

@@ -22,7 +22,8 @@ def write_study(folder: Path) -> Path:
     """The smoke study, in folders of this test."""
     tree = yaml.safe_load(SMOKE.read_text())
     tree["seeds"] = [0]
-    tree |= {name: str(folder / name) for name in ("output", "stages", "results")}
+    places = {"output": "output", "stages": "stages", "results": "results.jsonl"}
+    tree |= {name: str(folder / place) for name, place in places.items()}
     tree["base"] = {
         kind: [str((SMOKE.parent / file).resolve()) for file in files]
         for kind, files in tree["base"].items()
@@ -32,9 +33,11 @@ def write_study(folder: Path) -> Path:
     return file
 
 
-def results(folder: Path) -> dict[str, int]:
-    """When each result was written."""
-    return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob("*.json")}
+def results(folder: Path) -> dict[str, str]:
+    """The line of each result."""
+    file = folder / "results.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {json.loads(line)["key"]: line for line in lines}
 
 
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -50,8 +53,9 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     )
     after = results(tmp_path)
     assert len(after) == 3
-    assert {name: after[name] for name in before} == before
-    one = json.loads((tmp_path / "results" / next(iter(after))).read_text())
+    assert {key: after[key] for key in before} == before
+    one = json.loads(next(iter(after.values())))
+    assert one["machine"]["cores"] >= 1
     assert 0 <= one["aligned"]["malformed"]["mean"] <= 1
     page = (tmp_path / "output" / "study.html").read_text()
     assert "Does every part of a study run?" in page
@@ -93,7 +97,7 @@ def test_a_document_that_cannot_be_written_is_told_before_anything_runs(tmp_path
 RUNS = tuple(
     PlannedRun(key=key, kind="train", seed=0, arms=(f"arm {key}",), config={}) for key in "abcd"
 )
-TASK = carried_out.Task(runs=RUNS, output="out", stages="stages", results="results")
+TASK = carried_out.Task(runs=RUNS, output="out", stages="stages", results="results", commit=None)
 
 
 @pytest.fixture

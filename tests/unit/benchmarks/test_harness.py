@@ -88,7 +88,7 @@ def test_the_file_keeps_the_contract(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_machine_is_described_but_not_named() -> None:
     import socket
 
-    assert socket.gethostname() not in json.dumps(harness.machine())
+    assert socket.gethostname() not in json.dumps(harness.measured_on())
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 from equilibrate.config.files import parse_settings
 from equilibrate.config.study import StudyConfig
 from equilibrate.evaluation import Estimate, EvaluationTable
-from equilibrate.study import PlannedRun, RunResult, expand, plan_runs
+from equilibrate.study import SETTINGS_FORMAT, PlannedRun, RunResult, expand, plan_runs
 
 TREE: dict[str, Any] = {
     "name": "amounts",
     "output": "runs/studies/amounts",
-    "results": "docs/results/amounts",
+    "results": "docs/results/amounts.jsonl",
     "seeds": [0, 1, 2, 3, 4],
     "common": {"train": {"ppo": {"epochs": 2}}},
     "arms": {
@@ -106,6 +106,9 @@ def result(
         seconds=seconds,
         versions={"torch": "2.13.0"},
         judge="oracle",
+        commit="c0ffee",
+        machine={"processor": "a kind of processor", "cores": 2},
+        settings_format=SETTINGS_FORMAT,
     )
 
 

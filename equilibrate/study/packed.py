@@ -1,0 +1,148 @@
+"""Results of many runs in one file: a JSON line a run, sorted by key.
+
+Several processes write it at a time, each whole under a lock: whoever is killed, at any moment, the
+file holds all results that were written before.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from equilibrate.errors import ConfigError, DataError
+from equilibrate.run.sinks import write_whole
+from equilibrate.study.carry import carry
+from equilibrate.study.grid import Resolve, run_key
+from equilibrate.study.results import RunResult
+
+_FIRST_FORM = {"commit": None, "machine": None, "settings_format": 1}
+"""What a result in a file of its own, the form before this one, does not hold."""
+
+
+def write_result(file: Path, result: RunResult) -> None:
+    """Add the result to the file, or put it in the place of an earlier one with its key.
+
+    Raises: DataError as `read_results`; the file is then as it was.
+    """
+    _add(file, {result.key: result})
+
+
+def read_results(file: Path, resolve: Resolve) -> dict[str, RunResult]:
+    """Every result in the file by the key that its settings have today.
+
+    Settings of an older form are carried over (`study.carry`); others that were added since a run
+    count at their defaults. A missing file has no results.
+
+    Raises: DataError naming the line that is broken or has the key of another.
+    """
+    results: dict[str, RunResult] = {}
+    for number, result in enumerate(_read(file).values(), start=1):
+        try:
+            key = _key_today(result, resolve)
+        except DataError as error:
+            raise DataError(f"{file}:{number}: {error}") from error
+        # One that was made under today's settings wins over an older one that means the same.
+        if key not in results or result.key == key:
+            results[key] = result
+    return results
+
+
+def take_in(file: Path, source: Path) -> int:
+    """Add what `source` holds and `file` does not; the number of results added.
+
+    Args: source: another such file, for example from another machine; or a folder with a JSON file
+        for each run, as an older version kept them.
+
+    Raises: DataError for a source that is neither, or where one run has different results in both.
+    """
+    if not source.exists():
+        raise DataError(f"take-in ({source}) must be a file of results or a folder of an older one")
+    theirs = _read_folder(source) if source.is_dir() else _read(source)
+    ours = _read(file)
+    for key in ours.keys() & theirs.keys():
+        if ours[key].aligned != theirs[key].aligned:
+            raise DataError(
+                f"{source}: the result of run {key} differs from that in {file}, made on another "
+                "machine or by other code; delete one of the two"
+            )
+    new = {key: result for key, result in theirs.items() if key not in ours}
+    if new:
+        _add(file, new)
+    return len(new)
+
+
+def _add(file: Path, results: Mapping[str, RunResult]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(file):
+        # Lines that were there stay as they are, byte for byte.
+        lines = dict(zip(_read(file), _lines(file), strict=True))
+        lines |= {key: json.dumps(r.to_json(), allow_nan=False) for key, r in results.items()}
+        write_whole(file, "".join(f"{lines[key]}\n" for key in sorted(lines)))
+
+
+def _lines(file: Path) -> list[str]:
+    # Not splitlines(), for which a text may hold line breaks that JSON leaves as they are.
+    return file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+
+
+def _read(file: Path) -> dict[str, RunResult]:
+    """Results by the key they were made under, in the order of the file."""
+    if file.is_dir():
+        raise DataError(
+            f"results ({file}) must be a file, and this is a folder, as an older version kept them;"
+            f" write results: {file}.jsonl in the study and run it once with --take-in {file}"
+        )
+    results: dict[str, RunResult] = {}
+    for number, line in enumerate(_lines(file), start=1):
+        result = _parse(line, f"{file}:{number}", "delete the line")
+        if result.key in results:
+            raise DataError(f"{file}:{number}: key ({result.key}) is there twice; delete one line")
+        results[result.key] = result
+    return results
+
+
+def _read_folder(folder: Path) -> dict[str, RunResult]:
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        result = _parse(path.read_text(encoding="utf-8"), str(path), "delete it", _FIRST_FORM)
+        results[result.key] = result
+    return results
+
+
+def _parse(
+    text: str, where: str, remedy: str, beneath: Mapping[str, Any] | None = None
+) -> RunResult:
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise DataError(f"result must be a mapping, not a {type(content).__name__}")
+        return RunResult.from_json({**(beneath or {}), **content})
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; {remedy}, and the study runs it again") from error
+
+
+def _key_today(result: RunResult, resolve: Resolve) -> str:
+    config = carry(result.kind, result.config, result.settings_format)
+    try:
+        return run_key(result.kind, resolve(result.kind, config))
+    except ConfigError:
+        # Settings that are refused today: no planned run can ask for this result.
+        return result.key
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Alone with the file. The kernel drops the lock with its process."""
+    # Not the file itself: who waited for its lock would hold that of a file since replaced.
+    path, flags = file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    lock = os.open(path, flags, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
