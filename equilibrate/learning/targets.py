@@ -19,6 +19,7 @@ from equilibrate.ppo.advantages import combine_advantages, gae
 from equilibrate.ppo.group_advantages import grpo, reinforce_plus_plus, rloo
 from equilibrate.ppo.importance import truncated_importance
 from equilibrate.ppo.kl import kl_penalty
+from equilibrate.ppo.ratios import log_ratios
 from equilibrate.ppo.rewards import shape_rewards
 from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch
 
@@ -152,7 +153,7 @@ def staleness_metrics(tokens: TokenBatch) -> dict[str, float]:
     mask = tokens.response_mask
     divisor = max(1, int(mask.sum()))
     weights = importance_weights(tokens)[mask]
-    difference = (tokens.old_log_probs - tokens.rollout_log_probs)[mask]
+    difference = log_ratios(tokens.old_log_probs, tokens.rollout_log_probs, mask)[mask]
     return {
         # Never negative, and of less variance than the mean difference (Schulman 2020, k3).
         "mismatch_kl": float((difference.exp() - 1.0 - difference).sum()) / divisor,

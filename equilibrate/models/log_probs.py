@@ -37,9 +37,11 @@ def token_entropies(logits: Tensor, token_ids: Tensor, *, temperature: float = 1
     Returns: [B, T], nats, in [0, log V].
     """
     _require_logits_of(token_ids, logits)
-    probabilities = torch.softmax(_wide(_tempered(logits[:, :-1], temperature)), -1)
-    # entr(0) = 0, where p * log p would be nan for a token that a logits processor excluded.
-    return _aligned(torch.special.entr(probabilities).sum(-1))
+    log_p = torch.log_softmax(_wide(_tempered(logits[:, :-1], temperature)), -1)
+    # p log p with log p from the logits: log of a p that underflowed to 0 would be -inf, and the
+    # gradient 0 * inf. It is -inf itself for a token that a logits processor excluded.
+    log_p = log_p.masked_fill(log_p.isneginf(), 0.0)
+    return _aligned(-(log_p.exp() * log_p).sum(-1))
 
 
 def _require_logits_of(token_ids: Tensor, logits: Tensor) -> None:

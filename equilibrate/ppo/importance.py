@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from equilibrate.tensors import require_same_shape
+from equilibrate.ppo.ratios import log_ratios
 
 
 def truncated_importance(
@@ -26,10 +25,5 @@ def truncated_importance(
     Source: Hilton et al. 2021 (arXiv 2110.00641), the decoupled objective; truncation as in
         Espeholt et al. 2018 (arXiv 1802.01561), eq. 1.
     """
-    require_same_shape(
-        old_log_probs=old_log_probs,
-        rollout_log_probs=rollout_log_probs,
-        response_mask=response_mask,
-    )
-    difference = torch.where(response_mask, old_log_probs - rollout_log_probs, 0.0)
-    return difference.detach().exp().clamp(max=cap)
+    differences = log_ratios(old_log_probs, rollout_log_probs, response_mask)
+    return differences.detach().exp().clamp(max=cap)

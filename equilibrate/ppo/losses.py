@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from equilibrate.ppo.masks import keep
+from equilibrate.ppo.ratios import log_ratios
 from equilibrate.tensors import masked_sum, require_same_shape
 
 
@@ -28,7 +29,7 @@ def clipped_policy_loss(
     """Clipped surrogate policy loss, to be minimised.
 
         mean over kept tokens of  -min(ratio * A, clip(ratio, 1 - c, 1 + c) * A)
-        ratio = exp(log_probs - old_log_probs)
+        ratio = exp(log_probs - old_log_probs), see `log_ratios`
 
     Args:
         log_probs, old_log_probs: [B, T], nats, policy now and at the start of the update.
@@ -46,9 +47,8 @@ def clipped_policy_loss(
         advantages=advantages,
         gradient_mask=gradient_mask,
     )
-    # Mask first: exp of an outlier is inf, and a later where() would still give a nan gradient.
-    log_ratio, advantages = keep(gradient_mask, log_probs - old_log_probs, advantages.detach())
-    ratio = log_ratio.exp()
+    ratio = log_ratios(log_probs, old_log_probs, gradient_mask).exp()
+    (advantages,) = keep(gradient_mask, advantages.detach())
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
     return masked_sum(loss, gradient_mask) / _divisor(num_tokens)
@@ -115,8 +115,7 @@ def policy_sums(
     log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, *, clip_range: float
 ) -> PolicySums:
     """What the metrics of a policy step are made of. Arguments as in `clipped_policy_loss`."""
-    require_same_shape(log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
-    (log_ratio,) = keep(mask, log_probs - old_log_probs)
+    log_ratio = log_ratios(log_probs, old_log_probs, mask)
     ratio = log_ratio.exp()
     return PolicySums(
         clipped=((ratio - 1).abs() > clip_range).sum().to(ratio.dtype),

@@ -138,6 +138,18 @@ def test_a_peaked_distribution_does_not_overflow():
     assert hidden.grad.flatten().tolist() == [0.0, -2.0, 0.0]
 
 
+def test_probabilities_that_underflow_leave_the_gradient_finite():
+    # Logits (3, -300) times the state: p of the second word is 0 in float32, its log -303.
+    hidden = torch.tensor([[[1.0], [1.0], [0.0]]], requires_grad=True)
+    weight = torch.tensor([[3.0], [-300.0]], requires_grad=True)
+    ids, mask = torch.tensor([[0, 0, 1]]), torch.ones(1, 3, dtype=torch.bool)
+    ours, theirs = (f(hidden, weight, ids, mask) for f in (chunked_log_probs, naive))
+    found, wanted = (gradients(x, [hidden, weight]) for x in (ours, theirs))
+    torch.testing.assert_close(list(ours), theirs)
+    torch.testing.assert_close(found, wanted)
+    assert all(x.isfinite().all() for x in found)
+
+
 def test_narrow_hidden_states_under_a_wide_head_are_multiplied_wide():
     hidden, weight, _, ids, mask = make_case(length=30, dtype=torch.float32)
     narrow = hidden.bfloat16()

@@ -102,3 +102,20 @@ def test_the_last_position_has_no_gradient_whatever_it_holds():
     token_log_probs(x, ids).sum().backward()
     assert torch.all(x.grad[:, -1] == 0)
     assert torch.all(x.grad[:, :-1] != 0)
+
+
+def test_entropy_has_a_gradient_where_probabilities_underflow():
+    # The second word has p = e^-200, 0 in float32: H = 0, and so is its slope, -p (log p + H).
+    x = torch.tensor([[[0.0, -200.0], [0.0, 0.0]]], requires_grad=True)
+    entropies = token_entropies(x, torch.zeros(1, 2, dtype=torch.int64))
+    entropies.sum().backward()
+    assert entropies.tolist() == [[0.0, 0.0]]
+    assert torch.equal(x.grad, torch.zeros(1, 2, 2))
+
+
+def test_entropy_has_a_gradient_beside_an_excluded_token():
+    x = torch.tensor([[[0.0, math.log(3), -math.inf], [0.0, 0.0, 0.0]]], requires_grad=True)
+    token_entropies(x, torch.zeros(1, 2, dtype=torch.int64)).sum().backward()
+    # p = 1/4, 3/4; -p (log p + H) with log(1/4) + H = -3/4 log 3 and log(3/4) + H = 1/4 log 3
+    slope = 3 / 16 * math.log(3)
+    torch.testing.assert_close(x.grad[0, 0], torch.tensor([slope, -slope, 0.0]))
