@@ -14,7 +14,7 @@ from equilibrate.ppo.masks import keep
 from equilibrate.tensors import require_same_shape
 
 EPSILON = 1e-4
-"""Added to a standard deviation, in units of the signal: above what rounding leaves."""
+"""Added to a standard deviation, in units of the signal: below it, differences are noise."""
 
 
 @torch.no_grad()
@@ -36,8 +36,9 @@ def rloo(rewards: Tensor, response_mask: Tensor, groups: Tensor) -> Tensor:
     require_same_shape(groups=groups, rows=response_mask.any(1))
     (kept,) = keep(response_mask, rewards)
     returns = kept.sum(1)
-    mean, _, size = _group_statistics(returns, groups)
-    return _at_every_token((returns - mean) * size / (size - 1.0).clamp(min=1.0), response_mask)
+    centred, size, _ = _centred(returns, groups)
+    advantages = centred * size / (size - 1.0).clamp(min=1.0)
+    return _at_every_token(advantages.to(rewards.dtype), response_mask)
 
 
 @torch.no_grad()
@@ -46,19 +47,22 @@ def grpo(scores: Tensor, response_mask: Tensor, groups: Tensor) -> Tensor:
 
         A_i = (s_i - mean_j s_j) / (std_j s_j + EPSILON)
 
-    with the standard deviation of the group itself (divided by n). The KL penalty stays out, or a
-    group of equal scores would be told apart by it alone, at full strength.
+    with the standard deviation of a sample (divided by n - 1), as in TRL and verl. The KL penalty
+    stays out, or a group of equal scores would be told apart by it alone, at full strength.
 
     Args:
         scores: [B], one unit.
         response_mask, groups: as in `rloo`.
-    Returns: [B, T], A_i at every response token, 0 elsewhere.
+    Returns: [B, T], A_i at every response token, 0 elsewhere; 0 for equal scores of any size and
+        for a response that is alone.
     Raises: ValueError if shapes differ.
     Source: Shao et al. 2024, section 4.1.2 (outcome supervision).
     """
     require_same_shape(scores=scores, groups=groups, rows=response_mask.any(1))
-    mean, variance, _ = _group_statistics(scores, groups)
-    return _at_every_token((scores - mean) / (variance.sqrt() + EPSILON), response_mask)
+    centred, size, index = _centred(scores, groups)
+    squares = _group_sum(centred.square(), index)
+    deviation = (squares / (size - 1.0).clamp(min=1.0)).sqrt()
+    return _at_every_token((centred / (deviation + EPSILON)).to(scores.dtype), response_mask)
 
 
 @torch.no_grad()
@@ -79,19 +83,27 @@ def reinforce_plus_plus(rewards: Tensor, response_mask: Tensor, *, gamma: float)
     tokens = to_go[response_mask]
     if not len(tokens):
         return torch.zeros_like(to_go)
-    scaled = (to_go - tokens.mean()) / (tokens.std(correction=0) + EPSILON)
-    return torch.where(response_mask, scaled, 0.0)
+    centred, _, _ = _centred(tokens, torch.zeros_like(tokens, dtype=torch.int64))
+    scaled = centred / (centred.square().mean().sqrt() + EPSILON)
+    return torch.zeros_like(to_go).masked_scatter(response_mask, scaled.to(to_go.dtype))
 
 
-def _group_statistics(returns: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and size of each row's own group; [B] each."""
+def _centred(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each value less the mean of its group, and the size and index of that group; [B] each.
+
+    In float64, and measured from the largest of the group first: so equal values of any size give
+    exactly 0, where the rounding of a mean would be divided by a deviation that is rounding too.
+    """
     _, index = torch.unique(groups, return_inverse=True)
-    zeros = returns.new_zeros(len(returns))
-    size = zeros.index_add(0, index, torch.ones_like(returns))[index]
-    mean = zeros.index_add(0, index, returns)[index] / size
-    # From differences: from squares, rounding would leave more of equal ones.
-    variance = zeros.index_add(0, index, (returns - mean) ** 2)[index] / size
-    return mean, variance, size
+    values = values.double()
+    largest = torch.zeros_like(values).scatter_reduce(0, index, values, "amax", include_self=False)
+    below = values - largest[index]
+    size = _group_sum(torch.ones_like(values), index)
+    return below - _group_sum(below, index) / size, size, index
+
+
+def _group_sum(values: Tensor, index: Tensor) -> Tensor:
+    return torch.zeros_like(values).index_add(0, index, values)[index]
 
 
 def _at_every_token(advantages: Tensor, response_mask: Tensor) -> Tensor:

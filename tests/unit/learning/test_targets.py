@@ -84,8 +84,8 @@ def test_kl_enters_both_signals_and_lambda_leaves_its_strength_alone() -> None:
     [
         # R 2 against 0, C 1 against 0, lambda 3: (2 - 3 x 1) / 4
         ("rloo", 2.0, 1.0, -0.25),
-        # one standard deviation (1 and 0.5) from the mean each: (1 - 3) / 4
-        ("grpo", 1.0, 1.0, -0.5),
+        # 1 and 0.5 from the mean, deviations sqrt(2) and sqrt(1/2): (1 - 3) / 4 of sqrt(1/2)
+        ("grpo", math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(0.5) / 2),
         # returns to go 2, 2, 0: mean 4/3, deviation sqrt(8/9): (2/3) / sqrt(8/9) = sqrt(1/2)
         ("reinforce_plus_plus", math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(0.5) / 2),
     ],

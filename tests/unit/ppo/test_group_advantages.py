@@ -37,19 +37,28 @@ def test_rloo_of_three_by_hand():
 
 
 def test_grpo_by_hand():
-    # mean 2, standard deviation 1: +1 and -1; alone: 0
-    expected = torch.tensor([[0.0, 1.0, 1.0], [0.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
+    # mean 2, standard deviation sqrt(1 + 1): +-1 / sqrt(2); alone: 0
+    expected = torch.tensor([[0.0, 1.0, 1.0], [0.0, -1.0, 0.0], [0.0, 0.0, 0.0]]) / math.sqrt(2)
     found = grpo(torch.tensor([3.0, 1.0, 5.0]), MASK, GROUPS)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("size", [3, 8])
-def test_equally_good_responses_give_nothing_in_spite_of_rounding(size):
+@pytest.mark.parametrize("size", [2, 3, 7, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equally_good_responses_give_exactly_nothing(size, dtype):
     mask, groups = torch.ones(size, 1, dtype=torch.bool), torch.zeros(size, dtype=torch.int64)
-    for score in torch.linspace(-10, 10, 101):
+    for score in [*torch.linspace(-10, 10, 101, dtype=dtype), torch.tensor(123456.7, dtype=dtype)]:
         same = score.expand(size)
-        assert float(grpo(same, mask, groups).abs().max()) < 0.02
-        assert float(rloo(same[:, None], mask, groups).abs().max()) < 1e-5
+        assert not grpo(same, mask, groups).any()
+        assert not rloo(same[:, None], mask, groups).any()
+        assert not reinforce_plus_plus(same[:, None], mask, gamma=1.0).any()
+
+
+def test_grpo_is_the_normalised_score_of_torch():
+    scores = torch.tensor([[0.5, -1.0, 3.0, 0.25], [2.0, 2.5, -7.0, 1.0]], dtype=torch.float64)
+    expected = (scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + 1e-4)
+    groups, mask = torch.arange(8) // 4, torch.ones(8, 1, dtype=torch.bool)
+    torch.testing.assert_close(grpo(scores.flatten(), mask, groups)[:, 0], expected.flatten())
 
 
 def test_reinforce_plus_plus_by_hand():
