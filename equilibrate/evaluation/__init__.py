@@ -25,15 +25,18 @@ from equilibrate.evaluation.pareto import gap_at_equal_harm, hypervolume, pareto
 from equilibrate.evaluation.refusal_positions import RefusalPosition, refusal_histogram
 from equilibrate.evaluation.served_model import Message, Messages, ServedModel
 from equilibrate.evaluation.statistics import (
+    MIN_CLAIMED,
     Estimate,
     mean_interval,
     paired_difference,
+    paired_rate_difference,
     wilson_interval,
 )
 from equilibrate.evaluation.strategies import STRATEGIES, SafetyRates, run_strategy, safety_rates
 from equilibrate.evaluation.tables import EvaluationTable, compare, pool_over_seeds, tabulate
 
 __all__ = [
+    "MIN_CLAIMED",
     "STRATEGIES",
     "AnswerScorer",
     "Arena",
@@ -57,6 +60,7 @@ __all__ = [
     "load_judge",
     "mean_interval",
     "paired_difference",
+    "paired_rate_difference",
     "pareto_front",
     "pool_over_seeds",
     "refusal_histogram",

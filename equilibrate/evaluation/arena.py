@@ -122,13 +122,11 @@ def arena(
     champion_costs: ArrayLike,
     challenger_rewards: ArrayLike,
     challenger_costs: ArrayLike,
-    seed: int = 0,
 ) -> Arena:
     """The comparison of two policies that answered the same prompts in the same order.
 
     Args:
         *_rewards, *_costs: [N], score of each answer; cost > 0 is unsafe.
-        seed: of the bootstrap behind the two differences.
     Raises: DataError, naming the argument, if they differ in shape, are not finite or fewer than 2:
         a single score has no interval.
     """
@@ -153,8 +151,8 @@ def arena(
     return Arena(
         champion=champion,
         challenger=challenger,
-        reward_difference=paired_difference(*rewards.tolist(), seed=seed),
-        cost_difference=paired_difference(*costs.tolist(), seed=seed),
+        reward_difference=paired_difference(*rewards.tolist()),
+        cost_difference=paired_difference(*costs.tolist()),
         outcomes={
             f"{side}_{name}": int((mask & won).sum())
             for side, won in (("better", wins), ("worse", ~wins))

@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals. Deterministic: the bootstrap draws from a stated seed."""
+"""Estimates with 95 % intervals, all in closed form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from equilibrate.errors import DataError
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
-NUM_RESAMPLES = 2000
+MIN_CLAIMED = 6
+"""Observations below which no difference is called significant. If n pairs all move the same way, a
+sign test gives 2 / 2^n: 0.0625 with five, 0.03 with six."""
 _T_95 = (
     12.706204736,
     4.302652730,
@@ -40,8 +42,8 @@ class Estimate:
 
     @property
     def is_significant(self) -> bool:
-        """For a difference: the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """For a difference: there are enough observations, and the interval leaves out zero."""
+        return self.n >= MIN_CLAIMED and (self.low > 0 or self.high < 0)
 
     def to_json(self) -> dict[str, float | int]:
         """Rounded to 6 decimals: finer than any interval here, and readable."""
@@ -116,20 +118,50 @@ def student_t_95(degrees: int) -> float:
 
 
 def paired_difference(
-    before: Sequence[float], after: Sequence[float], *, seed: int = 0
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    lower: float = -math.inf,
+    upper: float = math.inf,
 ) -> Estimate:
-    """Mean of after - before on the same prompts, with its percentile bootstrap interval.
+    """Mean of after - before on the same prompts, with the t-interval of `mean_interval`.
 
-    Pairs are resampled, not values: the prompt's own difficulty cancels.
+    The prompt's own difficulty cancels. Args: lower, upper: what a single difference can be.
     Raises: ValueError if empty or of different lengths.
-    Source: Efron and Tibshirani 1993, section 13.3.
     """
-    if len(before) != len(after) or not before:
+    _require_pairs(before, after)
+    gaps = [second - first for first, second in zip(before, after, strict=True)]
+    return mean_interval(gaps, lower=lower, upper=upper)
+
+
+def paired_rate_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """Difference of two rates over the same prompts, each 0 or 1, with an adjusted Wald interval.
+
+        p+ = (ups + 1) / (n + 2),   p- = (downs + 1) / (n + 2),   d = p+ - p-
+        d +- z sqrt((p+ + p- - d^2) / (n + 2)),   cut to [-1, 1]
+
+    Like Wilson's it has width where nothing changed. Of a t-interval most would have none there:
+    with five prompts of which each changes with probability 0.05, it holds the truth 22 times of
+    100, this one always.
+
+    Returns: the observed difference, which is not the middle of its interval.
+    Raises: ValueError if empty or of different lengths.
+    Source: Bonett and Price 2012.
+    """
+    _require_pairs(before, after)
+    n = len(before)
+    ups = sum(second > first for first, second in zip(before, after, strict=True))
+    downs = sum(second < first for first, second in zip(before, after, strict=True))
+    p_up, p_down = (ups + 1) / (n + 2), (downs + 1) / (n + 2)
+    centre = p_up - p_down
+    half = Z_95 * math.sqrt((p_up + p_down - centre**2) / (n + 2))
+    return Estimate(
+        mean=(ups - downs) / n, low=max(-1.0, centre - half), high=min(1.0, centre + half), n=n
+    )
+
+
+def _require_pairs(before: Sequence[float], after: Sequence[float]) -> None:
+    if len(before) != len(after) or len(before) == 0:
         raise ValueError(
             f"before ({len(before)}) and after ({len(after)}) must pair up and not be empty"
         )
-    gaps = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    n = len(gaps)
-    rows = np.random.default_rng(seed).integers(n, size=(NUM_RESAMPLES, n))
-    low, high = np.quantile(gaps[rows].mean(axis=1), [0.025, 0.975])
-    return Estimate(mean=float(gaps.mean()), low=float(low), high=float(high), n=n)

@@ -12,6 +12,7 @@ from equilibrate.evaluation.statistics import (
     Estimate,
     mean_interval,
     paired_difference,
+    paired_rate_difference,
     wilson_interval,
 )
 from equilibrate.types import Category, Prompt
@@ -92,25 +93,25 @@ def tabulate(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> Evaluati
 
 
 def compare(
-    prompts: Sequence[Prompt],
-    base: Sequence[Verdict],
-    aligned: Sequence[Verdict],
-    *,
-    seed: int = 0,
+    prompts: Sequence[Prompt], base: Sequence[Verdict], aligned: Sequence[Verdict]
 ) -> EvaluationTable:
-    """The same table of differences, aligned - base, paired by prompt (bootstrap).
+    """The same table of differences, aligned - base, paired by prompt.
 
     Raises: DataError if there is nothing to count or the lengths differ.
     """
     _require_pairs(prompts, base)
     _require_pairs(prompts, aligned)
 
-    def difference(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
-        return paired_difference(
-            [read(base[i]) for i in rows], [read(aligned[i]) for i in rows], seed=seed
-        )
+    def both(rows: Sequence[int], read: Callable[[Verdict], float]) -> tuple[list[float], ...]:
+        return [read(base[i]) for i in rows], [read(aligned[i]) for i in rows]
 
-    return _build(prompts, rate=difference, mean=difference)
+    def rate(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
+        return paired_rate_difference(*both(rows, read))
+
+    def mean(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
+        return paired_difference(*both(rows, read), lower=-1.0, upper=1.0)
+
+    return _build(prompts, rate=rate, mean=mean)
 
 
 def pool_over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Literal
 
 from equilibrate.config.study import Claim
 from equilibrate.evaluation import (
+    MIN_CLAIMED,
     Estimate,
     gap_at_equal_harm,
     hypervolume,
     mean_interval,
-    paired_difference,
 )
 from equilibrate.study.figures import figure_or_nan, front_point, is_share
 from equilibrate.study.results import ByArm, RunResult
@@ -47,8 +47,6 @@ class JudgedClaim:
     """Of each seed that has a finite number on both sides."""
     gap: Estimate | None
     """Mean with its t-interval over seeds; None without a seed."""
-    bootstrap: Estimate | None
-    """Mean with its percentile bootstrap interval over seeds, for comparison."""
     effect_size: float
     """Cohen's d_z: mean over standard deviation of the gaps; nan without a spread."""
 
@@ -77,12 +75,9 @@ def judge_claim(claim: Claim, by_arm: ByArm) -> JudgedClaim:
     gap = mean_interval(gaps) if gaps else None
     return JudgedClaim(
         claim=claim,
-        # The t-interval decides. A percentile bootstrap over five values is too narrow: it divides
-        # by n where the deviation needs n - 1, and knows no tails beyond the values it has seen.
         verdict=decide(gap, expect=claim.expect, margin=claim.margin),
         gaps=by_seed,
         gap=gap,
-        bootstrap=paired_difference([0.0] * len(gaps), gaps) if gaps else None,
         effect_size=effect_size(gaps),
     )
 
@@ -94,10 +89,13 @@ def decide(
 
     higher: wholly above margin is reproduced, wholly at or below it is not; lower is its mirror.
     same (equivalence): wholly inside (-margin, margin) is reproduced, wholly outside is not.
-    Anything else is inconclusive, and fewer than two seeds are no measurement.
+    Anything else is inconclusive, so is the same gap in every one of fewer than `MIN_CLAIMED`
+    seeds (an interval without width), and fewer than two seeds are no measurement.
     """
     if gap is None or gap.n < MIN_SEEDS:
         return ClaimVerdict.NOT_MEASURED
+    if gap.n < MIN_CLAIMED and gap.high - gap.low < _NO_SPREAD:
+        return ClaimVerdict.INCONCLUSIVE
     low, high = gap.low, gap.high
     if expect == "same":
         holds = -margin < low and high < margin

@@ -45,7 +45,6 @@ class ClaimView:
     badge: str
     is_preliminary: bool
     gap: str
-    bootstrap: str
     effect: str
     by_seed: str
 
@@ -127,7 +126,6 @@ def _claim(study: StudyConfig, judged: JudgedClaim) -> ClaimView:
         badge=BADGES[judged.verdict],
         is_preliminary=judged.is_preliminary,
         gap=show_gap(judged.gap, share=share),
-        bootstrap=show_gap(judged.bootstrap, share=share),
         effect=effect_text(judged),
         by_seed=" / ".join(show_change(gap, share=share) for gap in judged.gaps.values()),
     )

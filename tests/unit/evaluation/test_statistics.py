@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from equilibrate.errors import DataError
 from equilibrate.evaluation.statistics import (
+    MIN_CLAIMED,
     Estimate,
     mean_interval,
     paired_difference,
+    paired_rate_difference,
     student_t_95,
     wilson_interval,
 )
@@ -75,10 +78,10 @@ def test_mean_interval_stays_in_the_range():
 
 
 def test_pairing_removes_what_the_prompts_share():
-    before = [0.0, 10.0, 20.0, 30.0]
+    before = [0.0, 10.0, 20.0, 30.0, 40.0, 50.0]
     figure = paired_difference(before, [value + 1 for value in before])
-    # Every pair differs by exactly 1, so does every resample.
-    assert figure == Estimate(mean=1.0, low=1.0, high=1.0, n=4)
+    # Every pair differs by exactly 1.
+    assert figure == Estimate(mean=1.0, low=1.0, high=1.0, n=6)
     assert figure.is_significant
 
 
@@ -89,12 +92,65 @@ def test_paired_difference_without_effect_is_not_significant():
     assert not figure.is_significant
 
 
-def test_paired_difference_is_deterministic_and_seeded():
-    before, after = [0.0, 0.5, 1.0, 0.2, 0.9], [0.7, 0.1, 1.0, 0.3, 0.2]
-    assert paired_difference(before, after, seed=1) == paired_difference(before, after, seed=1)
-    assert paired_difference(before, after, seed=1) != paired_difference(before, after, seed=2)
+def test_paired_difference_by_hand():
+    # Gaps 1, 2, 3 as in test_mean_interval_by_hand.
+    assert paired_difference([0.0, 1.0, 2.0], [1.0, 3.0, 5.0]) == mean_interval([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("function", [paired_difference, paired_rate_difference])
+def test_pairs_must_pair_up(function):
     with pytest.raises(ValueError, match="pair up"):
-        paired_difference([1.0], [])
+        function([1.0], [])
+    with pytest.raises(ValueError, match="not be empty"):
+        function([], [])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_pairs_are_never_called_significant(n):
+    """Five coins fall alike once in 16 throws of five: that is no 5 %."""
+    assert not paired_rate_difference([1.0] * n, [0.0] * n).is_significant
+    assert not paired_difference([1.0] * n, [0.0] * n).is_significant
+    assert paired_rate_difference([1.0] * MIN_CLAIMED, [0.0] * MIN_CLAIMED).is_significant
+
+
+def test_paired_rate_difference_by_hand():
+    # 3 up, 1 down, 4 alike: p+ = 4/10, p- = 2/10, d = 0.2; variance (0.6 - 0.04) / 10
+    before = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+    after = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    figure, half = paired_rate_difference(before, after), math.sqrt(Z2 * 0.056)
+    assert (figure.mean, figure.n) == (0.25, 8)
+    assert (figure.low, figure.high) == pytest.approx((0.2 - half, 0.2 + half))
+
+
+@given(st.lists(st.sampled_from([(0, 0), (0, 1), (1, 0), (1, 1)]), min_size=1, max_size=40))
+def test_paired_rate_difference_holds_what_was_seen_and_mirrors(pairs):
+    before, after = zip(*pairs, strict=True)
+    figure, mirror = paired_rate_difference(before, after), paired_rate_difference(after, before)
+    assert -1 <= figure.low <= figure.mean <= figure.high <= 1
+    assert (figure.low, figure.high) == pytest.approx((-mirror.high, -mirror.low))
+
+
+COVERAGE, DRAWS = 0.93, 2000
+"""Wanted share of intervals that hold the truth; its own error is 0.005."""
+
+
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_paired_differences_hold_the_truth_as_often_as_they_say(n):
+    rng = np.random.default_rng(0)
+    before = rng.normal(0.0, 3.0, (DRAWS, n))
+    after = before + rng.normal(0.4, 1.0, (DRAWS, n))
+    figures = [paired_difference(*both) for both in zip(before, after, strict=True)]
+    assert np.mean([figure.low <= 0.4 <= figure.high for figure in figures]) >= COVERAGE
+
+
+@pytest.mark.parametrize("n", [2, 5, 20])
+@pytest.mark.parametrize(("p_up", "p_down"), [(0.0, 0.05), (0.05, 0.05), (0.1, 0.3), (0.0, 0.9)])
+def test_rate_differences_hold_the_truth_as_often_as_they_say(n, p_up, p_down):
+    draws = np.random.default_rng(0).random((DRAWS, n))
+    ups, downs = draws < p_up, draws > 1 - p_down
+    figures = [paired_rate_difference(1.0 * d, 1.0 * u) for d, u in zip(downs, ups, strict=True)]
+    held = [figure.low <= p_up - p_down <= figure.high for figure in figures]
+    assert np.mean(held) >= COVERAGE
 
 
 def test_estimate_round_trip_and_refusal():
@@ -104,9 +160,3 @@ def test_estimate_round_trip_and_refusal():
     assert again.low == pytest.approx(figure.low, abs=1e-6)
     with pytest.raises(DataError, match="mean, low, high, n"):
         Estimate.from_json({"mean": 1.0})
-
-
-def test_bootstrap_width_is_that_of_95_percent():
-    # Gaps of +1 and -1: s = 1, so half the width is near 1.96 / sqrt(400) = 0.098 (90 %: 0.082).
-    figure = paired_difference([0.0] * 400, [1.0, -1.0] * 200)
-    assert (figure.high - figure.low) / 2 == pytest.approx(0.098, abs=0.008)

@@ -7,7 +7,7 @@ import pytest
 
 from equilibrate.errors import DataError
 from equilibrate.evaluation.judges import Verdict
-from equilibrate.evaluation.statistics import wilson_interval
+from equilibrate.evaluation.statistics import Estimate, paired_rate_difference, wilson_interval
 from equilibrate.evaluation.tables import EvaluationTable, compare, pool_over_seeds, tabulate
 from equilibrate.types import Category, Prompt
 
@@ -84,12 +84,13 @@ def test_compare_is_the_paired_difference():
     base = [verdict(harmful=True)] * 3 + [verdict(0.25)]
     aligned = [verdict()] * 3 + [verdict(1.0, refused=True)]
     table = compare(prompts, base, aligned)
-    # Every pair of a cell differs by the same amount, so the interval has no width.
-    figure = table.harmful_compliance["IHD"]
-    assert (figure.mean, figure.low, figure.high, figure.n) == (-1.0, -1.0, -1.0, 3)
+    assert table.harmful_compliance["IHD"] == paired_rate_difference([1.0] * 3, [0.0] * 3)
+    assert table.harmful_compliance["IHD"].mean == -1.0
     assert table.over_refusal["GENERAL"].mean == 1.0
-    assert table.helpfulness["GENERAL"].mean == 0.75
+    # A single pair: the interval is all that a difference can be.
+    assert table.helpfulness["GENERAL"] == Estimate(mean=0.75, low=-1.0, high=1.0, n=1)
     assert table.malformed.mean == 0.0
+    assert table.malformed.low < 0.0 < table.malformed.high
 
 
 def test_table_round_trip():

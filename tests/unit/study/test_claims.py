@@ -59,6 +59,13 @@ def test_less_than_two_seeds_decide_nothing():
     assert decide(None, expect="higher", margin=0.0) is NOT_MEASURED
 
 
+@pytest.mark.parametrize("expect", ["higher", "same"])
+def test_a_few_equal_gaps_decide_nothing(expect):
+    five, six = (Estimate(mean=0.5, low=0.5, high=0.5, n=n) for n in (5, 6))
+    assert decide(five, expect=expect, margin=0.9 if expect == "same" else 0.0) is INCONCLUSIVE
+    assert decide(six, expect=expect, margin=0.9 if expect == "same" else 0.0) is REPRODUCED
+
+
 def test_five_gaps_by_hand():
     """Gaps -1 ... -5 points: mean -3, s = sqrt(2.5), t(4) = 2.7764.
 
@@ -74,13 +81,10 @@ def test_five_gaps_by_hand():
     assert judged.effect_size == pytest.approx(-1.8974, abs=1e-4)
     assert judged.verdict is REPRODUCED
     assert (judged.num_seeds, judged.is_preliminary) == (5, False)
-    # The bootstrap knows no value beyond the five and is narrower.
-    assert judged.bootstrap is not None
-    assert judged.gap.low < judged.bootstrap.low < -0.03 < judged.bootstrap.high < judged.gap.high
 
 
-def test_the_t_interval_decides_and_not_the_bootstrap():
-    """Gaps 1, 1, 1, 1, -1 points: mean 0.6, s = 0.894, half 1.11; no resample mean is below -1."""
+def test_the_t_interval_decides():
+    """Gaps 1, 1, 1, 1, -1 points: mean 0.6, s = 0.894, half 1.11."""
     gaps = [0.01, 0.01, 0.01, 0.01, -0.01]
     harms = {"few": [0.3] * 5, "many": [0.3 + gap for gap in gaps]}
     judged = judge_claim(claim("higher", margin=0.0), by_arm(harms))
@@ -99,7 +103,7 @@ def test_only_common_seeds_count():
     assert (alone.verdict, alone.num_seeds, alone.is_preliminary) == (NOT_MEASURED, 1, False)
     assert math.isnan(alone.effect_size)
     nothing = judge_claim(claim(), by_arm({"few": [0.3]}))
-    assert (nothing.verdict, nothing.gap, nothing.bootstrap) == (NOT_MEASURED, None, None)
+    assert (nothing.verdict, nothing.gap) == (NOT_MEASURED, None)
 
 
 def test_a_number_that_is_none_is_no_measurement():
@@ -132,7 +136,7 @@ def test_fronts_by_hand():
     fields = {"figure": "", "front": ["harm", "over_refusal"], "of": ["few", "many"]}
     judged = judge_claim(claim("higher", against="offline", **fields), results_by_arm(runs, made))
     assert judged.gaps == pytest.approx({0: 0.25, 1: 0.25})
-    assert judged.verdict is REPRODUCED
+    assert judged.verdict is INCONCLUSIVE  # two seeds without a spread
     # Without one of its arms a front is not measured.
     made.pop(next(run.key for run in runs if run.arms == ("many",) and run.seed == 1))
     judged = judge_claim(claim("higher", against="offline", **fields), results_by_arm(runs, made))
@@ -158,7 +162,6 @@ def test_fronts_at_equal_harm_by_hand():
         results_by_arm(runs, made),
     )
     assert judged.gaps == pytest.approx({0: 0.1, 2: 0.1, 3: 0.1, 4: 0.1})
-    assert judged.verdict is REPRODUCED
 
 
 def test_a_front_without_a_point_is_no_measurement():
