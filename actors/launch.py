@@ -139,7 +139,6 @@ def _make_parts(
     )
     parts = driver.Parts(
         sampler=sampler,
-        rollouts=groups.rollouts,
         queue=queue,
         scorer=groups.scorer,
         learner=groups.learner,

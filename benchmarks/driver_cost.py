@@ -205,7 +205,6 @@ def _make_parts(
     rollouts = RayRolloutPool(pools["rollout"], partial(request_seed, 0))
     return Parts(
         sampler=sampler,
-        rollouts=rollouts,
         queue=RolloutQueue(sampler, rollouts, max_policy_lag=0, iterations=1),
         scorer=RayScorer(pools["scoring"]),
         learner=RayLearnerGroup(lambda: list(actors), timeout_seconds=TIMEOUT_SECONDS),

@@ -9,20 +9,24 @@ v + 1.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from equilibrate.errors import NumericsError, WorkerLostError
-from equilibrate.interfaces import Learner, MetricSink, PromptSampler, RolloutPool, Scorer
+from equilibrate.interfaces import Learner, MetricSink, PromptSampler, Scorer
 from equilibrate.run.metrics import mixture_metrics, rollout_metrics
 from equilibrate.run.queue import RolloutQueue
 from equilibrate.types import ScoredRollout, UpdateMetrics
 
+logger = logging.getLogger(__name__)
+
 MAX_SKIPPED_UPDATES = 3
-"""Skipped updates in a row after which a run stops: the next one would be skipped too."""
+"""Skipped updates in a row after which a run goes back to its last checkpoint. It does so once:
+what comes again from there would come a third time."""
 
 
 class Controller(Protocol):
@@ -32,6 +36,10 @@ class Controller(Protocol):
     def value(self) -> float: ...
 
     def observe(self, scored: Sequence[ScoredRollout]) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Checkpoints(Protocol):
@@ -49,8 +57,8 @@ class Parts:
     """What a run is made of, wired in `actors/launch.py`."""
 
     sampler: PromptSampler
-    rollouts: RolloutPool
     queue: RolloutQueue
+    """Of the generators, whose weights nothing else changes."""
     scorer: Scorer
     learner: Learner
     multiplier: Controller
@@ -88,6 +96,7 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
     with clock("score"):
         scored = parts.scorer.score(rollouts)
     # Safe RLHF moves the multiplier before the policy, on the costs of the rollouts at hand.
+    multiplier_before = parts.multiplier.state_dict()
     parts.multiplier.observe(scored)
     with clock("update"):
         update = parts.learner.update(
@@ -96,30 +105,34 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
             multiplier=parts.multiplier.value,
             kl_coef=parts.kl.value,
         )
-    with clock("rollout"):
-        parts.queue.wait()
     with clock("sync"):
-        parts.rollouts.sync(parts.learner.publish(iteration + 1))
+        weights = parts.learner.publish(iteration + 1)
+    parts.queue.publish(weights, clock)
+    if update.skipped:
+        # What the policy did not answer must not count against it: all that steers stays put.
+        parts.multiplier.load_state_dict(multiplier_before)
     _record(parts, iteration, scored, update)
     parts.sink.write_seconds(iteration, clock.total())
-    parts.kl.observe(scored)
-    parts.sampler.observe(scored)
+    if not update.skipped:
+        parts.kl.observe(scored)
+        parts.sampler.observe(scored)
     return update
 
 
 def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts: int) -> int:
     """Run to `iterations`, or until asked to stop; returns the iteration reached, which is saved.
 
-    Raises: NumericsError after `MAX_SKIPPED_UPDATES` skipped updates in a row, WorkerLostError
-    after more than `max_restarts` lost learner groups.
+    Raises: NumericsError where `MAX_SKIPPED_UPDATES` updates in a row are skipped a second time,
+    WorkerLostError after more than `max_restarts` lost learner groups.
     """
     iteration: int | None = None
     skipped = restarts = 0
+    has_gone_back = False
     while True:
         # A rank can be lost in every call to the learner, the first and the last save included.
         try:
             if iteration is None:
-                iteration = _resume(parts)
+                iteration, skipped = _resume(parts), 0
             if iteration >= iterations or parts.should_stop():
                 parts.checkpoints.save(iteration)
                 return iteration
@@ -135,16 +148,23 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
                 raise
             iteration = None
             parts.learner.restart()
-        if skipped >= MAX_SKIPPED_UPDATES:
-            raise NumericsError(
+        if skipped >= MAX_SKIPPED_UPDATES and iteration is not None:
+            what = (
                 f"iteration {iteration}: {skipped} updates in a row were skipped because a loss or "
-                "a score was not finite; lower learner.policy_lr, or check the scorers"
+                "all scores were not finite"
             )
+            if has_gone_back:
+                raise NumericsError(
+                    f"{what}, again after going back to a checkpoint; lower learner.policy_lr, or "
+                    "check the scorers"
+                )
+            logger.warning("%s; going back to the last checkpoint, once", what)
+            has_gone_back, iteration = True, None
 
 
 def _resume(parts: Parts) -> int:
     iteration = parts.checkpoints.restore()
-    parts.rollouts.sync(parts.learner.publish(iteration))
+    parts.queue.publish(parts.learner.publish(iteration))
     return iteration
 
 

@@ -1,5 +1,6 @@
 """Sampling ahead of learning: the rollouts that wait for the learner, exactly resumed.
 
+The queue is the only one to change the generators' weights, because it knows what is under way.
 With `max_policy_lag` L the responses of iteration i come from policy version max(0, i - L): those
 of i + L are sampled while i is scored and learned. L = 0 is plain on-policy PPO.
 """
@@ -8,14 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 
+from equilibrate.errors import NumericsError
 from equilibrate.interfaces import PromptSampler, RolloutPool
-from equilibrate.types import Category, FinishReason, Rollout
+from equilibrate.types import Category, FinishReason, Rollout, Weights
 
 Pending = Callable[[], list[Rollout]]
+Clock = Callable[[str], AbstractContextManager[None]]
+"""Measures a phase by its name."""
 
 
 class RolloutQueue:
@@ -47,20 +52,33 @@ class RolloutQueue:
                 self._pending[number] = self._rollouts.start(batch, policy_version=iteration)
         return self._pending.pop(iteration)()
 
-    def wait(self) -> None:
-        """Let what is under way finish: generators change version between responses only, so that
-        every response has one version, and which one does not depend on anybody's speed."""
+    def publish(self, weights: Weights, clock: Clock = nullcontext) -> None:
+        """Bring the generators to these weights, once what is under way has finished.
+
+        They change version between responses only, so that every response has one version, and
+        which one does not depend on anybody's speed.
+        """
+        with clock("rollout"):
+            self._wait()
+        with clock("sync"):
+            self._rollouts.sync(weights)
+
+    def _wait(self) -> None:
         for number, pending in self._pending.items():
             self._pending[number] = _done(pending())
 
     def save(self, folder: Path) -> None:
         """Write the rollouts that wait; a resumed run could not sample them from older weights."""
-        self.wait()
+        self._wait()
         for number, pending in self._pending.items():
             np.savez(_file(folder, number), **_to_arrays(pending()))  # type: ignore[arg-type]
 
     def load(self, folder: Path) -> None:
         """Forget what is under way and continue with what `save` wrote."""
+        for pending in self._pending.values():
+            # It has to end before the next sync; nobody will read what a broken policy said.
+            with suppress(NumericsError):
+                pending()
         self._pending = {}
         for file in sorted(folder.glob("rollouts-*.npz")):
             with np.load(file, allow_pickle=False) as arrays:

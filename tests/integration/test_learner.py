@@ -123,6 +123,22 @@ def test_loading_continues_bit_by_bit(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_loading_goes_back_in_a_running_learner(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, stage: int
+) -> None:
+    settings = make_settings(models, learner={"zero_stage": stage}, parity_tolerance=10.0)
+    worker = LearnerWorker(settings)
+    update(worker, scored, iteration=0)
+    worker.save(tmp_path)
+    expected = update(worker, scored, iteration=1)
+    reached = snapshot(worker)
+    update(worker, scored, iteration=2)
+    worker.load(tmp_path)
+    assert dict(update(worker, scored, iteration=1).values) == dict(expected.values)
+    assert_equal(snapshot(worker), reached)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_broken_minibatch_leaves_nothing_behind(
     models: Path, scored: list[ScoredRollout], monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:

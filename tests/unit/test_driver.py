@@ -49,7 +49,6 @@ class Run:
         )
         self.parts = Parts(
             sampler=self.sampler,
-            rollouts=self.rollouts,
             queue=self.queue,
             scorer=FakeScorer(self.journal),
             learner=self.learner,
@@ -189,11 +188,42 @@ def test_skipped_updates_are_counted_and_forgiven(tmp_path: Path) -> None:
     assert [row["skipped"] for _, row in run.sink.rows] == [1.0, 1.0, 0.0, 1.0, 0.0]
 
 
-def test_too_many_skipped_updates_in_a_row_end_the_run(tmp_path: Path) -> None:
-    run = Run(tmp_path, skip_at=tuple(range(1, MAX_SKIPPED_UPDATES + 1)))
-    with pytest.raises(NumericsError, match="3 updates in a row"):
+def test_what_steers_stays_put_where_an_update_is_skipped(tmp_path: Path) -> None:
+    run = Run(tmp_path, skip_at=(2,))
+    assert run.train(3) == 3
+    # Moved for the second update, put back, and moved again from there for the third.
+    assert run.learner.multipliers == [1.0, 2.0, 2.0]
+    assert [row["multiplier"] for _, row in run.sink.rows] == [1.0, 1.0, 2.0]
+    assert [row["kl_coef"] for _, row in run.sink.rows] == [0.0, 1.0, 1.0]
+    # Two prompts an iteration, of two of the three.
+    assert run.sampler.observed == 4
+
+
+def test_skipped_updates_in_a_row_go_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+    # Updates 0 and 1 are saved at 2; 2 is learned from, 3 to 5 are not: 2 comes again.
+    run = Run(tmp_path, skip_at=(4, 5, 6))
+    assert run.train(6) == 6
+    assert run.learner.calls == 6 + 4
+    assert run.learner.num_updates == 6
+    assert run.learner.multipliers[6:] == [3.0, 4.0, 5.0, 6.0]
+    straight = Run(tmp_path / "straight")
+    straight.train(6)
+    assert run.sink.rows == straight.sink.rows
+    assert "restart" not in run.journal
+
+
+def test_skipped_updates_in_a_row_end_the_run_the_second_time(tmp_path: Path) -> None:
+    run = Run(tmp_path, skip_at=tuple(range(1, 2 * MAX_SKIPPED_UPDATES + 1)))
+    with pytest.raises(NumericsError, match=r"3 updates in a row .* again after going back"):
         run.train(9)
     assert len(run.sink.rows) == MAX_SKIPPED_UPDATES
+
+
+def test_lost_learner_forgets_the_skips_that_it_goes_back_behind(tmp_path: Path) -> None:
+    # Two skips, a loss, and after it two others: never three in a row.
+    run = Run(tmp_path, skip_at=(1, 2, 4, 5), lost_at=(3,))
+    assert run.train(3) == 3
+    assert run.learner.num_updates == 1
 
 
 def test_resume_with_another_seed_is_refused(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from equilibrate.errors import NumericsError
 from equilibrate.run.queue import RolloutQueue
-from equilibrate.types import PromptBatch, Rollout
+from equilibrate.types import PromptBatch, Rollout, Weights
 from tests.fakes import FakeRolloutPool, FakeSampler
 
 
@@ -60,6 +62,47 @@ def test_loading_forgets_what_was_under_way(tmp_path: Path) -> None:
     queue.load(tmp_path)
     # The sampler goes on where it stands: restoring it is the checkpoint's work.
     assert texts(queue.take(1)) == ["prompt 4", "prompt 5"]
+
+
+def test_publishing_waits_for_what_is_under_way() -> None:
+    pool = AnyVersionPool([])
+    queue = RolloutQueue(FakeSampler(), pool, max_policy_lag=2, iterations=9)
+    queue.take(0)
+    phases: list[str] = []
+
+    @contextmanager
+    def clock(phase: str) -> Iterator[None]:
+        assert pool.num_running == (2 if phase == "rollout" else 0)
+        phases.append(phase)
+        yield
+
+    # The pool itself refuses new weights under running requests.
+    queue.publish(Weights(version=1, reference=None), clock)
+    assert phases == ["rollout", "sync"]
+    assert pool.version == 1
+    assert texts(queue.take(1)) == ["prompt 2", "prompt 3"]
+
+
+class BrokenPool(AnyVersionPool):
+    """A policy that says nothing but nan."""
+
+    def start(self, batch: PromptBatch, policy_version: int) -> Callable[[], list[Rollout]]:
+        finish = super().start(batch, policy_version)
+
+        def fail() -> list[Rollout]:
+            finish()
+            raise NumericsError("a sampled token has a non-finite log-prob")
+
+        return fail if batch.iteration else finish
+
+
+def test_what_is_forgotten_ends_before_the_next_weights_come(tmp_path: Path) -> None:
+    pool = BrokenPool([])
+    queue = RolloutQueue(FakeSampler(), pool, max_policy_lag=1, iterations=9)
+    queue.take(0)
+    queue.load(tmp_path)
+    queue.publish(Weights(version=0, reference=None))
+    assert pool.num_running == 0
 
 
 def test_more_than_nine_iterations_ahead_come_back_in_order(tmp_path: Path) -> None:
