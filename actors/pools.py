@@ -136,8 +136,7 @@ class RayRolloutPool:
                 token_ids=prompt.token_ids,
                 seed=self._seed_of(batch.iteration, prompt.prompt_id, copy),
             )
-            for prompt in batch.prompts
-            for copy in range(batch.copies)
+            for prompt, copy in batch.responses()
         ]
         num_workers = len(self._pool.workers)
         shares = [(requests[i::num_workers], policy_version) for i in range(num_workers)]

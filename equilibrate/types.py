@@ -9,9 +9,11 @@ A mask always says what True keeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import count
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -76,6 +78,17 @@ class PromptBatch:
     iteration: int
     prompts: tuple[Prompt, ...]
     copies: int = 1
+
+    def responses(self) -> Iterator[tuple[Prompt, int]]:
+        """Each response to sample: its prompt, and its number among all to that prompt.
+
+        A prompt that comes twice goes on counting, so that no two responses of a batch share prompt
+        and number, which are what they are seeded by.
+        """
+        numbers: dict[str, Iterator[int]] = defaultdict(count)
+        for prompt in self.prompts:
+            for _ in range(self.copies):
+                yield prompt, next(numbers[prompt.prompt_id])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +170,8 @@ class TokenBatch:
     is_masked_row: Tensor
     """[B] bool: True where AMA may mask the row; False for classes that the gate leaves alone."""
     prompt_groups: Tensor
-    """[B] int64: the same number for all responses to one prompt."""
+    """[B] int64: the same number for all responses to one prompt, wherever in the batch: they are
+    samples of one policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ class ClassPool:
         name = int.from_bytes(self._category.value.encode(), "big")
         generator = np.random.default_rng([self._seed, name, self._passes])
         order = generator.permutation(len(self._prompts)).tolist()
-        # A prompt already in this batch comes last: twice in one batch would be one rollout twice.
+        # A prompt already in this batch comes last: another one teaches more.
         self._remaining = sorted(order, key=lambda index: index in avoid)
         self._passes += 1
 

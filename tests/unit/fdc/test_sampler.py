@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from equilibrate.errors import DataError
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import FixedSchedule, SaturationSchedule
+from equilibrate.seeds import request_seed
 from equilibrate.types import Category, Prompt, PromptBatch, ScoredRollout
 
 MIXTURE = {
@@ -54,6 +55,23 @@ def make_sampler(
 
 def ids(batch: PromptBatch) -> list[str]:
     return [prompt.prompt_id for prompt in batch.prompts]
+
+
+def test_responses_to_a_prompt_that_comes_twice_go_on_counting() -> None:
+    one, two = make_prompts({Category.EHD: 2})
+    batch = PromptBatch(iteration=0, prompts=(one, two, one), copies=2)
+    numbered = [(prompt.prompt_id, number) for prompt, number in batch.responses()]
+    # The first time it is numbered, and so seeded, as it is where it comes once.
+    first = [("EHD-0", 0), ("EHD-0", 1), ("EHD-1", 0), ("EHD-1", 1)]
+    assert numbered == [*first, ("EHD-0", 2), ("EHD-0", 3)]
+
+
+def test_a_batch_larger_than_its_class_holds_no_response_twice() -> None:
+    sampler = make_sampler({Category.EHD: 1.0}, per_class=5)
+    batch = sampler.next_batch(0)
+    seeds = {request_seed(0, 0, p.prompt_id, number) for p, number in batch.responses()}
+    assert len(set(ids(batch))) == 5
+    assert len(seeds) == 16 * 2
 
 
 def test_counts_follow_the_shares_after_every_batch() -> None:
