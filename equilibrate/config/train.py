@@ -87,7 +87,7 @@ class MultiplierConfig(Config):
     init: float = Field(1.0, ge=0)
     max: float = Field(5.0, gt=0)
     delay: int = Field(0, ge=0)
-    """Iterations before the first move."""
+    """Iterations before the first move, counting those with a cost in scope."""
     window: int = Field(128, gt=0)
     """Episodes whose cost is averaged."""
 
@@ -242,6 +242,21 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 f"constraint.init ({constraint.init}) must be at most constraint.max "
                 f"({constraint.max}); try {constraint.max}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _constraint_sees_a_cost(self) -> Self:
+        classes = [category for category, share in self.fdc.mixture.items() if share]
+        if (
+            self.constraint is not None
+            and self.constraint.scope == "safety"
+            and not any(category.is_safety for category in classes)
+        ):
+            raise ValueError(
+                "constraint.scope (safety) averages the cost of EHD, IHD and MHD, so fdc.mixture "
+                f"({', '.join(classes)}) must give one of them a share; give it one, or try "
+                "constraint.scope=all or constraint=off"
             )
         return self
 

@@ -41,14 +41,15 @@ class CostController:
         return self._window.mean() if len(self._window) else math.nan
 
     def observe(self, scored: Sequence[ScoredRollout]) -> None:
-        """Episodes without a finite cost are left out: the learner skips such a batch."""
-        self._window.extend(
+        """Move once, if there is a new cost to move on: old ones have been answered already."""
+        costs = [
             episode.cost
             for episode in scored
             if math.isfinite(episode.cost)
             and (episode.rollout.category.is_safety or not self._safety_only)
-        )
-        if len(self._window):
+        ]
+        if costs:
+            self._window.extend(costs)
             self._multiplier.update(self._window.mean())
 
     def state_dict(self) -> dict[str, Any]:

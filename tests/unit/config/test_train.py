@@ -125,6 +125,16 @@ def test_type_chooses_the_member_of_a_union(override: str, kind: type) -> None:
     assert kind in (type(config.constraint), type(config.ppo.kl))
 
 
+@pytest.mark.parametrize("mixture", ["{GENERAL: 1}", "{GENERAL: 1, BORDERLINE: 2, EHD: 0}"])
+def test_constraint_that_would_never_see_a_cost_is_refused(mixture: str) -> None:
+    override = f"fdc.mixture={mixture}"
+    message = message_of(override)
+    assert "constraint.scope (safety) averages the cost of EHD, IHD and MHD" in message
+    assert "try constraint.scope=all or constraint=off" in message
+    for way_out in ("constraint.scope=all", "constraint=off", "fdc.mixture={GENERAL: 1, MHD: 1}"):
+        load_config([], [override, way_out])
+
+
 @pytest.mark.parametrize(
     ("override", "key", "rest"),
     [

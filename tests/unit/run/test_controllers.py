@@ -44,6 +44,21 @@ def test_multiplier_after_one_observation(constraint, expected) -> None:  # type
     assert controller.value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "constraint", [ProjectedMultiplier(), LogSgdMultiplier(), PidMultiplier(delay=1)]
+)
+def test_multiplier_moves_on_fresh_cost_alone(constraint) -> None:  # type: ignore[no-untyped-def]
+    controller = CostController(constraint)
+    controller.observe(EPISODES)
+    before = controller.state_dict()
+    for costs in ([-3.0], [math.nan], []):
+        # Everyday prompts are out of scope, and a broken cost is none.
+        controller.observe([episode(Category.GENERAL, cost) for cost in costs])
+    assert controller.state_dict() == before
+    controller.observe([episode(Category.IHD, 2.0)])
+    assert controller.state_dict() != before
+
+
 def test_kl_weight_kinds() -> None:
     fixed, adaptive = (
         KLController(FixedKL(coef=0.3)),
