@@ -19,7 +19,7 @@ from equilibrate.interfaces import PromptSampler, RolloutPool
 from equilibrate.types import Category, FinishReason, Rollout, Weights
 
 Pending = Callable[[], list[Rollout]]
-Clock = Callable[[str], AbstractContextManager[None]]
+Clock = Callable[[str], AbstractContextManager[object]]
 """Measures a phase by its name."""
 
 
