@@ -72,7 +72,7 @@ class AnswerMaskConfig(MaskConfig):
     mode: Literal["gradient", "forward"] = "gradient"
     """What a masked token loses: its gradient alone, or its place in the loss too."""
     when_empty: Literal["full", "skip"] = "full"
-    """An answer of a pair that keeps no token: use all of it, or leave the pair out."""
+    """Where the mask would drop every token of an answer: train it unmasked, or skip its pair."""
     dead_band: float = Field(0.0, ge=0)
     """Drop a token only where its score is further than this on the other side; units of the
     score."""
@@ -205,6 +205,7 @@ class FitConfig(RunConfig):
         missing = [key for key, path in needed.items() if not path]
         if missing:
             raise ValueError(
-                f"data.policy is given, so data.{missing[0]} must be given too (or leave both out)"
+                f"data.policy is given, so data.{missing[0]} must be given too; "
+                "without data.policy the built-in world has all of them"
             )
         return self

@@ -272,7 +272,8 @@ class TrainConfig(RunConfig):
         missing = [key for key, path in needed.items() if not path]
         if missing and not self.data.is_built_in:
             raise ValueError(
-                f"data.policy is given, so data.{missing[0]} must be given too (or leave both out)"
+                f"data.policy is given, so data.{missing[0]} must be given too; "
+                "without data.policy the built-in world has all of them"
             )
         if self.learner.ptx_coef > 0 and not self.data.ptx and not self.data.is_built_in:
             raise ValueError(

@@ -196,11 +196,13 @@ def test_every_broken_rule_has_its_line() -> None:
         ),
         (
             ("data.policy=p", "data.reward=r", "data.prompts=x"),
-            "data.policy is given, so data.cost must be given too (or leave both out)",
+            "data.policy is given, so data.cost must be given too; "
+            "without data.policy the built-in world has all of them",
         ),
         (
             ("data.policy=p", "data.prompts=x"),
-            "data.policy is given, so data.reward must be given too (or leave both out)",
+            "data.policy is given, so data.reward must be given too; "
+            "without data.policy the built-in world has all of them",
         ),
         (
             (
