@@ -10,6 +10,7 @@ Source: Yuan et al. 2024 (arXiv 2407.09121), eq. 2.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 from equilibrate.data.answers import Answer, pairs
@@ -34,16 +35,21 @@ def derta_answers(columns: Columns, *, refusal: str, seed: int) -> list[Answer]:
         if not chosen.is_safe or rejected.is_safe:
             answers.append(chosen)
             continue
-        words = rejected.response.split()
-        begun = words[: rng.randint(0, len(words))]
+        begun = _beginning(rejected.response, rng)
         answers += [
-            replace(chosen, given=" ".join(begun), response=_after(begun, chosen.response)),
+            replace(chosen, given=begun, response=_after(begun, chosen.response)),
             # Every token is to become the refusal, so this side is to be learned too.
             replace(rejected, target=refusal, side=1),
         ]
     return answers
 
 
-def _after(begun: list[str], response: str) -> str:
+def _beginning(response: str, rng: random.Random) -> str:
+    """The first k words exactly as they stand in the response, line breaks and spacing too."""
+    ends = [0, *(word.end() for word in re.finditer(r"\S+", response))]
+    return response[: ends[rng.randint(0, len(ends) - 1)]]
+
+
+def _after(begun: str, response: str) -> str:
     # A tokenizer that knows spaces must see the one between the two.
     return f" {response}" if begun else response

@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from equilibrate.config.fit import DertaConfig
 from equilibrate.errors import DataError
@@ -64,6 +66,15 @@ def test_the_beginning_is_of_any_length_and_fixed_by_the_seed():
     assert set(lengths[0]) == set(range(6))
     assert all(12 <= count <= 55 for count in lengths[0].values())
     assert lengths[0] == lengths[1] != lengths[2]
+
+
+@given(st.text(st.sampled_from("ab \n\t\u00a0\u2028"), max_size=30), st.integers(0, 9))
+def test_a_beginning_is_the_very_text_of_the_harmful_answer(rejected, seed):
+    table = columns() | {"rejected": [rejected]}
+    turn = derta_answers(table, refusal="i", seed=seed)[0]
+    assert rejected.startswith(turn.given)
+    assert not turn.given or not turn.given[-1].isspace()
+    assert turn.response == (f" {SAFE}" if turn.given else SAFE)
 
 
 @pytest.mark.parametrize("labels", [(True, True), (False, False), (False, True)])
