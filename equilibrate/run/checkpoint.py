@@ -19,13 +19,13 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from equilibrate.errors import EquilibrateError, ResourceError
+from equilibrate.errors import ResourceError
+from equilibrate.run.disk import as_resource_error
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,7 @@ FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
 _PREFIX = "iteration-"
-
-# Libraries that write through C++ lose the errno and keep only a text like these.
-_FULL_DISK_TEXTS = ("No space left", "File too large", "PytorchStreamWriter", "inline_container")
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +60,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         path = folder / ".lock"
-        with _as_resource_error(folder):
+        with as_resource_error(folder):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,8 +100,10 @@ class CheckpointStore:
         self._root = root
         self._keep = keep
         self._versions = dict(versions or {})
-        with _as_resource_error(root):
-            root.mkdir(parents=True, exist_ok=True)
+        with as_resource_error(root):
+            if not root.is_dir():
+                root.mkdir(parents=True, exist_ok=True)
+                _make_private(root)
         _require_private(root)
         self._lock = FolderLock(root)
         self._clean_up()
@@ -130,7 +130,7 @@ class CheckpointStore:
         unfinished = self._root / f"tmp-{iteration}-{uuid.uuid4().hex}"
         final = self._root / f"{_PREFIX}{iteration}"
         try:
-            with _as_resource_error(final):
+            with as_resource_error(final):
                 unfinished.mkdir(mode=0o700)
                 write(unfinished)
                 self._seal(unfinished, iteration)
@@ -159,6 +159,7 @@ class CheckpointStore:
         }
         _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1))
         for path in (*folder.rglob("*"), folder):
+            _make_private(path)
             if path.is_dir():
                 _sync(path)
 
@@ -300,12 +301,22 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"size": os.fstat(file.fileno()).st_size, "sha256": digest}
 
 
+def _make_private(path: Path) -> None:
+    """Whatever the umask, which leaves files open to the group on many machines."""
+    mode = path.lstat().st_mode
+    if mode & _OTHERS_WRITE and not stat.S_ISLNK(mode):
+        path.chmod(stat.S_IMODE(mode) & ~_OTHERS_WRITE)
+
+
 def _require_private(path: Path) -> None:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         return
-    if status.st_mode & stat.S_IWOTH:
-        raise ResourceError(f"{path}: must not be writable by everybody; try chmod o-w {path}")
+    if status.st_mode & _OTHERS_WRITE:
+        raise ResourceError(
+            f"{path}: must not be writable by everybody or by a group, who could have it run their "
+            f"code; try chmod -R go-w {path}"
+        )
     if status.st_uid not in (os.geteuid(), 0):
         raise ResourceError(
             f"{path}: belongs to user {status.st_uid}, not to you ({os.geteuid()}); loading it "
@@ -326,29 +337,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _as_resource_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not _is_disk_failure(error):
-            raise
-        lines = str(error).splitlines() or [repr(error)]
-        # A remote error brings its whole traceback along; one line of it has the reason.
-        reason = next((line for line in lines if _tells_full_disk(line)), lines[-1]).strip()
-        raise ResourceError(
-            f"{path}: cannot be written ({reason}); free space or give another output"
-        ) from error
-
-
-def _is_disk_failure(error: Exception) -> bool:
-    # Lost connections and deadlines are OSErrors too, but not of this disk.
-    if isinstance(error, (EquilibrateError, ConnectionError, TimeoutError)):
-        return False
-    return isinstance(error, OSError) or _tells_full_disk(str(error))
-
-
-def _tells_full_disk(text: str) -> bool:
-    return any(part in text for part in _FULL_DISK_TEXTS)
