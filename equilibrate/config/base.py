@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from equilibrate.types import Category
 
@@ -25,6 +28,28 @@ def type_is(default: str) -> BeforeValidator:
         return {"type": default, **value} if isinstance(value, dict) else value
 
     return BeforeValidator(fill)
+
+
+def _is_folder_here(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        raise ValueError("must name a folder; try runs/mine")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+        raise ValueError(
+            "must be a folder of a file system, not an address; mount the store and give that "
+            "path, or copy the folder there when the run has ended"
+        )
+    if value.startswith("~"):
+        raise ValueError(f"must be written out; try {os.path.expanduser(value)}")
+    if not os.path.isabs(value) and Path(os.path.normpath(value)).parts[:1] == ("..",):
+        # Under `ray job submit` the working folder is a copy in Ray's temporary files.
+        raise ValueError(
+            f"must not lead out of the working folder; try its whole path, {os.path.abspath(value)}"
+        )
+    return value
+
+
+OutputFolder = Annotated[str, AfterValidator(_is_folder_here)]
+"""A folder to be written: under the working folder, or a whole path."""
 
 
 class WorkerGroup(Config):
@@ -90,7 +115,7 @@ class SandboxConfig(Config):
 class RunConfig(Config):
     """What every kind of run has, whatever it trains by."""
 
-    output: str
+    output: OutputFolder
     seed: int = Field(0, ge=0)
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -6,7 +6,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from equilibrate.config.base import Config, MaskConfig, RunConfig, WorkerGroup, off_is_none, type_is
+from equilibrate.config.base import (
+    Config,
+    MaskConfig,
+    OutputFolder,
+    RunConfig,
+    WorkerGroup,
+    off_is_none,
+    type_is,
+)
 from equilibrate.types import Category
 
 
@@ -126,7 +134,7 @@ class TrainerConfig(WorkerGroup):
 class FitConfig(RunConfig):
     """Everything one offline training depends on."""
 
-    output: str = "runs/fit"
+    output: OutputFolder = "runs/fit"
     data: FitDataConfig = FitDataConfig()
     fdc: AmountsConfig = AmountsConfig()
     objective: Objective = DpoConfig()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from equilibrate.config.base import Config
+from equilibrate.config.base import Config, OutputFolder
 from equilibrate.config.files import load_settings, merge_settings, nearest, read_yaml
 
 Kind = Literal["train", "fit"]
@@ -105,10 +105,10 @@ class StudyConfig(Config):
     """
 
     name: str = Field(min_length=1)
-    output: str = Field(min_length=1)
+    output: OutputFolder
     """Folder of run folders and the page."""
-    stages: str = ""
-    """Folder of base models and scorers, which studies may share; empty: one under `output`."""
+    stages: OutputFolder = ""
+    """Folder of base models and scorers, which studies may share; left out: one under `output`."""
     results: str = Field(min_length=1)
     """File of JSON lines, one per finished run; it is kept under version control, and studies may
     share it."""

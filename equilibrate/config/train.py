@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from equilibrate.config.base import (
     Config,
     MaskConfig,
+    OutputFolder,
     RunConfig,
     SamplingConfig,
     WorkerGroup,
@@ -177,7 +178,7 @@ class DataConfig(Config):
 class TrainConfig(RunConfig):
     """Everything one run of PPO depends on."""
 
-    output: str = "runs/sandbox"
+    output: OutputFolder = "runs/sandbox"
     iterations: int = Field(200, gt=0)
     checkpoint_every: int = Field(50, gt=0)
     keep_checkpoints: int = Field(2, gt=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from equilibrate.config.files import dump_config, load_config, load_run_config, parse_config
+from equilibrate.config.files import (
+    dump_config,
+    load_config,
+    load_run_config,
+    parse_config,
+    parse_settings,
+)
+from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import (
     AdaptiveKL,
     AmaConfig,
@@ -312,15 +320,39 @@ def test_dumped_config_loads_to_the_same(tmp_path: Path, tree: dict[str, Any]) -
 
 
 @given(st.floats(1e-12, 1e6), st.floats(-1e6, 1e6), st.text(max_size=20))
-def test_numbers_and_texts_survive_the_dump(lr: float, budget: float, output: str) -> None:
+def test_numbers_and_texts_survive_the_dump(lr: float, budget: float, project: str) -> None:
     config = parse_config(
         {
             "learner": {"policy_lr": lr},
             "constraint": {"type": "pid", "budget": budget},
-            "output": output,
+            "wandb_project": project,
         }
     )
     assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ("../../x", r"must not lead out of the working folder; try its whole path, /.*x"),
+        ("runs/../../x", "must not lead out of the working folder"),
+        ("s3://bucket/runs", "must be a folder of a file system, not an address; mount the store"),
+        ("hdfs://host:9000/runs", "not an address"),
+        ("~/runs", r"must be written out; try /.*runs"),
+        ("", "must name a folder; try runs/mine"),
+        (" ", "must name a folder"),
+        ("a\0b", "must name a folder"),
+    ],
+)
+def test_an_output_that_is_no_folder_here_is_refused(output: str, answer: str) -> None:
+    for parse in (parse_config, partial(parse_settings, FitConfig)):
+        with pytest.raises(ConfigError, match=f"^output .*{answer}"):
+            parse({"output": output, "fdc": {}})
+
+
+@pytest.mark.parametrize("output", ["/data/runs", "runs/mine", "./x/../y", "a:b", "..a", "s3"])
+def test_folders_below_the_working_folder_and_whole_paths_are_outputs(output: str) -> None:
+    assert parse_config({"output": output}).output == output
 
 
 def test_every_setting_is_closed_and_frozen() -> None:
