@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
-from equilibrate.errors import ConfigError, EquilibrateError
+from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
 
 Configs = Annotated[
     UseAppendAction[tuple[Path, ...]],
@@ -151,8 +151,11 @@ def validate(
 ) -> int:
     """Check settings without starting anything, and print them in full."""
     from equilibrate.config.files import RUN_KINDS, dump_config, load_settings
+    from equilibrate.run.disk import require_writable
 
-    print(dump_config(load_settings(RUN_KINDS[kind], config, overrides)), end="")
+    settings = load_settings(RUN_KINDS[kind], config, overrides)
+    require_writable(Path(settings.output).resolve())
+    print(dump_config(settings), end="")
     return 0
 
 
@@ -188,6 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cause = getattr(error, "cause", None)
         print(f"error: {cause if isinstance(cause, EquilibrateError) else error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:  # of a connection, not of a file
+            raise
+        print(f"error: {error.filename}: cannot be used ({error.strerror})", file=sys.stderr)
+        return ResourceError.exit_code
     return code
 
 

@@ -16,7 +16,7 @@ from equilibrate.report import (
 )
 from equilibrate.run.assessment import difference, read_assessment, sample_rows
 from equilibrate.run.folder import say, stage_seconds
-from equilibrate.run.sinks import SAMPLES_FILE
+from equilibrate.run.sinks import SAMPLES_FILE, write_whole
 from equilibrate.types import Prompt
 
 
@@ -33,7 +33,7 @@ def write_outcome(
     if prompts:
         base, aligned = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
         rows = sample_rows({"base": base, "aligned": aligned})
-        (run / SAMPLES_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(run / SAMPLES_FILE, "".join(json.dumps(row) + "\n" for row in rows))
         write_results(
             run / "results.json",
             base=base.table,

@@ -8,6 +8,7 @@ from equilibrate.report.figures import all_figures, split_seconds
 from equilibrate.report.headline import headline_cards, headline_groups
 from equilibrate.report.html import leaves, own_file, plotly_library, script_json, template
 from equilibrate.report.inputs import RunRecord, read_run
+from equilibrate.run.sinks import write_whole
 
 REPORT_FILE = "report.html"
 MAX_SAMPLES = 3000
@@ -21,7 +22,7 @@ def write_report(run_folder: Path) -> Path:
     """
     record = read_run(run_folder)
     path = run_folder / REPORT_FILE
-    path.write_text(render(record), encoding="utf-8")
+    write_whole(path, render(record))
     return path
 
 

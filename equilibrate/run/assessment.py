@@ -95,7 +95,6 @@ class Assessor:
         """Measure version 0 in full, for the other runs as well."""
         assessment = self.in_full(BASE, policy_version=0)
         if self._shared_base is not None:
-            self._shared_base.parent.mkdir(parents=True, exist_ok=True)
             write_assessment(self._shared_base, assessment)
 
     def in_full(self, name: str, policy_version: int) -> Assessment:

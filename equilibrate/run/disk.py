@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,22 @@ from equilibrate.errors import EquilibrateError, ResourceError
 
 # Libraries that write through C++ lose the errno and keep only a text like these.
 _FULL_DISK_TEXTS = ("No space left", "File too large", "PytorchStreamWriter", "inline_container")
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written, without making it.
+
+    Raises: ResourceError naming the part of the path that stands in the way.
+    """
+    with as_resource_error(folder):
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise ResourceError(f"{folder}: cannot be made: {place} is a file; give another output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ResourceError(
+            f"{folder}: cannot be written: {place} is closed to this user (or mounted read-only); "
+            "give another output"
+        )
 
 
 @contextmanager

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from equilibrate.config.base import RunConfig, SamplingConfig
 from equilibrate.config.files import dump_config
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.run.checkpoint import FolderLock
-from equilibrate.run.sinks import read_rows
+from equilibrate.run.disk import as_resource_error, require_writable
+from equilibrate.run.sinks import JsonlFile, read_rows, write_whole
 from equilibrate.text.renderer import TextCodec
 from equilibrate.types import Prompt
 
@@ -22,17 +22,23 @@ PHASES_FILE = "phases.jsonl"
 
 @contextmanager
 def claimed(config: RunConfig) -> Iterator[Path | None]:
-    """The run's folder, ours alone until the context ends; None if it already holds this run."""
+    """The run's folder, ours alone until the context ends; None if it already holds this run.
+
+    Raises: ResourceError if it is in use or cannot be written.
+    """
     run = Path(config.output).resolve()
-    run.mkdir(parents=True, exist_ok=True)
+    require_writable(run)
+    with as_resource_error(run):
+        run.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(run)
     try:
         if _is_finished(run, config):
             say(f"{run} already holds this run; change a setting or the output to run again")
             yield None
             return
-        (run / "report.html").unlink(missing_ok=True)
-        (run / "config.yaml").write_text(dump_config(config))
+        with as_resource_error(run):
+            (run / "report.html").unlink(missing_ok=True)
+        write_whole(run / "config.yaml", dump_config(config))
         yield run
     finally:
         lock.release()
@@ -52,8 +58,8 @@ def measured(run: Path, phase: str) -> Iterator[None]:
     """Adds the seconds of a phase outside the loop, which a resumed run enters again."""
     start = time.perf_counter()
     yield
-    with (run / PHASES_FILE).open("a") as file:
-        file.write(json.dumps({phase: time.perf_counter() - start}) + "\n")
+    with closing(JsonlFile(run / PHASES_FILE)) as file:
+        file.append({phase: time.perf_counter() - start})
 
 
 def stage_seconds(run: Path) -> dict[str, float]:

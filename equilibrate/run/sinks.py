@@ -11,11 +11,12 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from equilibrate.errors import DataError
+from equilibrate.run.disk import as_resource_error
 from equilibrate.run.metrics import require_known
 from equilibrate.run.progress import ProgressMirror
 
@@ -43,14 +44,19 @@ class Mirror(Protocol):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write the file whole or not at all: no reader, in whatever process, sees a half."""
+    """Write the file whole or not at all: no reader, in whatever process, sees a half.
+
+    Raises: ResourceError if the disk refuses.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        # Else a power cut could leave the new name on an empty file.
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with as_resource_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            # Else a power cut could leave the new name on an empty file.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 def append_row(file: IO[bytes], row: Mapping[str, Any]) -> None:
@@ -84,16 +90,19 @@ class JsonlFile:
     """An append-only file of rows that can be cut back."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("ab")
-        self._cut_torn_line()
+        with as_resource_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+            self._cut_torn_line()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        append_row(self._file, row)
+        with as_resource_error(self.path):
+            append_row(self._file, row)
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with as_resource_error(self.path):
+            os.fsync(self._file.fileno())
 
     def size(self) -> int:
         return self.path.stat().st_size
@@ -132,7 +141,7 @@ class RunSink:
     def __init__(self, folder: Path, mirrors: Sequence[Mirror] = ()) -> None:
         self._metrics = JsonlFile(folder / METRICS_FILE)
         self._timings = JsonlFile(folder / TIMINGS_FILE)
-        self._mirrors = tuple(mirrors)
+        self._mirrors = tuple(GuardedMirror(mirror) for mirror in mirrors)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """Raises: ValueError for a name without a row in `METRICS`."""
@@ -164,6 +173,38 @@ class RunSink:
         self._timings.close()
         for mirror in self._mirrors:
             mirror.close()
+
+
+class GuardedMirror:
+    """A mirror that its first failure ends, with one warning: the run goes on without it."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror: Mirror | None = mirror
+        self._name = type(mirror).__name__.removesuffix("Mirror")
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        self._try(lambda mirror: mirror.write(iteration, values))
+
+    def write_seconds(self, iteration: int, seconds: Mapping[str, float]) -> None:
+        self._try(lambda mirror: mirror.write_seconds(iteration, seconds))
+
+    def forget_from(self, iteration: int) -> None:
+        self._try(lambda mirror: mirror.forget_from(iteration))
+
+    def close(self) -> None:
+        self._try(lambda mirror: mirror.close())
+
+    def _try(self, call: Callable[[Mirror], None]) -> None:
+        if self._mirror is None:
+            return
+        try:
+            call(self._mirror)
+        # Whatever it is: these are libraries that talk to networks, disks and terminals.
+        except Exception as error:
+            self._mirror = None
+            logger.warning(
+                "%s is off for the rest of the run, which goes on: %s", self._name, error
+            )
 
 
 class TensorBoardMirror:
@@ -211,15 +252,12 @@ class TensorBoardMirror:
 
 
 class WandbMirror:
-    """Scalars only, offline without a key. The first failure ends it with a warning."""
+    """Scalars only, offline without a key."""
 
     def __init__(self, folder: Path, project: str) -> None:
+        self._folder = folder
+        self._project = project
         self._run: Any = None
-        self._seconds: dict[str, float] = {}
-        try:
-            self._run = _start_wandb(folder, project)
-        except Exception as error:
-            self._give_up(error)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         self._log(iteration, {f"metrics/{name}": value for name, value in values.items()})
@@ -232,23 +270,13 @@ class WandbMirror:
 
     def close(self) -> None:
         if self._run is not None:
-            try:
-                self._run.finish()
-            except Exception as error:
-                self._give_up(error)
+            self._run.finish()
             self._run = None
 
     def _log(self, iteration: int, values: Mapping[str, float]) -> None:
         if self._run is None:
-            return
-        try:
-            self._run.log({k: v for k, v in values.items() if math.isfinite(v)}, step=iteration)
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        logger.warning("wandb is off for the rest of the run, which goes on: %s", error)
+            self._run = _start_wandb(self._folder, self._project)
+        self._run.log({k: v for k, v in values.items() if math.isfinite(v)}, step=iteration)
 
 
 def open_sink(

@@ -45,6 +45,18 @@ def test_exit_code_of_each_error(
     assert cli.main(["report", "somewhere"]) == code
 
 
+def test_a_file_that_cannot_be_used_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> int:
+        raise PermissionError(13, "Permission denied", "somewhere/report.html")
+
+    monkeypatch.setattr("equilibrate.report.write_report", fail)
+    assert cli.main(["report", "somewhere"]) == 4
+    told = capsys.readouterr().err
+    assert told == "error: somewhere/report.html: cannot be used (Permission denied)\n"
+
+
 def test_unknown_command_exits_2() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "equilibrate", "trian"], capture_output=True, text=True, check=False

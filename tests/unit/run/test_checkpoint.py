@@ -332,27 +332,6 @@ def test_world_writable_folders_are_refused(root: Path, tmp_path: Path) -> None:
         CheckpointStore(root, keep=2)
 
 
-@pytest.mark.parametrize("name", ["policy", "state.json", "."])
-def test_group_writable_checkpoints_are_refused(root: Path, name: str) -> None:
-    with CheckpointStore(root, keep=2) as store:
-        saved = store.save(1, writer("a"))
-        (saved.folder / name).chmod(0o775)
-        with pytest.raises(ResourceError, match="must not be writable by .* a group.*chmod -R go-w"):
-            store.latest()
-
-
-def test_the_umask_of_many_machines_leaves_no_checkpoint_open_to_the_group(root: Path) -> None:
-    before = os.umask(0o002)
-    try:
-        with CheckpointStore(root, keep=2) as store:
-            saved = store.save(1, writer("a"))
-            assert store.latest() == saved
-    finally:
-        os.umask(before)
-    modes = [path.stat().st_mode for path in (root, *root.rglob("*")) if path.name != "LATEST"]
-    assert not any(mode & 0o022 for mode in modes)
-
-
 def test_foreign_owner_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with CheckpointStore(root, keep=2) as store:
         store.save(1, writer("a"))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from equilibrate.errors import DataError
+from equilibrate.errors import DataError, ResourceError
 from equilibrate.run.progress import ProgressMirror, format_line
 from equilibrate.run.sinks import (
     JsonlFile,
@@ -20,6 +20,7 @@ from equilibrate.run.sinks import (
     WandbMirror,
     open_sink,
     read_rows,
+    write_whole,
 )
 
 
@@ -216,7 +217,7 @@ def test_wandb_is_offline_without_a_key_and_sends_scalars_only(tmp_path: Path, m
     assert started[0]["mode"] == "offline"
     assert logged == [(3, {"metrics/reward": 1.0}), (3, {"seconds/rollout": 0.5})]
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    WandbMirror(tmp_path, "project")
+    WandbMirror(tmp_path, "project").write(0, {"reward": 1.0})
     assert started[1]["mode"] == "online"
 
 
@@ -233,11 +234,61 @@ def test_a_failing_wandb_never_stops_training(tmp_path: Path, monkeypatch, caplo
     fake = SimpleNamespace(init=call("init"), Settings=lambda **settings: settings)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with caplog.at_level(logging.WARNING):
-        mirror = WandbMirror(tmp_path, "project")
-        mirror.write(0, {"reward": 1.0})
-        mirror.write(1, {"reward": 1.0})
-        mirror.close()
-    assert caplog.text.count("disk full") == 1  # and then silence
+        sink = RunSink(tmp_path, [WandbMirror(tmp_path, "project")])
+        write_iterations(sink, range(2))
+        sink.close()
+    assert caplog.text.count("Wandb is off for the rest of the run") == 1  # and then silence
+    assert caplog.text.count("disk full") == 1
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_a_file_in_the_place_of_tensorboard_is_one_warning(tmp_path: Path, caplog):
+    (tmp_path / "tensorboard").write_text("a file")
+    with caplog.at_level(logging.WARNING):
+        sink = open_sink(tmp_path, iterations=2, log=io.StringIO())
+        write_iterations(sink, range(2))
+        sink.rewind(0)
+        write_iterations(sink, range(2))
+        sink.close()
+    assert caplog.text.count("TensorBoard is off for the rest of the run, which goes on: ") == 1
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize("call", ["write", "write_seconds", "forget_from", "close"])
+def test_whatever_a_mirror_does_the_run_goes_on(tmp_path: Path, caplog, call):
+    def fail(*_):
+        raise PermissionError(13, "Permission denied", "events")
+
+    mirror = Recorder()
+    setattr(mirror, call, fail)
+    with caplog.at_level(logging.WARNING):
+        sink = RunSink(tmp_path, [mirror, other := Recorder()])
+        write_iterations(sink, range(1))
+        sink.rewind(0)
+        write_iterations(sink, range(1))
+        sink.close()
+    assert caplog.text.count("Recorder is off for the rest of the run") == 1
+    assert [name for name, *_ in other.calls] == [
+        "write", "seconds", "forget", "write", "seconds", "close"
+    ]  # fmt: skip
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_disk_that_refuses_our_own_files_is_named(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl: cannot be written \(.*directory"):
+        RunSink(tmp_path)
+    rows = JsonlFile(tmp_path / "rows.jsonl")
+    rows.close()
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        rows._file = full
+        with pytest.raises(
+            ResourceError, match=r"rows\.jsonl: cannot be written \(.*No space left"
+        ):
+            rows.append({"iteration": 0})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match=r"results\.json: cannot be written"):
+        write_whole(tmp_path / "file" / "results.json", "{}")
 
 
 def test_open_sink_writes_files_and_lines(tmp_path: Path):
