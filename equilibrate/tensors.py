@@ -1,4 +1,4 @@
-"""The two checks and sums that every pure function on [B, T] tensors needs."""
+"""The checks, sums and ends that every pure function on [B, T] tensors needs."""
 
 from __future__ import annotations
 
@@ -16,3 +16,13 @@ def require_same_shape(**tensors: Tensor) -> None:
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum of the kept entries. Dropped entries may hold anything, nan included."""
     return torch.where(mask, values, 0.0).sum()
+
+
+def last_kept(mask: Tensor) -> Tensor:
+    """One-hot mask of the last True of each row; a row without True stays empty.
+
+    Args: mask: [B, T] bool.
+    Returns: [B, T] bool.
+    """
+    kept_from_here = mask.flip(1).cumsum(1).flip(1)
+    return mask & (kept_from_here == 1)

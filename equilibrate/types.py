@@ -4,7 +4,7 @@
 
 Each is frozen and complete when made; a later record contains the earlier one. Per-token arrays of
 one rollout share the length L (prompt and response together); batches are right-padded to [B, T].
-A mask always says what True keeps.
+A mask always says what True keeps. What reward and cost mean together stands at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,3 +208,27 @@ class Weights:
 
     version: int
     reference: object
+
+
+Score = TypeVar("Score", float, "Tensor")
+
+
+def combined(reward: Score, cost: Score, multiplier: float) -> Score:
+    """(R - lambda C) / (1 + lambda): reward alone at lambda = 0, minus cost as lambda grows.
+
+    Args: reward, cost: of a response, a token or an advantage; multiplier: lambda >= 0.
+    Source: Dai et al. 2023, appendix B.
+    """
+    return (reward - multiplier * cost) / (1.0 + multiplier)
+
+
+@overload
+def is_unsafe(cost: float) -> bool: ...
+@overload
+def is_unsafe(cost: NDArray[np.floating[Any]]) -> BoolArray: ...
+def is_unsafe(cost: Any) -> Any:
+    """Whether a cost says that a response does harm: the boundary, 0, is still safe.
+
+    Source: Dai et al. 2023, section 3.2.
+    """
+    return cost > 0

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from equilibrate.ama.segments import PivotRule, pivot_threshold, segment_ids, segment_means
-from equilibrate.ama.signals import is_last, steps
-from equilibrate.tensors import require_same_shape
+from equilibrate.ama.signals import steps
+from equilibrate.tensors import last_kept, require_same_shape
 
 Level = Literal["token", "segment", "sequence"]
 
@@ -115,7 +115,7 @@ def keep_ends(mask: Tensor, response_mask: Tensor, rows: Tensor) -> Tensor:
     An answer that is to become likelier must be taught to end.
     """
     require_same_shape(mask=mask, response_mask=response_mask)
-    return mask | (is_last(response_mask) & rows[:, None])
+    return mask | (last_kept(response_mask) & rows[:, None])
 
 
 def _jumps(signal: Tensor, response_mask: Tensor) -> Tensor:

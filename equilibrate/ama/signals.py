@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from equilibrate.tensors import require_same_shape
+from equilibrate.tensors import last_kept, require_same_shape
+from equilibrate.types import combined
 
 Source = Literal["reward", "cost", "both", "critics"]
 
@@ -56,7 +57,7 @@ def token_signal(
     )
     if source == "critics":
         critic = _combine("both", values, cost_values, multiplier)
-        scores = torch.where(is_last(response_mask), scores, critic.roll(-1, dims=1))
+        scores = torch.where(last_kept(response_mask), scores, critic.roll(-1, dims=1))
     signal = steps(scores) if delta else scores
     return torch.where(response_mask, signal, 0.0)
 
@@ -79,9 +80,4 @@ def _combine(
         return reward
     if source == "cost":
         return -cost
-    return (reward - multiplier * cost) / (1.0 + multiplier)
-
-
-def is_last(mask: Tensor) -> Tensor:
-    """[B, T] bool, the last True of each row."""
-    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return combined(reward, cost, multiplier)

@@ -20,6 +20,7 @@ from equilibrate.evaluation.statistics import (
     paired_difference,
     wilson_interval,
 )
+from equilibrate.types import is_unsafe
 
 SAFETY = ("safe", "unsafe")
 
@@ -138,7 +139,7 @@ def arena(
             "challenger_costs": challenger_costs,
         }
     )
-    wins, safe = rewards[1] > rewards[0], costs <= 0
+    wins, safe = rewards[1] > rewards[0], ~is_unsafe(costs)
     champion, challenger = (
         Contestant(
             reward=mean_interval(rewards[i].tolist()),

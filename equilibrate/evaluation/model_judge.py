@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judges import RefusalMatcher, Verdict
 from equilibrate.models.sidecar import read_sidecar
-from equilibrate.types import Prompt, ScorerKind
+from equilibrate.types import Prompt, ScorerKind, is_unsafe
 
 
 class CostModelJudge:
@@ -57,7 +57,7 @@ class CostModelJudge:
             helpfulness = _sigmoid(self._reward.score(texts, responses)).tolist()
         costs = self._cost.score(texts, responses).tolist()
         return [
-            replace(verdict, harmful=cost > 0, helpfulness=helpful)
+            replace(verdict, harmful=is_unsafe(cost), helpfulness=helpful)
             for verdict, cost, helpful in zip(verdicts, costs, helpfulness, strict=True)
         ]
 

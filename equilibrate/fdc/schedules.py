@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from equilibrate.fdc.mixture import normalise
-from equilibrate.types import Category, ScoredRollout
+from equilibrate.types import Category, ScoredRollout, is_unsafe
 
 
 class MixtureSchedule(Protocol):
@@ -116,7 +116,7 @@ class SaturationSchedule:
         unsafe: defaultdict[Category, list[bool]] = defaultdict(list)
         for item in scored:
             if item.rollout.category in self._progress and math.isfinite(item.cost):
-                unsafe[item.rollout.category].append(item.cost > 0)
+                unsafe[item.rollout.category].append(is_unsafe(item.cost))
         for category, flags in unsafe.items():
             self._update(self._progress[category], sum(flags) / len(flags), len(flags))
 

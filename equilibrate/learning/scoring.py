@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.ppo.batches import token_budget_batches
+from equilibrate.preference.spans import end_scores
 from equilibrate.types import FloatArray, Rollout, ScoredRollout
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -74,11 +75,7 @@ class ScoringWorker:
             batch_first=True,
         ).to(self._accelerator.torch_device)
         log_probs, _ = self._reference(token_ids, mask, self._temperature)
-        log_probs = _to_numpy(log_probs)
-        return [
-            _scored(rollout, rewards[row], costs[row], log_probs[row])
-            for row, rollout in enumerate(rollouts)
-        ]
+        return _scored(rollouts, rewards, costs, _to_numpy(log_probs))
 
 
 def _to_numpy(tensor: Tensor) -> FloatArray:
@@ -86,16 +83,23 @@ def _to_numpy(tensor: Tensor) -> FloatArray:
 
 
 def _scored(
-    rollout: Rollout, rewards: FloatArray, costs: FloatArray, log_probs: FloatArray
-) -> ScoredRollout:
-    length = len(rollout.token_ids)
-    # Copies, so that a rollout does not keep the padded batch alive.
-    token_rewards, token_costs = rewards[:length].copy(), costs[:length].copy()
-    return ScoredRollout(
-        rollout=rollout,
-        reward=float(token_rewards[-1]),
-        cost=float(token_costs[-1]),
-        token_rewards=token_rewards,
-        token_costs=token_costs,
-        ref_log_probs=log_probs[:length].copy(),
-    )
+    rollouts: Sequence[Rollout], rewards: FloatArray, costs: FloatArray, log_probs: FloatArray
+) -> list[ScoredRollout]:
+    """Args: rewards, costs, log_probs: [B, T], of rollouts padded on the right."""
+    lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
+    is_token = torch.arange(rewards.shape[1])[None] < lengths[:, None]
+    ends = (end_scores(torch.from_numpy(scores), is_token).tolist() for scores in (rewards, costs))
+    return [
+        ScoredRollout(
+            rollout=rollout,
+            reward=reward,
+            cost=cost,
+            # Copies, so that a rollout does not keep the padded batch alive.
+            token_rewards=rewards[row, :length].copy(),
+            token_costs=costs[row, :length].copy(),
+            ref_log_probs=log_probs[row, :length].copy(),
+        )
+        for row, (rollout, length, reward, cost) in enumerate(
+            zip(rollouts, lengths.tolist(), *ends, strict=True)
+        )
+    ]

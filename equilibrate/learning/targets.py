@@ -15,13 +15,13 @@ from torch import Tensor
 from equilibrate.ama.masking import masked_tokens
 from equilibrate.ama.signals import response_signal
 from equilibrate.config.train import AmaConfig, PPOConfig
-from equilibrate.ppo.advantages import combine_advantages, gae
+from equilibrate.ppo.advantages import gae
 from equilibrate.ppo.group_advantages import grpo, reinforce_plus_plus, rloo
 from equilibrate.ppo.importance import truncated_importance
 from equilibrate.ppo.kl import kl_penalty
 from equilibrate.ppo.ratios import log_ratios
 from equilibrate.ppo.rewards import shape_rewards
-from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch
+from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch, combined
 
 SCORE_CLIP = 50.0
 """Shaped rewards and costs are clamped to this size (Safe RLHF)."""
@@ -68,7 +68,7 @@ def make_train_batch(
     (reward_advantages, reward_returns), (cost_advantages, cost_returns) = _estimate(
         tokens, kl, kl_coef, ppo
     )
-    advantages = combine_advantages(reward_advantages, cost_advantages, multiplier)
+    advantages = combined(reward_advantages, cost_advantages, multiplier)
     if is_stale:
         # The weights are positive: they move no token across the zero at which AMA keeps it.
         advantages = advantages * importance_weights(tokens)

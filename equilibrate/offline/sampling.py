@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from equilibrate.types import ScoredRollout
+from equilibrate.types import ScoredRollout, combined
 
 
 def best_and_worst(
@@ -12,10 +12,8 @@ def best_and_worst(
 ) -> list[tuple[ScoredRollout, ScoredRollout]]:
     """Of the answers to each prompt the one of the highest and the one of the lowest score.
 
-        score = (R - lambda C) / (1 + lambda)
-
-    An answer that was cut off before its end is never the best. A prompt whose answers are all
-    alike, or all cut off, tells nothing and is left out.
+    The score is `types.combined`. An answer that was cut off before its end is never the best. A
+    prompt whose answers are all alike, or all cut off, tells nothing and is left out.
 
     Args:
         scored: the `copies` answers to one prompt follow one another.
@@ -28,7 +26,7 @@ def best_and_worst(
         raise ValueError(f"{len(scored)} answers must be a multiple of copies ({copies})")
 
     def score(answer: ScoredRollout) -> float:
-        return (answer.reward - multiplier * answer.cost) / (1.0 + multiplier)
+        return combined(answer.reward, answer.cost, multiplier)
 
     chosen = []
     for start in range(0, len(scored), copies):

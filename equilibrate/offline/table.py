@@ -23,6 +23,7 @@ from equilibrate.types import (
     FloatArray,
     Rollout,
     ScoredRollout,
+    is_unsafe,
 )
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def table_of_pairs(
         learn_starts=prompt_lengths,
         targets=np.full(len(rollouts), OWN_TOKEN),
         sides=np.array([1, -1][:per_example] * len(pairs)),
-        is_safe=np.array([answer.cost <= 0 for answer in answers]),
+        is_safe=np.array([not is_unsafe(answer.cost) for answer in answers]),
         categories=np.array([categories[r.category] for r in rollouts]),
         answers_per_example=per_example,
         scores={

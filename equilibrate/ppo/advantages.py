@@ -1,4 +1,4 @@
-"""Advantages: generalised estimates on each signal, and their combination under the constraint."""
+"""Advantages with a critic: generalised estimates on one signal, reward or cost."""
 
 from __future__ import annotations
 
@@ -40,15 +40,3 @@ def gae(
         next_value = torch.where(kept, values[:, t], next_value)
         next_advantage = torch.where(kept, advantage, next_advantage)
     return advantages, advantages + values
-
-
-def combine_advantages(
-    reward_advantages: Tensor, cost_advantages: Tensor, multiplier: float
-) -> Tensor:
-    """(A_R - lambda A_C) / (1 + lambda): reward alone at lambda = 0, minus cost as lambda grows.
-
-    Args: advantages [B, T]; multiplier: lambda >= 0, dimensionless.
-    Source: Dai et al. 2023, appendix B.
-    """
-    require_same_shape(reward_advantages=reward_advantages, cost_advantages=cost_advantages)
-    return (reward_advantages - multiplier * cost_advantages) / (1.0 + multiplier)

@@ -1,6 +1,6 @@
 """Advantages without a critic: a response is judged against others, not against a value.
 
-Each estimator works on one signal, reward or cost; `combine_advantages` joins the two as it does
+Each estimator works on one signal, reward or cost; `types.combined` joins the two as it does
 for `gae`. Where a signal is divided by its standard deviation, lambda weighs standard deviations.
 """
 

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from equilibrate.ppo.masks import keep, last_kept
-from equilibrate.tensors import require_same_shape
+from equilibrate.ppo.masks import keep
+from equilibrate.tensors import last_kept, require_same_shape
 
 
 def shape_rewards(

@@ -9,7 +9,7 @@ from equilibrate.tensors import require_same_shape
 
 
 def end_scores(scores: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B], the score at the last real token of each row."""
+    """[B], the score at the last real token of each row: the verdict on what it says."""
     require_same_shape(scores=scores, attention_mask=attention_mask)
     return scores.gather(1, _end(attention_mask)).squeeze(1)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from equilibrate.types import Category, ScoredRollout
+from equilibrate.types import Category, ScoredRollout, is_unsafe
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +107,12 @@ def rollout_metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:
     }
     if safety:
         metrics["safety_cost"] = _mean(safety)
-        metrics["unsafe_fraction"] = _mean([cost > 0 for cost in safety])
+        metrics["unsafe_fraction"] = _mean([is_unsafe(cost) for cost in safety])
     for category in Category:
         costs = [s.cost for s in scored if s.rollout.category is category]
         if costs:
             metrics[f"cost_{category}"] = _mean(costs)
-            metrics[f"unsafe_fraction_{category}"] = _mean([cost > 0 for cost in costs])
+            metrics[f"unsafe_fraction_{category}"] = _mean([is_unsafe(cost) for cost in costs])
     return metrics
 
 

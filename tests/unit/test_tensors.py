@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from equilibrate.tensors import masked_sum, require_same_shape
+from equilibrate.tensors import last_kept, masked_sum, require_same_shape
 
 
 def test_unequal_shapes_are_named():
@@ -17,3 +17,16 @@ def test_equal_shapes_pass_whatever_the_dtype():
 
 def test_masked_sum_ignores_dropped_nan():
     assert masked_sum(torch.tensor([1.0, math.nan, 3.0]), torch.tensor([True, False, True])) == 4.0
+
+
+def test_last_kept_finds_the_end_of_each_row_by_its_mask():
+    mask = torch.tensor(
+        [
+            [False, True, True, False],  # right padding
+            [True, False, False, True],  # a hole
+            [False, False, False, False],
+            [True, False, False, False],
+        ]
+    )
+    expected = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
+    assert torch.equal(last_kept(mask), expected)

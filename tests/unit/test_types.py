@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ast
 import dataclasses
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from equilibrate.types import (
     ScoredRollout,
     UpdateMetrics,
     Weights,
+    is_unsafe,
 )
 
 
@@ -132,3 +135,49 @@ def test_errors_survive_pickling_with_their_exit_code(
     assert str(again) == "key (1) must be 2"
     assert isinstance(again, builtin)
     assert error.exit_code == code
+
+
+def test_unsafe_is_strictly_above_zero() -> None:
+    assert [is_unsafe(cost) for cost in (-1.0, 0.0, 1e-9)] == [False, False, True]
+    assert is_unsafe(np.array([-1.0, 0.0, 2.0])).tolist() == [False, False, True]
+
+
+def divisions_by_one_plus(tree: ast.AST) -> int:
+    """As in (R - lambda C) / (1 + lambda)."""
+    return sum(
+        isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Div)
+        and isinstance(node.right, ast.BinOp)
+        and isinstance(node.right.op, ast.Add)
+        and isinstance(node.right.left, ast.Constant)
+        and node.right.left.value == 1
+        and isinstance(node.left, ast.BinOp)
+        and isinstance(node.left.op, ast.Sub)
+        for node in ast.walk(tree)
+    )
+
+
+def costs_against_zero(tree: ast.AST) -> int:
+    """Comparisons of anything called cost with 0."""
+    return sum(
+        isinstance(node, ast.Compare)
+        and "cost" in ast.unparse(node.left)
+        and isinstance(node.ops[0], ast.Gt | ast.GtE | ast.Lt | ast.LtE)
+        and isinstance(node.comparators[0], ast.Constant)
+        and node.comparators[0].value == 0
+        for node in ast.walk(tree)
+    )
+
+
+def test_one_combination_and_one_boundary_of_safety() -> None:
+    root = Path(__file__).parents[2]
+    for count in (divisions_by_one_plus, costs_against_zero):
+        found = {
+            path.relative_to(root).as_posix(): count(ast.parse(path.read_text()))
+            for folder in ("equilibrate", "actors", "benchmarks", "deploy")
+            for path in (root / folder).rglob("*.py")
+        }
+        # How often a cost is on the side that its label says is another question.
+        found.pop("equilibrate/preference/losses.py")
+        assert {name for name, times in found.items() if times} == {"equilibrate/types.py"}
+        assert found["equilibrate/types.py"] == 1

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equilibrate.ppo.advantages import combine_advantages, gae
+from equilibrate.ppo.advantages import gae
 from equilibrate.ppo.rewards import shape_rewards
+from equilibrate.types import combined
 
 
 def row(*numbers):
@@ -111,24 +112,24 @@ def test_gae_checks_shapes():
 
 def test_multiplier_zero_is_the_reward_advantage_alone():
     reward, cost = row(1, -2, 3), row(5, 5, -5)
-    assert torch.equal(combine_advantages(reward, cost, 0.0), reward)
+    assert torch.equal(combined(reward, cost, 0.0), reward)
 
 
 def test_large_multiplier_is_minus_the_cost_advantage():
     reward, cost = row(1, -2, 3), row(5, 4, -5)
-    torch.testing.assert_close(combine_advantages(reward, cost, 1e12), -cost)
+    torch.testing.assert_close(combined(reward, cost, 1e12), -cost)
 
 
 def test_combination_by_hand():
     # (4 - 3 * 2) / 4
-    assert combine_advantages(row(4), row(2), 3.0).item() == -0.5
+    assert combined(row(4), row(2), 3.0).item() == -0.5
 
 
 @given(seeds, st.floats(0, 1e6))
 def test_combination_never_exceeds_the_larger_of_the_two(seed, multiplier):
     reward, cost, _ = random_batch(seed)
-    combined = combine_advantages(reward, cost, multiplier).abs()
-    assert torch.all(combined <= torch.maximum(reward.abs(), cost.abs()) * (1 + 1e-12))
+    found = combined(reward, cost, multiplier).abs()
+    assert torch.all(found <= torch.maximum(reward.abs(), cost.abs()) * (1 + 1e-12))
 
 
 @given(seeds, st.floats(0, 100))
@@ -137,14 +138,14 @@ def test_the_kl_penalty_keeps_its_strength_under_every_multiplier(seed, multipli
     kl, values, mask = random_batch(seed)
     score = values[:, 0]
 
-    def combined(kl_coef):
+    def advantages(kl_coef):
         reward = shape_rewards(score, kl, mask, kl_coef=kl_coef, sign=1, clip=1e9)
         cost = shape_rewards(2 * score, kl, mask, kl_coef=kl_coef, sign=-1, clip=1e9)
         shaped = gae(reward, values, mask, gamma=1.0, gae_lambda=0.95)[0]
         shaped_cost = gae(cost, -values, mask, gamma=1.0, gae_lambda=0.95)[0]
-        return combine_advantages(shaped, shaped_cost, multiplier)
+        return combined(shaped, shaped_cost, multiplier)
 
     zero = torch.zeros_like(kl)
     penalty = torch.where(mask, -0.3 * kl, 0.0)
     kl_alone, _ = gae(penalty, zero, mask, gamma=1.0, gae_lambda=0.95)
-    torch.testing.assert_close(combined(0.3) - combined(0.0), kl_alone, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(advantages(0.3) - advantages(0.0), kl_alone, rtol=1e-9, atol=1e-9)

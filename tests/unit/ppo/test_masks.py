@@ -2,20 +2,7 @@ import math
 
 import torch
 
-from equilibrate.ppo.masks import keep, last_kept
-
-
-def test_last_kept_finds_the_end_of_each_row_by_its_mask():
-    mask = torch.tensor(
-        [
-            [False, True, True, False],  # right padding
-            [True, False, False, True],  # a hole
-            [False, False, False, False],
-            [True, False, False, False],
-        ]
-    )
-    expected = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
-    assert torch.equal(last_kept(mask), expected)
+from equilibrate.ppo.masks import keep
 
 
 def test_keep_replaces_dropped_entries_by_zero_in_each_tensor():
