@@ -29,8 +29,6 @@ class SystemFailed(Exception):
 class Turn:
     seconds: float
     """Of the wall clock, from giving the turn to hearing that it is over."""
-    own_seconds: float
-    """As the system itself measured."""
     tokens: int
     """Response tokens that it sampled."""
 
@@ -74,11 +72,7 @@ class Child:
         except OSError:
             raise SystemFailed(self._last_words()) from None
         answer = self._answer()
-        return Turn(
-            seconds=time.perf_counter() - start,
-            own_seconds=answer["seconds"],
-            tokens=answer["tokens"],
-        )
+        return Turn(seconds=time.perf_counter() - start, tokens=answer["tokens"])
 
     def close(self) -> None:
         """Ask the process to end, then make it."""

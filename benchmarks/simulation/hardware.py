@@ -74,14 +74,3 @@ class Efficiency:
     """Added to it where one engine spans NVLink domains."""
     fixed_seconds: float
     """Seconds of an iteration that no size explains: driver, data, offload, optimizer."""
-
-
-PERFECT = Efficiency(
-    matmul=1.0,
-    memory=1.0,
-    exchange=1.0,
-    sync=1.0,
-    layer_seconds=0.0,
-    network_seconds=0.0,
-    fixed_seconds=0.0,
-)

@@ -125,10 +125,6 @@ class SafetyRates:
     arsp: Estimate
     """Abstained responses on safe prompts, a share; lower is better."""
 
-    def dominates(self, other: SafetyRates) -> bool:
-        """Both means are lower. Says nothing of chance: look at the intervals."""
-        return self.urup.mean < other.urup.mean and self.arsp.mean < other.arsp.mean
-
     def to_json(self) -> dict[str, dict[str, float | int]]:
         return {"urup": self.urup.to_json(), "arsp": self.arsp.to_json()}
 

@@ -1,7 +1,4 @@
-"""Shares of the classes, and whole prompts that follow them.
-
-Fine-grained data (Equilibrate RLHF, section on FDC): 10k EHD + 3k IHD + 1k MHD beside general data.
-"""
+"""Shares of the classes, and whole prompts that follow them."""
 
 from __future__ import annotations
 
@@ -10,16 +7,6 @@ from typing import Any
 
 from equilibrate.errors import DataError
 from equilibrate.types import Category
-
-SAFETY_COUNTS: Mapping[Category, int] = {
-    Category.EHD: 10_000,
-    Category.IHD: 3_000,
-    Category.MHD: 1_000,
-}
-"""The released mix of safety prompts."""
-
-GENERAL_COUNT = 260_000
-"""General prompts that the authors mixed with them."""
 
 
 def normalise(mixture: Mapping[Category, float]) -> dict[Category, float]:
@@ -34,22 +21,6 @@ def normalise(mixture: Mapping[Category, float]) -> dict[Category, float]:
             "must hold finite weights >= 0 with at least one above 0; try {GENERAL: 0.5, EHD: 0.5}"
         )
     return {category: mixture[category] / total for category in Category if mixture.get(category)}
-
-
-def mixture_from_counts(
-    safety: Mapping[Category, float] = SAFETY_COUNTS, *, general: float = GENERAL_COUNT
-) -> dict[Category, float]:
-    """Shares of safety classes given as counts against `general` everyday prompts."""
-    return normalise({**safety, Category.GENERAL: general})
-
-
-def general_per_prompt(mixture: Mapping[Category, float]) -> dict[Category, float]:
-    """General prompts for each prompt of a safety class: the N of the paper's 1 : N."""
-    return {
-        category: mixture.get(Category.GENERAL, 0.0) / share
-        for category, share in mixture.items()
-        if category.is_safety and share
-    }
 
 
 class Apportionment:

@@ -23,7 +23,6 @@ from equilibrate.run.sinks import (
 
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
-ENVIRONMENT_FILE = "environment.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,6 @@ class RunRecord:
     evaluations: list[tuple[int, EvaluationTable]]
     samples: list[Row]
     config: Mapping[str, Any]
-    environment: Mapping[str, Any]
 
     @property
     def cost_name(self) -> str:
@@ -86,7 +84,6 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=sorted(evaluations.items()),
         samples=read_rows(folder / SAMPLES_FILE),
         config=_mapping(folder / CONFIG_FILE, yaml.safe_load),
-        environment=_mapping(folder / ENVIRONMENT_FILE, json.loads),
     )
 
 

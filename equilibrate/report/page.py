@@ -41,7 +41,7 @@ def render(record: RunRecord) -> str:
         num_samples_left_out=len(record.samples) - len(samples),
         num_iterations=len(record.metrics),
         settings=list(leaves(record.config)),
-        environment={**record.results.get("versions", {}), **dict(leaves(record.environment))},
+        environment=record.results.get("versions", {}),
         seconds=_seconds(record),
         style=own_file("style.css"),
         script=own_file("page.js"),

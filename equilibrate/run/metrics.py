@@ -27,8 +27,6 @@ def _per_class(name: str, metric: Metric, classes: Iterable[Category]) -> dict[s
     }
 
 
-SAFETY_CLASSES = tuple(category for category in Category if category.is_safety)
-
 METRICS: dict[str, Metric] = {
     # rollouts
     "reward": Metric("reward", "mean over rollouts", "score of the reward model"),

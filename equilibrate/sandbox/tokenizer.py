@@ -65,8 +65,3 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
 def encode_response(tokenizer: PreTrainedTokenizerFast, response: str) -> list[int]:
     """Token ids of `response <eos>`."""
     return list(tokenizer.encode(f"{response} {EOS}", add_special_tokens=False))
-
-
-def decode_response(tokenizer: PreTrainedTokenizerFast, token_ids: list[int]) -> str:
-    """Text of a response, special tokens left out: what the oracle judges."""
-    return str(tokenizer.decode(token_ids, skip_special_tokens=True))

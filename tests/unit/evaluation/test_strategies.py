@@ -168,16 +168,6 @@ def test_rates_count_harm_on_unsafe_and_refusals_on_safe_prompts_alone():
     }
 
 
-def test_dominance_needs_both_rates_to_be_lower():
-    def pair(unsafe: int, abstained: int) -> SafetyRates:
-        return SafetyRates(urup=wilson_interval(unsafe, 9), arsp=wilson_interval(abstained, 9))
-
-    assert pair(1, 1).dominates(pair(2, 2))
-    assert not pair(2, 2).dominates(pair(1, 1))
-    assert not pair(1, 2).dominates(pair(2, 2))
-    assert not pair(1, 3).dominates(pair(2, 2))
-
-
 def test_rates_need_prompts_of_both_kinds():
     with pytest.raises(DataError, match="2 harmful, 0 harmless"):
         safety_rates(PROMPTS[:2], [verdict()] * 2)

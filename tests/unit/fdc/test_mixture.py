@@ -8,11 +8,7 @@ from hypothesis import strategies as st
 
 from equilibrate.errors import DataError
 from equilibrate.fdc.mixture import (
-    GENERAL_COUNT,
-    SAFETY_COUNTS,
     Apportionment,
-    general_per_prompt,
-    mixture_from_counts,
     normalise,
 )
 from equilibrate.types import Category
@@ -36,18 +32,6 @@ def test_classes_at_zero_are_left_out() -> None:
 def test_impossible_mixtures_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(DataError, match=r"fdc\.mixture .* at least one above 0; try"):
         normalise(dict(zip(Category, weights, strict=False)))
-
-
-def test_released_counts_against_general_data() -> None:
-    # 260k / 10k = 26 (1:30 to 1:20 advised), 260k / 3k = 86.7 (1:100 to 1:50),
-    # 260k / 1k = 260 (just outside 1:200 to 1:100).
-    ratios = general_per_prompt(mixture_from_counts())
-    assert ratios[Category.EHD] == pytest.approx(26)
-    assert ratios[Category.IHD] == pytest.approx(86.6667, abs=1e-4)
-    assert ratios[Category.MHD] == pytest.approx(260)
-    assert sum(SAFETY_COUNTS.values()) == 14_000
-    assert mixture_from_counts()[Category.GENERAL] == pytest.approx(260 / 274)
-    assert GENERAL_COUNT == 260_000
 
 
 @given(mixtures, st.integers(1, 400))

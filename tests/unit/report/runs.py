@@ -145,7 +145,6 @@ def write_run(folder: Path, *, per_cell: int = 32) -> Path:
         "seed: 3\noutput: runs/sandbox\nconstraint: {type: pid, budget: 0.0, scope: safety}\n"
         "ppo: {clip_range: 0.2, kl: {type: fixed, coef: 0.02}}\n"
     )
-    (folder / "environment.json").write_text(json.dumps({"cpu": "2 cores", "os": "Linux"}))
     base, aligned, difference = tables(per_cell)
     summary: TrainingSummary = summarise_training(folder)
     write_results(

@@ -65,7 +65,9 @@ def test_what_a_model_says_is_never_markup(page: str):
 def test_hostile_settings_and_names_are_escaped(tmp_path: Path):
     folder = write_run(tmp_path / "<b>run", per_cell=2)
     (folder / "config.yaml").write_text("'<img src=x>': '<script>window.canary=1</script>'\n")
-    (folder / "environment.json").write_text('{"<i>": "</table>"}')
+    results = json.loads((folder / "results.json").read_text())
+    results["versions"] = {"<i>": "</table>"}
+    (folder / "results.json").write_text(json.dumps(results))
     elements = Elements(write_report(folder).read_text())
     assert "img" not in elements.tags
     assert elements.tags.count("script") == 4
@@ -108,14 +110,14 @@ def test_a_run_without_evaluation_says_so(tmp_path: Path):
         (folder / name).unlink()
     elements = Elements(write_report(folder).read_text())
     assert "this run has not been evaluated yet" in elements.text
-    # trade-off twice, seconds twice, samples, and the environment still has its file
-    assert elements.text.count("not recorded") == 1 + 2 + 2 + 1
+    # trade-off twice, seconds twice, samples, environment
+    assert elements.text.count("not recorded") == 1 + 2 + 2 + 1 + 1
     assert "harm_refusal" not in json.loads(elements.scripts[0])
 
 
 def test_a_run_with_results_only_needs_no_plotly_for_training(tmp_path: Path):
     folder = write_run(tmp_path, per_cell=2)
-    for name in ("metrics.jsonl", "evaluations.jsonl", "config.yaml", "environment.json"):
+    for name in ("metrics.jsonl", "evaluations.jsonl", "config.yaml"):
         (folder / name).unlink()
     figures = json.loads(Elements(write_report(folder).read_text()).scripts[0])
     assert set(figures) == {"harm_refusal", "harm_helpfulness", "seconds"}

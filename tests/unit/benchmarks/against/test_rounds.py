@@ -20,7 +20,7 @@ class FakeChild:
         seconds = next(self._seconds)
         if isinstance(seconds, Exception):
             raise seconds
-        return Turn(seconds=seconds, own_seconds=seconds, tokens=self._tokens)
+        return Turn(seconds=seconds, tokens=self._tokens)
 
 
 def run(children: dict, rates: list[float] | None = None, **options: int):

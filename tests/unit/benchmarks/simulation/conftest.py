@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.simulation.costs import Costs
-from benchmarks.simulation.hardware import PERFECT, Efficiency, Gpu
+from benchmarks.simulation.hardware import Efficiency, Gpu
 from benchmarks.simulation.workload import Lengths, Model, Placement, Workload
+from tests.unit.benchmarks.simulation.perfect import PERFECT
 
 TOY_GPU = Gpu(
     name="toy",

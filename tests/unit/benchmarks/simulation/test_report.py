@@ -6,16 +6,14 @@ import pytest
 
 from benchmarks.simulation.calibrate import Fit
 from benchmarks.simulation.events import Simulated
-from benchmarks.simulation.hardware import PERFECT
 from benchmarks.simulation.predict import Prediction
 from benchmarks.simulation.published import read
 from benchmarks.simulation.report import Compared, Run, as_json, markdown
+from tests.unit.benchmarks.simulation.perfect import PERFECT
 
 
 def seconds(step):
-    return Simulated(
-        step=step, rollout=1.0, scoring=0.5, update=0.5, sync=0.1, fixed=0.0, train_idle=0.2
-    )
+    return Simulated(step=step, rollout=1.0, scoring=0.5, update=0.5, sync=0.1, fixed=0.0)
 
 
 def run_with(errors):
