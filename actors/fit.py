@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 
@@ -16,14 +14,17 @@ from actors.cluster import ray_cluster
 from actors.fit_worker import fit_worker
 from actors.offline import TrainWorkers, fit_on_cluster
 from actors.prepare import (
+    SAMPLING,
+    TRAINING,
     FitInputs,
-    identity,
+    contents_of,
     make_or_find,
     prepare_fit_inputs,
-    stages_of,
 )
 from actors.workbench import Workbench
+from equilibrate.config.base import SAMPLED_BY, SCORED_BY
 from equilibrate.config.fit import ArsConfig, FitConfig
+from equilibrate.config.identity import only, result_settings
 from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.tables import load_columns
 from equilibrate.errors import DataError
@@ -37,9 +38,10 @@ from equilibrate.offline.trainings import load_tokenizer
 from equilibrate.report import summarise_training
 from equilibrate.report.outcome import write_outcome
 from equilibrate.run.assessment import Assessor
-from equilibrate.run.folder import claimed, measured, read_fitting, say
+from equilibrate.run.contents import Contents
+from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_of
 from equilibrate.run.sinks import SAMPLES_FILE
-from equilibrate.run.stages import Stage, decisive
+from equilibrate.run.stages import Stage, library_versions, short_hash
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
 from equilibrate.sandbox.world import build_world
 from equilibrate.text.renderer import TextCodec
@@ -48,6 +50,16 @@ from equilibrate.types import Category, Prompt, PromptBatch
 KEY_FILE = "training.key"
 FIGURES_FILE = "training.json"
 """What the training reports about itself."""
+LABELLED_BY = (
+    "seed",
+    "objective",
+    "fdc",
+    "max_length",
+    "sandbox.seed",
+    "rollout.max_new_tokens",
+    "rollout.max_model_len",
+)
+"""Settings that the answers depend on which a policy is trained on, if they are given."""
 SAMPLED_TOGETHER = 1024
 """Prompts that one call of the generator takes: a set of any size passes through in parts."""
 TRAINED = 1
@@ -76,9 +88,11 @@ def fit_with(
     config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench, stages: Path
 ) -> None:
     """Train and measure one policy in its folder `run`."""
+    contents = Contents(stages)
     with measured(run, "data"):
-        answers = make_or_find(_answers_stage(config, inputs, bench), stages, say)
-    key = _training_key(config, inputs, answers)
+        stage = _answers_stage(config, inputs, bench, contents)
+        answers = make_or_find(stage, stages, say)
+    key = _training_key(config, inputs, answers, contents)
     if _trained_key(run) != key:
         if config.ama is not None:
             require_something_to_mask(load_answers(answers), config.ama)
@@ -91,11 +105,16 @@ def fit_with(
     _measure(config, run, inputs, bench)
 
 
-def _training_key(config: FitConfig, inputs: FitInputs, answers: Path) -> str:
+def _training_key(config: FitConfig, inputs: FitInputs, answers: Path, contents: Contents) -> str:
     """Of all that the trained policy depends on."""
-    settings = decisive(json.loads(config.model_dump_json()))
-    depends = {"settings": settings, "policy": identity(inputs.policy), "answers": answers.name}
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    return short_hash(
+        {
+            "settings": result_settings(config),
+            "policy": contents.of(inputs.policy),
+            "answers": answers.name,
+            "versions": library_versions(TRAINING),
+        }
+    )
 
 
 def _trained_key(run: Path) -> str | None:
@@ -146,7 +165,10 @@ def train_policy(config: FitConfig, policy: Path, answers: Path, run: Path) -> N
         max_restarts=config.max_restarts,
     )
     say(f"{config.objective.type}: training")
-    figures = fit_on_cluster(fit_worker, job, workers, name=config.objective.type, out=work)
+    key = short_hash({**job, "settings": result_settings(config)})
+    figures = fit_on_cluster(
+        fit_worker, job, workers, name=config.objective.type, out=work, key=key
+    )
     (run / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
     # Last: a folder of this name is complete, and so is what stands beside it.
     work.rename(run / "aligned")
@@ -177,27 +199,20 @@ def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) 
     write_outcome(config, run, prompts, inputs.judge, training=training, cost_budget=None)
 
 
-def _answers_stage(config: FitConfig, inputs: FitInputs, bench: Workbench) -> Stage:
+def _answers_stage(
+    config: FitConfig, inputs: FitInputs, bench: Workbench, contents: Contents
+) -> Stage:
     """The answers as arrays, scored where the objective or its mask asks for it."""
     objective = OBJECTIVES[config.objective.type]
     needs_scores = objective.needs_reference or config.ama is not None
-    depends: dict[str, Any] = {
-        "policy": identity(inputs.policy),
-        "data": identity(inputs.train) if inputs.train else config.sandbox.seed,
-        "objective": config.objective.model_dump(),
-        "fdc": config.fdc.model_dump(mode="json"),
-        "max_length": config.max_length,
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "evaluation": identity(inputs.evaluation) if inputs.evaluation else None,
-        "scored": needs_scores,
-        "scorers": [identity(f) for f in (inputs.reward, inputs.cost) if f] if needs_scores else [],
-    }
-    if isinstance(config.objective, ArsConfig):
-        depends |= {
-            "multiplier": config.multiplier,
-            "rollout": decisive(config.rollout.model_dump()),
-        }
+    is_sampled = isinstance(config.objective, ArsConfig)
+    config = only(
+        config,
+        *LABELLED_BY,
+        *(SCORED_BY if needs_scores or is_sampled else ()),
+        *((*SAMPLED_BY, "multiplier") if is_sampled else ()),
+    )
+    held = contents_of(inputs, contents)
 
     def make(folder: Path) -> None:
         if isinstance(config.objective, ArsConfig):
@@ -209,7 +224,13 @@ def _answers_stage(config: FitConfig, inputs: FitInputs, bench: Workbench) -> St
                     table = table.scored(scorer.score)
         table.save(folder)
 
-    return Stage(name="answers", inputs=depends, make=make)
+    return Stage(
+        name="answers",
+        format=1,
+        inputs={"settings": result_settings(config), "contents": held, "scored": needs_scores},
+        libraries=SAMPLING,
+        make=make,
+    )
 
 
 def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:

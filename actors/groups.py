@@ -22,7 +22,8 @@ from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
 from actors.prepare import Models
 from actors.rollout import RolloutWorker, engine_environment
 from actors.weights import OBJECT_STORE, pack_weights, tied_names
-from equilibrate.config.base import RunConfig, WorkerGroup
+from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig, WorkerGroup
+from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
 from equilibrate.learning.scoring import ENVIRONMENT, ScoringWorker
 from equilibrate.seeds import request_seed
@@ -124,7 +125,7 @@ class WorkerGroups:
         )
 
     def _start_rollout_worker(self, index: int) -> ActorHandle:
-        config = self._config
+        config = only(self._config, *SAMPLED_BY)
         environment = engine_environment(device=config.device, threads=config.cpu_threads)
         handle: ActorHandle = self._start("rollout", index, RolloutWorker, environment).remote(
             model_folder=str(self._inputs.policy),
@@ -139,7 +140,8 @@ class WorkerGroups:
         return handle
 
     def _start_scoring_worker(self, index: int) -> ActorHandle:
-        config, inputs = self._config, self._inputs
+        config = only(self._config, *SCORED_BY, "rollout.temperature")
+        inputs = self._inputs
         handle: ActorHandle = self._start("scoring", index, ScoringWorker, ENVIRONMENT).remote(
             reward=str(inputs.reward or ""),
             cost=str(inputs.cost or ""),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from actors.cluster import StopRequest, ray_cluster
 from actors.groups import WorkerGroups
-from actors.prepare import Inputs, prepare_inputs, stages_of
+from actors.prepare import Inputs, contents_of, prepare_inputs
 from equilibrate import driver
+from equilibrate.config.identity import fixed_on_resume
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
@@ -20,11 +21,12 @@ from equilibrate.report import installed_versions, summarise_training
 from equilibrate.report.outcome import write_outcome
 from equilibrate.run.assessment import Assessor
 from equilibrate.run.checkpoint import CheckpointStore
+from equilibrate.run.contents import Contents
 from equilibrate.run.controllers import CostController, KLController
-from equilibrate.run.folder import claimed, measured, read_fitting, say
+from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_of
 from equilibrate.run.queue import RolloutQueue
 from equilibrate.run.sinks import open_sink
-from equilibrate.run.state import RunCheckpoints, settings_fixed_on_resume
+from equilibrate.run.state import RunCheckpoints
 from equilibrate.text.renderer import TextCodec
 from equilibrate.types import Prompt
 
@@ -135,7 +137,7 @@ def _make_parts(
         queue=queue,
         sink=sink,
         stateful={"sampler": sampler, "multiplier": multiplier, "kl": kl},
-        fixed=settings_fixed_on_resume(config),
+        fixed=fixed_on_resume(config) | contents_of(inputs, Contents(stages_of(run))),
     )
     parts = driver.Parts(
         sampler=sampler,

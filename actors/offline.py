@@ -22,7 +22,7 @@ from actors.offline_worker import Job, train_worker
 from actors.placement import Demand, check_capacity
 from equilibrate.data.tables import SFT_COLUMNS, load_columns, load_pair_labels
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError, WorkerLostError
-from equilibrate.run.stages import decisive, short_hash
+from equilibrate.run.stages import short_hash
 from equilibrate.types import ScorerKind
 
 _STORAGE = ".train"
@@ -216,7 +216,10 @@ def _make_job(
 
 
 def _fit(job: Job, workers: TrainWorkers) -> dict[str, float]:
-    return fit_on_cluster(train_worker, asdict(job), workers, name=job.kind, out=Path(job.out))
+    tree = asdict(job)
+    return fit_on_cluster(
+        train_worker, tree, workers, name=job.kind, out=Path(job.out), key=short_hash(tree)
+    )
 
 
 def fit_on_cluster(
@@ -226,6 +229,7 @@ def fit_on_cluster(
     *,
     name: str,
     out: Path,
+    key: str,
 ) -> dict[str, float]:
     """Run `worker(job)` in every rank of one Ray Train run; lost ones are replaced.
 
@@ -234,6 +238,8 @@ def fit_on_cluster(
         job: plain values: a class of ours would make the controller process import all that it
             needs.
         out: a folder; checkpoints are kept in it until the end.
+        key: of all that the result depends on: a call with another one must not continue from
+            this one's checkpoints.
     Raises: the error a worker returns; ResourceError if the cluster is too small; WorkerLostError
         after `max_restarts`. ResourceError also if others keep the cluster full.
     """
@@ -245,7 +251,7 @@ def fit_on_cluster(
         os.environ.setdefault(variable, value)
     storage = out / _STORAGE
     storage.mkdir(parents=True, exist_ok=True)
-    trainer = _trainer(worker, job, workers, name=name, storage=storage)
+    trainer = _trainer(worker, job, workers, name=f"{name}-{key}", storage=storage)
     try:
         outcome = trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
@@ -282,7 +288,7 @@ def _trainer(
             | ({"GPU": workers.gpus} if workers.gpus else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=f"{name}-{_fingerprint(job)}",
+            name=name,
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(
                 max_failures=workers.max_restarts, controller_failure_limit=MAX_UNSTARTED
@@ -291,8 +297,3 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-
-
-def _fingerprint(job: dict[str, Any]) -> str:
-    """A second call with other settings must not continue from this one's checkpoints."""
-    return short_hash(decisive(job))

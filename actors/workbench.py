@@ -10,12 +10,15 @@ from typing import Self
 
 from actors.groups import ALL_ROLES, Role, WorkerGroups
 from actors.prepare import Models
-from equilibrate.config.base import RunConfig, SamplingConfig, WorkerGroup
+from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig, WorkerGroup
+from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
 from equilibrate.interfaces import RolloutPool, Scorer
 
-SHARED_SETTINGS = ("seed", "device", "dtype", "cpu_threads", "timeout_seconds", "scoring")
-"""Settings that the processes of a workbench are started with, beside those of sampling."""
+STARTED_WITH = (*SAMPLED_BY, *SCORED_BY, "timeout_seconds", "max_restarts")
+"""Settings that the generator and the scorers of a workbench are started with."""
+LEARNER_ROOM = tuple(f"learner.{name}" for name in WorkerGroup.model_fields)
+"""Settings of the room that is reserved for a learner."""
 
 
 class Workbench:
@@ -51,15 +54,14 @@ class Workbench:
         mine = self._config
         if not (
             type(config) is type(mine)
-            and _agree(config, mine, SHARED_SETTINGS)
-            and _agree(config.rollout, mine.rollout, SamplingConfig.model_fields)
+            and only(config, *STARTED_WITH) == only(mine, *STARTED_WITH)
             and _agree(inputs, self._inputs, ("policy",))
         ):
             return False
         if isinstance(config, TrainConfig) and isinstance(mine, TrainConfig):
             # Scorers are kept too, and the learner takes the room that the last one had.
-            return _agree(inputs, self._inputs, ("reward", "cost", "ptx")) and _agree(
-                config.learner, mine.learner, WorkerGroup.model_fields
+            return _agree(inputs, self._inputs, ("reward", "cost", "ptx")) and (
+                only(config, *LEARNER_ROOM) == only(mine, *LEARNER_ROOM)
             )
         return True
 

@@ -9,6 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from equilibrate.config.formats import SETTINGS_FORMAT, require_today
+from equilibrate.config.identity import Mark
 from equilibrate.types import Category
 
 
@@ -48,7 +50,7 @@ def _is_folder_here(value: str) -> str:
     return value
 
 
-OutputFolder = Annotated[str, AfterValidator(_is_folder_here)]
+OutputFolder = Annotated[str, AfterValidator(_is_folder_here), Mark.CARRIES_OUT]
 """A folder to be written: under the working folder, or a whole path."""
 
 
@@ -56,8 +58,8 @@ class WorkerGroup(Config):
     """How many processes do one job and what each reserves in the cluster."""
 
     num_workers: int = Field(1, gt=0)
-    cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(0.0, ge=0)
+    cpus: Annotated[float, Mark.CARRIES_OUT] = Field(1.0, ge=0)
+    gpus: Annotated[float, Mark.CARRIES_OUT] = Field(0.0, ge=0)
 
 
 class SamplingConfig(WorkerGroup):
@@ -67,7 +69,7 @@ class SamplingConfig(WorkerGroup):
     max_model_len: int = Field(128, gt=0)
     """Longest prompt and response together, in tokens."""
     temperature: float = Field(1.0, gt=0)
-    memory_gib: float = Field(1.0, gt=0)
+    memory_gib: Annotated[float, Mark.CARRIES_OUT] = Field(1.0, gt=0)
     """KV cache on CPU; ignored on CUDA, where vLLM's own default share of the GPU is used."""
 
 
@@ -115,6 +117,10 @@ class SandboxConfig(Config):
 class RunConfig(Config):
     """What every kind of run has, whatever it trains by."""
 
+    settings_format: Annotated[int, BeforeValidator(require_today), Mark.CARRIES_OUT] = (
+        SETTINGS_FORMAT
+    )
+    """Number of their format, which every run folder holds; left out by hand."""
     output: OutputFolder
     seed: int = Field(0, ge=0)
     device: Literal["cpu", "cuda"] = "cpu"
@@ -122,9 +128,9 @@ class RunConfig(Config):
     """bfloat16: the generator's weights and autocast in training; parameters stay float32."""
     cpu_threads: int = Field(1, gt=0)
     """Threads of the tensor library in each worker process."""
-    timeout_seconds: float = Field(600.0, gt=0)
+    timeout_seconds: Annotated[float, Mark.CARRIES_OUT] = Field(600.0, gt=0)
     """Deadline of every remote call and of the reservation in the cluster."""
-    max_restarts: int = Field(3, ge=0)
+    max_restarts: Annotated[int, Mark.CARRIES_OUT] = Field(3, ge=0)
     """Lost workers that are replaced before the run stops."""
     sandbox: SandboxConfig = SandboxConfig()
     rollout: SamplingConfig = SamplingConfig()
@@ -139,3 +145,15 @@ class RunConfig(Config):
                 f"rollout.max_model_len ({rollout.max_model_len}); try {rollout.max_model_len // 2}"
             )
         return self
+
+
+SCORED_BY = ("device", "dtype", "cpu_threads", "scoring")
+"""Settings that the scores of given answers by given models depend on."""
+SAMPLED_BY = (
+    "seed",
+    "device",
+    "dtype",
+    "cpu_threads",
+    *(f"rollout.{name}" for name in SamplingConfig.model_fields),
+)
+"""Settings that the answers of a given policy to given prompts depend on."""

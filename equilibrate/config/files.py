@@ -17,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from equilibrate.config.base import Config
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.formats import UNNUMBERED
+from equilibrate.config.identity import models_in
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 
@@ -88,15 +90,20 @@ def resolve_settings(kind: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 def load_run_config(run: Path) -> TrainConfig | FitConfig:
     """The settings that a run folder was made with.
 
-    Raises: DataError if the folder holds no run, ConfigError if its settings were broken since.
+    Raises: DataError if the folder holds no run, ConfigError if its settings were broken since
+    or are of another format.
     """
     file = run / "config.yaml"
     if not file.is_file():
         raise DataError(f"{run}: is not the folder of a run (it has no config.yaml)")
     tree = read_yaml(file)
-    if "objective" in tree:
-        return parse_settings(FitConfig, tree)
-    return parse_settings(TrainConfig, tree)
+    tree.setdefault("settings_format", UNNUMBERED)
+    try:
+        if "objective" in tree:
+            return parse_settings(FitConfig, tree)
+        return parse_settings(TrainConfig, tree)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -209,7 +216,7 @@ def _as_written(root: type[BaseModel], location: Sequence[str]) -> tuple[list[st
         elif not _PYDANTIC_STEP.fullmatch(part):
             written.append(part)
             if part in fields and index < len(location) - 1:
-                found = (child for m in models for child in _models_in(m.model_fields.get(part)))
+                found = (child for m in models for child in models_in(m.model_fields.get(part)))
                 models = list(found)
     return written, sorted({name for model in models for name in model.model_fields})
 
@@ -217,17 +224,3 @@ def _as_written(root: type[BaseModel], location: Sequence[str]) -> tuple[list[st
 def _tag(model: type[BaseModel]) -> object:
     field = model.model_fields.get("type")
     return field.default if field is not None else None
-
-
-def _models_in(field: Any) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
-
-    def visit(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found.append(annotation)
-        for inner in getattr(annotation, "__args__", ()):
-            visit(inner)
-
-    if field is not None:
-        visit(field.annotation)
-    return found

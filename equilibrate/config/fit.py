@@ -15,6 +15,7 @@ from equilibrate.config.base import (
     off_is_none,
     type_is,
 )
+from equilibrate.config.identity import InputPath
 from equilibrate.types import Category
 
 
@@ -89,15 +90,15 @@ class AnswerMaskConfig(MaskConfig):
 class FitDataConfig(Config):
     """Inputs; every empty path is made by the built-in world."""
 
-    policy: str = ""
+    policy: InputPath = ""
     """Model folder to train."""
-    reward: str = ""
-    cost: str = ""
-    train: str = ""
+    reward: InputPath = ""
+    cost: InputPath = ""
+    train: InputPath = ""
     """Saved data set: `prompt` with `response`, or with `chosen` and `rejected`, or with both
     responses in PKU-SafeRLHF columns; `category` where amounts are asked for. ars: `prompt`
     and `category`."""
-    evaluation: str = ""
+    evaluation: InputPath = ""
     """JSON lines with `prompt` and `category`."""
 
     @property

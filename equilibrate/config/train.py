@@ -20,6 +20,7 @@ from equilibrate.config.base import (
     off_is_none,
     type_is,
 )
+from equilibrate.config.identity import InputPath, Mark
 from equilibrate.types import Category
 
 
@@ -161,14 +162,14 @@ class FdcConfig(Config):
 class DataConfig(Config):
     """Inputs; every empty path is made by the built-in world."""
 
-    policy: str = ""
+    policy: InputPath = ""
     """Model folder to align."""
-    reward: str = ""
-    cost: str = ""
-    prompts: str = ""
+    reward: InputPath = ""
+    cost: InputPath = ""
+    prompts: InputPath = ""
     """JSON lines with `prompt` and `category`."""
-    evaluation: str = ""
-    ptx: str = ""
+    evaluation: InputPath = ""
+    ptx: InputPath = ""
 
     @property
     def is_built_in(self) -> bool:
@@ -179,14 +180,14 @@ class TrainConfig(RunConfig):
     """Everything one run of PPO depends on."""
 
     output: OutputFolder = "runs/sandbox"
-    iterations: int = Field(200, gt=0)
-    checkpoint_every: int = Field(50, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
-    evaluate_every: int = Field(25, ge=0)
+    iterations: Annotated[int, Mark.MAY_CHANGE] = Field(200, gt=0)
+    checkpoint_every: Annotated[int, Mark.CARRIES_OUT] = Field(50, gt=0)
+    keep_checkpoints: Annotated[int, Mark.CARRIES_OUT] = Field(2, gt=0)
+    evaluate_every: Annotated[int, Mark.MAY_CHANGE] = Field(25, ge=0)
     """Iterations between points of the Pareto plot; 0 evaluates only base and aligned."""
     parity_tolerance: float = Field(1e-4, gt=0)
     """Largest allowed difference of generator and learner log-probs, nats."""
-    wandb_project: str = ""
+    wandb_project: Annotated[str, Mark.CARRIES_OUT] = ""
     data: DataConfig = DataConfig()
     fdc: FdcConfig = FdcConfig()
     rollout: RolloutConfig = RolloutConfig()

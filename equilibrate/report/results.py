@@ -7,12 +7,12 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.run.sinks import METRICS_FILE, TIMINGS_FILE, Row, read_rows, write_whole
+from equilibrate.run.stages import library_versions
 
 LAST_ITERATIONS = 20
 """Iterations at the end of a run whose cost is averaged: one is too noisy to judge a budget by."""
@@ -119,13 +119,7 @@ def write_results(
 
 def installed_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide the numbers; absent ones are left out."""
-    versions = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {"python": platform.python_version(), **library_versions(_DISTRIBUTIONS)}
 
 
 def _numbers(rows: Sequence[Row], name: str) -> list[float]:

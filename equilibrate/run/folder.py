@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from equilibrate.config.base import RunConfig, SamplingConfig
-from equilibrate.config.files import dump_config
+from equilibrate.config.files import dump_config, load_run_config
+from equilibrate.config.identity import (
+    fixed_on_resume,
+    input_paths,
+    require_fixed,
+    result_settings,
+)
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.fdc.dataset import read_prompts
-from equilibrate.run.checkpoint import FolderLock
+from equilibrate.run.checkpoint import LATEST, FolderLock
+from equilibrate.run.contents import Contents
 from equilibrate.run.disk import as_resource_error, require_writable
 from equilibrate.run.sinks import JsonlFile, read_rows, write_whole
 from equilibrate.text.renderer import TextCodec
@@ -18,13 +27,27 @@ from equilibrate.types import Prompt
 
 PHASES_FILE = "phases.jsonl"
 """Seconds spent outside the loop."""
+INPUTS_FILE = "inputs.json"
+"""What the inputs held when the run began, by key."""
+STAGES = "stages"
+"""Folder of what a run makes before it trains, in the run's own."""
+
+
+def stages_of(run: Path) -> Path:
+    """Where a run's own stages are; a study links them to a folder that its runs share."""
+    folder = run / STAGES
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink()  # what it shared is gone, and made again here
+    return folder
 
 
 @contextmanager
 def claimed(config: RunConfig) -> Iterator[Path | None]:
     """The run's folder, ours alone until the context ends; None if it already holds this run.
 
-    Raises: ResourceError if it is in use or cannot be written.
+    Raises: ConfigError for a folder whose run is of another kind or format, or has checkpoints
+        that these settings could not go on from; DataError for an input that does not exist;
+        ResourceError if the folder is in use or cannot be written.
     """
     run = Path(config.output).resolve()
     require_writable(run)
@@ -32,25 +55,48 @@ def claimed(config: RunConfig) -> Iterator[Path | None]:
         run.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(run)
     try:
-        if _is_finished(run, config):
+        inputs = json.dumps(_held_by_inputs(config, run), indent=1)
+        if _is_finished(run, config, inputs):
             say(f"{run} already holds this run; change a setting or the output to run again")
             yield None
             return
         with as_resource_error(run):
             (run / "report.html").unlink(missing_ok=True)
         write_whole(run / "config.yaml", dump_config(config))
+        write_whole(run / INPUTS_FILE, inputs + "\n")
         yield run
     finally:
         lock.release()
 
 
-def _is_finished(run: Path, config: RunConfig) -> bool:
-    written = run / "config.yaml"
-    return (
-        (run / "report.html").is_file()
-        and written.is_file()
-        and written.read_text() == dump_config(config)
-    )
+def _held_by_inputs(config: RunConfig, run: Path) -> dict[str, str]:
+    contents = Contents(stages_of(run))
+    held = {}
+    for key, path in input_paths(config).items():
+        if not path.exists():
+            raise DataError(f"{key} ('{path}') does not exist; give an existing file or folder")
+        held[key] = contents.of(path)
+    return held
+
+
+def _is_finished(run: Path, config: RunConfig, inputs: str) -> bool:
+    """Whether the folder holds what these settings and inputs lead to."""
+    if not (run / "config.yaml").is_file():
+        return False
+    before = load_run_config(run)
+    if type(before) is not type(config):
+        raise ConfigError(
+            f"output ({config.output}) holds a run of another kind; choose another output folder"
+        )
+    if result_settings(before) == result_settings(config):
+        return (run / "report.html").is_file() and _read(run / INPUTS_FILE).strip() == inputs
+    if (run / "checkpoints" / LATEST).is_file():
+        require_fixed(fixed_on_resume(before), fixed_on_resume(config), run)
+    return False
+
+
+def _read(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
 
 
 @contextmanager

@@ -6,41 +6,42 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SEAL = "STAGE.json"
-STEERING = frozenset(
-    {
-        "output",
-        "timeout_seconds",
-        "max_restarts",
-        "keep_checkpoints",
-        "checkpoint_every",
-        "wandb_project",
-        "cpus",
-        "gpus",
-        "memory_gib",
-    }
-)
-"""Settings, wherever they stand, that say how a run is carried out and not what it computes."""
+from equilibrate.run.contents import SEAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One step before PPO, for example training the cost model."""
+    """One step before a training, for example the training of its cost model."""
 
     name: str
+    format: int
+    """Raised by hand when the code of the stage changes what it makes."""
     inputs: Mapping[str, Any]
-    """All that the result depends on, as plain JSON: settings, seeds, keys of earlier stages."""
+    """All else that the result depends on, as plain JSON: `result_settings` of what it reads, and
+    `Contents.of` its files."""
+    libraries: tuple[str, ...]
+    """Distributions whose code computes the result; of absent ones nothing is asked."""
     make: Callable[[Path], None]
     """Fills an empty folder."""
 
     @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "format": self.format,
+            "inputs": dict(self.inputs),
+            "versions": library_versions(self.libraries),
+        }
+
+    @property
     def key(self) -> str:
-        return short_hash({"name": self.name, "inputs": self.inputs})
+        return short_hash(self.identity)
 
     def folder(self, root: Path) -> Path:
         return root / f"{self.name}-{self.key}"
@@ -64,18 +65,22 @@ def run_stage(stage: Stage, root: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True)
     stage.make(work)
-    (work / SEAL).write_text(json.dumps(dict(stage.inputs), indent=1, sort_keys=True))
+    (work / SEAL).write_text(json.dumps(stage.identity, indent=1, sort_keys=True))
     os.replace(work, folder)
     return folder
+
+
+def library_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of the installed ones among these distributions."""
+    versions = {}
+    for name in distributions:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def short_hash(tree: Any) -> str:
     """12 hex digits of a plain tree, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def decisive(settings: Any) -> Any:
-    """A plain tree without `STEERING`: all that a result depends on."""
-    if not isinstance(settings, Mapping):
-        return settings
-    return {name: decisive(part) for name, part in settings.items() if name not in STEERING}

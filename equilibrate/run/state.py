@@ -7,40 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from equilibrate.config.train import TrainConfig
-from equilibrate.errors import ConfigError
+from equilibrate.config.formats import SETTINGS_FORMAT, require_resumable
+from equilibrate.config.identity import require_fixed
 from equilibrate.interfaces import Learner, MetricSink
 from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.queue import RolloutQueue
-
-CHANGEABLE = (
-    "output",
-    "iterations",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "evaluate_every",
-    "timeout_seconds",
-    "max_restarts",
-    "wandb_project",
-)
-"""Settings that a resumed run may change: they steer how it runs, not what an iteration computes.
-`iterations` is among them so that a run can be prolonged; a falling learning-rate schedule then
-counts from the new end."""
-
-
-def settings_fixed_on_resume(config: TrainConfig) -> dict[str, Any]:
-    """All others, by dotted key. Lists and mixtures count as one value."""
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and not prefix.endswith("mixture"):
-            for key, inner in value.items():
-                visit(f"{prefix}.{key}" if prefix else key, inner)
-        elif prefix not in CHANGEABLE:
-            flat[prefix] = value
-
-    visit("", json.loads(config.model_dump_json()))
-    return flat
 
 
 class Stateful(Protocol):
@@ -63,7 +34,8 @@ class RunCheckpoints:
         stateful: Mapping[str, Stateful],
         fixed: Mapping[str, Any],
     ) -> None:
-        """`fixed`: settings that must be equal when a run is resumed, by key."""
+        """`fixed`: what must be equal when a run is resumed, by key: `fixed_on_resume` and the
+        contents of the inputs."""
         self._store = store
         self._learner = learner
         self._queue = queue
@@ -76,6 +48,7 @@ class RunCheckpoints:
             self._learner.save(folder / "learner")
             self._queue.save(folder)
             state = {
+                "settings_format": SETTINGS_FORMAT,
                 "iteration": iteration,
                 "metric_offset": self._sink.offset(),
                 "fixed": self._fixed,
@@ -92,19 +65,11 @@ class RunCheckpoints:
             self.save(0)
             return 0
         state = json.loads((checkpoint.folder / "driver.json").read_text())
-        self._check_fixed(state["fixed"], checkpoint.folder)
+        require_resumable(state, checkpoint.folder)
+        require_fixed(state["fixed"], self._fixed, checkpoint.folder)
         self._learner.load(checkpoint.folder / "learner")
         self._queue.load(checkpoint.folder)
         for name, part in self._stateful.items():
             part.load_state_dict(state["parts"][name])
         self._sink.rewind(state["metric_offset"])
         return int(state["iteration"])
-
-    def _check_fixed(self, saved: Mapping[str, Any], folder: Path) -> None:
-        for key in sorted({*saved, *self._fixed}):
-            if saved.get(key) != self._fixed.get(key):
-                raise ConfigError(
-                    f"{key} ({self._fixed.get(key)!r}) must stay what it was when the run in "
-                    f"{folder} was started ({saved.get(key)!r}); set it back, or choose another "
-                    "output folder"
-                )

@@ -4,7 +4,6 @@ grid      arms x seeds -> the runs to make; equal ones are shared
 tasks     which of them one process makes, and in what order
 results   the record of a finished run
 packed    the records of many runs in one file
-carry     recorded settings of an older form, in that of today
 figures   dotted names into a result, and how they are written
 claims    gaps over seeds -> verdicts
 estimate  how long the rest takes
@@ -13,7 +12,6 @@ plots     curves and fronts
 page      all of it as one page
 """
 
-from equilibrate.study.carry import SETTINGS_FORMAT
 from equilibrate.study.claims import ClaimVerdict, JudgedClaim, decide, judge_claim
 from equilibrate.study.estimate import TimeLeft, time_left
 from equilibrate.study.figures import figure_of
@@ -32,7 +30,6 @@ from equilibrate.study.summary import summary_markdown, with_section
 from equilibrate.study.tasks import deal_tasks, next_task
 
 __all__ = [
-    "SETTINGS_FORMAT",
     "ClaimVerdict",
     "JudgedClaim",
     "PlannedRun",

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from equilibrate.config.files import merge_settings
+from equilibrate.config.files import RUN_KINDS, merge_settings
+from equilibrate.config.identity import result_tree
 from equilibrate.config.study import Kind, StudyConfig
 from equilibrate.errors import ConfigError
-from equilibrate.run.stages import decisive, short_hash
+from equilibrate.run.stages import short_hash
 
 Resolve = Callable[[Kind, Mapping[str, Any]], Mapping[str, Any]]
 """A plain tree of one kind to the checked one with every default written out, as plain JSON."""
@@ -79,7 +80,7 @@ def run_key(kind: Kind, config: Mapping[str, Any]) -> str:
 
     So a study can be finished on a machine that gives its runs other resources.
     """
-    return short_hash({"kind": kind, "config": decisive(config)})
+    return short_hash({"kind": kind, "config": result_tree(RUN_KINDS[kind], config)})
 
 
 def _lay(

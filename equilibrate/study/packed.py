@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from equilibrate.config.formats import carry
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.run.sinks import write_whole
-from equilibrate.study.carry import carry
 from equilibrate.study.grid import Resolve, run_key
 from equilibrate.study.results import RunResult
 
@@ -35,8 +35,8 @@ def write_result(file: Path, result: RunResult) -> None:
 def read_results(file: Path, resolve: Resolve) -> dict[str, RunResult]:
     """Every result in the file by the key that its settings have today.
 
-    Settings of an older form are carried over (`study.carry`); others that were added since a run
-    count at their defaults. A missing file has no results.
+    Settings of an older format are carried over (`config.formats`); others that were added since a
+    run count at their defaults. A missing file has no results.
 
     Raises: DataError naming the line that is broken or has the key of another.
     """

@@ -27,7 +27,7 @@ class RunResult:
     config: Mapping[str, Any]
     """Resolved settings, as plain JSON."""
     settings_format: int
-    """The form of `config`, see `study.carry`."""
+    """The format of `config`, see `config.formats`."""
     base: EvaluationTable
     aligned: EvaluationTable
     training: Mapping[str, float]

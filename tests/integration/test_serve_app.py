@@ -14,7 +14,7 @@ from equilibrate.errors import DataError, ResourceError
 
 
 def write_run(folder, *, with_model=True):
-    (folder / "config.yaml").write_text("iterations: 7\n")
+    (folder / "config.yaml").write_text("settings_format: 2\niterations: 7\n")
     if with_model:
         (folder / "aligned").mkdir()
         (folder / "aligned" / "config.json").write_text("{}")

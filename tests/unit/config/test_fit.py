@@ -72,7 +72,9 @@ def test_amounts_are_replaced_whole(tmp_path):
 
 
 def test_a_run_folder_says_what_kind_of_run_it_holds(tmp_path):
-    (tmp_path / "config.yaml").write_text("objective: {type: sft}\nfdc: {amounts: {EHD: 1}}\n")
+    (tmp_path / "config.yaml").write_text(
+        "settings_format: 2\nobjective: {type: sft}\nfdc: {amounts: {EHD: 1}}\n"
+    )
     assert isinstance(load_run_config(tmp_path), FitConfig)
-    (tmp_path / "config.yaml").write_text("iterations: 3\n")
+    (tmp_path / "config.yaml").write_text("settings_format: 2\niterations: 3\n")
     assert load_run_config(tmp_path).iterations == 3

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from equilibrate.run.stages import Stage, run_stage
+from equilibrate.run.contents import SEAL
+from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
 
 
 def make_stage(calls: list[str], *, steps: int = 10, fail: bool = False) -> Stage:
@@ -15,7 +18,7 @@ def make_stage(calls: list[str], *, steps: int = 10, fail: bool = False) -> Stag
             raise KeyboardInterrupt
         (folder / "model").write_text("whole")
 
-    return Stage(name="base", inputs={"steps": steps}, make=make)
+    return Stage(name="base", format=1, inputs={"steps": steps}, libraries=("torch",), make=make)
 
 
 def test_second_call_finds_the_first(tmp_path: Path) -> None:
@@ -32,11 +35,46 @@ def test_other_inputs_make_another_folder(tmp_path: Path) -> None:
     assert len(folders) == len(calls) == 2
 
 
+def stage(**changes: Any) -> Stage:
+    whole: dict[str, Any] = {
+        "name": "base",
+        "format": 1,
+        "inputs": {"a": 1, "b": 2},
+        "libraries": ("torch", "pydantic"),
+        "make": lambda _: None,
+    }
+    return Stage(**(whole | changes))
+
+
 def test_key_follows_inputs_and_not_their_order() -> None:
-    one = Stage(name="base", inputs={"a": 1, "b": 2}, make=lambda _: None)
-    same = Stage(name="base", inputs={"b": 2, "a": 1}, make=lambda _: None)
-    other = Stage(name="cost", inputs={"a": 1, "b": 2}, make=lambda _: None)
-    assert one.key == same.key != other.key
+    assert stage().key == stage(inputs={"b": 2, "a": 1}, libraries=("pydantic", "torch")).key
+    others = (
+        stage(name="cost"),
+        stage(format=2),
+        stage(inputs={"a": 1, "b": 3}),
+        stage(inputs={"a": 1}),
+        stage(libraries=("torch",)),
+    )
+    assert len({other.key for other in (stage(), *others)}) == 1 + len(others)
+
+
+def test_another_version_of_a_library_is_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stage().key
+    versions = {"torch": "99.0", "pydantic": stage().identity["versions"]["pydantic"]}
+    monkeypatch.setattr("equilibrate.run.stages.metadata.version", versions.__getitem__)
+    assert stage().key != before
+    assert stage().identity["versions"] == versions
+
+
+def test_a_library_that_is_absent_has_no_version() -> None:
+    assert library_versions(("torch", "no-such-library-at-all")).keys() == {"torch"}
+
+
+def test_the_seal_says_what_the_key_was_made_of(tmp_path: Path) -> None:
+    made = make_stage([])
+    seal = json.loads((run_stage(made, tmp_path) / SEAL).read_text())
+    assert seal == made.identity
+    assert short_hash(seal) == made.key
 
 
 def test_interrupted_stage_is_made_again(tmp_path: Path) -> None:
@@ -51,7 +89,7 @@ def test_interrupted_stage_is_made_again(tmp_path: Path) -> None:
 
 def test_unsealed_folder_is_no_result(tmp_path: Path) -> None:
     calls: list[str] = []
-    stage = make_stage(calls)
-    stage.folder(tmp_path).mkdir()
-    run_stage(stage, tmp_path)
+    unsealed = make_stage(calls)
+    unsealed.folder(tmp_path).mkdir()
+    run_stage(unsealed, tmp_path)
     assert calls == ["made"]

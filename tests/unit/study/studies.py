@@ -6,9 +6,10 @@ import copy
 from typing import Any
 
 from equilibrate.config.files import parse_settings
+from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.config.study import StudyConfig
 from equilibrate.evaluation import Estimate, EvaluationTable
-from equilibrate.study import SETTINGS_FORMAT, PlannedRun, RunResult, expand, plan_runs
+from equilibrate.study import PlannedRun, RunResult, expand, plan_runs
 
 TREE: dict[str, Any] = {
     "name": "amounts",

@@ -272,4 +272,6 @@ def test_settings_of_an_older_form_are_carried_by_steps(
         packed, "carry", lambda kind, config, since: {**config, "keeps": ("all", kind, since)}
     )
     [key] = read_results(file, resolve_today)
-    assert key == packed.run_key(MADE.kind, {**RUN.config, "keeps": ("all", MADE.kind, 1)})
+    assert key == packed.run_key(
+        MADE.kind, {**RUN.config, "keeps": ("all", MADE.kind, MADE.settings_format)}
+    )
