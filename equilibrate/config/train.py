@@ -6,6 +6,8 @@ numbers they need, not this tree.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -57,13 +59,34 @@ class AdaptiveKL(Config):
     """Wanted mean KL to the reference, nats per token."""
 
 
+AdvantageName = Literal["gae", "rloo", "grpo", "reinforce_plus_plus"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantageNeeds:
+    """What an advantage estimator needs of a run."""
+
+    critics: bool = False
+    copies: bool = False
+    """Several responses to one prompt, which it compares as wholes: gamma must be 1."""
+
+
+ADVANTAGES: Mapping[AdvantageName, AdvantageNeeds] = {
+    "gae": AdvantageNeeds(critics=True),
+    "rloo": AdvantageNeeds(copies=True),
+    "grpo": AdvantageNeeds(copies=True),
+    "reinforce_plus_plus": AdvantageNeeds(),
+}
+"""The functions are in `equilibrate.ppo.estimators`."""
+
+
 class PPOConfig(Config):
     minibatch_size: int = Field(32, gt=0)
     epochs: int = Field(1, gt=0)
     clip_range: float = Field(0.2, gt=0, lt=1)
     value_clip_range: float = Field(5.0, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
-    advantage: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae"
+    advantage: AdvantageName = "gae"
     """gae trains critics. The others have none, and no use for gae_lambda, value_clip_range and
     learner.critic_lr: rloo and grpo compare the responses to one prompt, reinforce_plus_plus those
     of the batch."""
@@ -72,7 +95,7 @@ class PPOConfig(Config):
 
     @property
     def has_critics(self) -> bool:
-        return self.advantage == "gae"
+        return ADVANTAGES[self.advantage].critics
 
     def takes_one_step(self, num_rollouts: int) -> bool:
         """Whether an update on so many rollouts is a single optimizer step."""
@@ -220,12 +243,13 @@ class TrainConfig(RunConfig):
     @model_validator(mode="after")
     def _advantages_have_what_they_need(self) -> Self:
         advantage, copies = self.ppo.advantage, self.rollout.copies
-        if advantage in ("rloo", "grpo") and copies < 2:
+        compares_copies = ADVANTAGES[advantage].copies
+        if compares_copies and copies < 2:
             raise ValueError(
                 f"ppo.advantage ({advantage}) compares the responses to one prompt, so "
                 f"rollout.copies ({copies}) must be at least 2; try 4"
             )
-        if advantage in ("rloo", "grpo") and self.ppo.gamma != 1:
+        if compares_copies and self.ppo.gamma != 1:
             raise ValueError(
                 f"ppo.gamma ({self.ppo.gamma}) must be 1 with ppo.advantage ({advantage}), which "
                 "judges whole responses; try 1"

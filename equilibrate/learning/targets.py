@@ -7,6 +7,7 @@ baselines and token counts are global without any communication.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,8 +16,7 @@ from torch import Tensor
 from equilibrate.ama.masking import masked_tokens
 from equilibrate.ama.signals import response_signal
 from equilibrate.config.train import AmaConfig, PPOConfig
-from equilibrate.ppo.advantages import gae
-from equilibrate.ppo.group_advantages import grpo, reinforce_plus_plus, rloo
+from equilibrate.ppo.estimators import ESTIMATORS, Signal
 from equilibrate.ppo.importance import truncated_importance
 from equilibrate.ppo.kl import kl_penalty
 from equilibrate.ppo.ratios import log_ratios
@@ -87,43 +87,28 @@ def make_train_batch(
 
 def _estimate(
     tokens: TokenBatch, kl: Tensor, kl_coef: float, ppo: PPOConfig
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(advantages, returns) of the reward and of the cost; without critics nothing fits returns."""
-    mask, groups = tokens.response_mask, tokens.prompt_groups
-    scores = tokens.reward, tokens.cost
+) -> list[tuple[Tensor, Tensor]]:
+    """(advantages, returns) of the reward and of the cost."""
+    mask = tokens.response_mask
+    estimate = ESTIMATORS[ppo.advantage]
 
-    def with_penalty(reward: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            shape_rewards(reward, kl, mask, kl_coef=kl_coef, sign=1, clip=SCORE_CLIP),
-            shape_rewards(cost, kl, mask, kl_coef=kl_coef, sign=-1, clip=SCORE_CLIP),
+    def shaped(scores: Tensor, sign: Literal[1, -1]) -> Tensor:
+        return shape_rewards(scores, kl, mask, kl_coef=kl_coef, sign=sign, clip=SCORE_CLIP)
+
+    def signal(scores: Tensor, values: Tensor, sign: Literal[1, -1]) -> Signal:
+        return Signal(
+            scores=scores,
+            penalties=shaped(torch.zeros_like(scores), sign),
+            rewards=shaped(scores, sign),
+            values=values,
+            response_mask=mask,
+            groups=tokens.prompt_groups,
         )
 
-    match ppo.advantage:
-        case "gae":
-            # Both signals at once: the recursion over T costs the same for twice the rows.
-            advantages, returns = gae(
-                torch.cat(with_penalty(*scores)),
-                torch.cat([tokens.values, tokens.cost_values]),
-                torch.cat([mask, mask]),
-                gamma=ppo.gamma,
-                gae_lambda=ppo.gae_lambda,
-            )
-            both = tuple(zip(advantages.chunk(2), returns.chunk(2), strict=True))
-            return both[0], both[1]
-        case "rloo":
-            found = [rloo(signal, mask, groups) for signal in with_penalty(*scores)]
-        case "grpo":
-            # Its scores stand alone: the penalty joins the finished advantages.
-            penalties = with_penalty(*map(torch.zeros_like, scores))
-            normalised = (grpo(score, mask, groups) for score in scores)
-            found = [a + penalty for a, penalty in zip(normalised, penalties, strict=True)]
-        case "reinforce_plus_plus":
-            found = [
-                reinforce_plus_plus(signal, mask, gamma=ppo.gamma)
-                for signal in with_penalty(*scores)
-            ]
-    nothing = torch.zeros_like(kl)
-    return (found[0], nothing), (found[1], nothing)
+    return [
+        estimate(signal(tokens.reward, tokens.values, 1), ppo),
+        estimate(signal(tokens.cost, tokens.cost_values, -1), ppo),
+    ]
 
 
 def batch_metrics(train: TrainBatch, entropies: Tensor) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -23,6 +23,10 @@ def kl_penalty(old_log_probs: Tensor, ref_log_probs: Tensor, response_mask: Tens
     )
     (penalty,) = keep(response_mask, old_log_probs - ref_log_probs)
     return penalty
+
+
+HORIZON = 10_000
+"""Rollouts over which an adaptive weight may move by a fifth."""
 
 
 class KLController(Protocol):
@@ -63,7 +67,7 @@ class AdaptiveKL:
 
     ERROR_LIMIT = 0.2
 
-    def __init__(self, coef: float, *, target: float, horizon: int) -> None:
+    def __init__(self, coef: float, *, target: float, horizon: int = HORIZON) -> None:
         self.value = coef
         self._target = target
         self._horizon = horizon
@@ -80,3 +84,7 @@ class AdaptiveKL:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.value = state["value"]
+
+
+CONTROLLERS: Mapping[str, Callable[..., KLController]] = {"fixed": FixedKL, "adaptive": AdaptiveKL}
+"""By `ppo.kl.type`; each takes what its settings have."""

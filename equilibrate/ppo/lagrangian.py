@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from equilibrate.errors import ConfigError, NumericsError
@@ -180,6 +180,16 @@ class PidMultiplier:
         self.value = state["value"]
         self._integral = state["integral"]
         self._smoothed_cost = state["smoothed_cost"]
+
+
+MULTIPLIERS: Mapping[str, Callable[..., Multiplier]] = {
+    "log_sgd": LogSgdMultiplier,
+    "projected": ProjectedMultiplier,
+    "pid": PidMultiplier,
+}
+"""By `constraint.type`: each takes init, maximum and budget, and what its settings in
+`equilibrate.config.train` have beyond `MultiplierConfig`. A new one is a class, a line here, its
+settings there, and its test."""
 
 
 class DelayedMultiplier:

@@ -6,20 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equilibrate.config.train import (
-    AdaptiveKL,
-    Constraint,
-    FixedKL,
-    LogSgdMultiplier,
-    PidMultiplier,
-    ProjectedMultiplier,
-)
+from equilibrate.config.train import AdaptiveKL, Constraint, FixedKL, MultiplierConfig
 from equilibrate.ppo import kl as ppo_kl
 from equilibrate.ppo import lagrangian
 from equilibrate.types import ScoredRollout
-
-KL_HORIZON = 10_000
-"""Rollouts over which an adaptive KL weight may move by a fifth."""
 
 
 class CostController:
@@ -67,11 +57,7 @@ class KLController:
     """Moves the weight of the KL penalty on the mean KL of the latest rollouts, nats per token."""
 
     def __init__(self, config: FixedKL | AdaptiveKL) -> None:
-        self._controller: ppo_kl.KLController = (
-            ppo_kl.FixedKL(config.coef)
-            if isinstance(config, FixedKL)
-            else ppo_kl.AdaptiveKL(config.coef, target=config.target, horizon=KL_HORIZON)
-        )
+        self._controller = ppo_kl.CONTROLLERS[config.type](**config.model_dump(exclude={"type"}))
 
     @property
     def value(self) -> float:
@@ -99,13 +85,10 @@ def _kl_sum(episode: ScoredRollout) -> float:
 def _make_multiplier(constraint: Constraint) -> lagrangian.Multiplier:
     if constraint is None:
         return lagrangian.NoMultiplier()
-    bounds = {"init": constraint.init, "maximum": constraint.max, "budget": constraint.budget}
-    multiplier: lagrangian.Multiplier
-    match constraint:
-        case LogSgdMultiplier(lr=lr):
-            multiplier = lagrangian.LogSgdMultiplier(lr=lr, **bounds)
-        case ProjectedMultiplier(lr=lr):
-            multiplier = lagrangian.ProjectedMultiplier(lr=lr, **bounds)
-        case PidMultiplier(kp=kp, ki=ki, kd=kd):
-            multiplier = lagrangian.PidMultiplier(kp=kp, ki=ki, kd=kd, **bounds)
+    multiplier = lagrangian.MULTIPLIERS[constraint.type](
+        init=constraint.init,
+        maximum=constraint.max,
+        budget=constraint.budget,
+        **constraint.model_dump(exclude={"type", *MultiplierConfig.model_fields}),
+    )
     return lagrangian.DelayedMultiplier(multiplier, delay=constraint.delay)
