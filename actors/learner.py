@@ -192,6 +192,7 @@ class LearnerWorker:
             epochs=ppo.epochs,
             clip_range=ppo.clip_range,
             value_clip_range=ppo.value_clip_range,
+            mean_over=ppo.mean_over,
             divide_by_kept=ama is not None and ama.normalizer == "kept",
             ptx_coef=self._settings.learner.ptx_coef,
             seed=self._settings.seed,

@@ -85,6 +85,9 @@ class PPOConfig(Config):
     epochs: int = Field(1, gt=0)
     clip_range: float = Field(0.2, gt=0, lt=1)
     value_clip_range: float = Field(5.0, gt=0)
+    mean_over: Literal["tokens", "sequences"] = "tokens"
+    """Policy and value losses are means over the tokens of a minibatch, or over the tokens of each
+    answer and then over answers, as in Safe RLHF: a token of a short answer then weighs more."""
     gamma: float = Field(1.0, gt=0, le=1)
     advantage: AdvantageName = "gae"
     """gae trains critics. The others have none, and no use for gae_lambda, value_clip_range and

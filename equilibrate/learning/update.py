@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,13 @@ from torch.nn.functional import pad
 from equilibrate.learning.passes import Passes, values_of
 from equilibrate.models.trainable import Trainable
 from equilibrate.ppo.batches import Indices, minibatch_indices
-from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss, policy_sums, ptx_loss
+from equilibrate.ppo.losses import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    policy_sums,
+    ptx_loss,
+    tokens_by_sequence,
+)
 from equilibrate.seeds import derive_seed
 from equilibrate.types import TrainBatch
 
@@ -42,6 +48,7 @@ class LossSettings:
     epochs: int
     clip_range: float
     value_clip_range: float
+    mean_over: Literal["tokens", "sequences"]
     divide_by_kept: bool
     """The policy loss is a mean over kept tokens, or the same sum over all response tokens."""
     ptx_coef: float
@@ -142,7 +149,7 @@ class Update:
         self, part: MicroBatch, rows: Indices, has_policy_step: bool, ptx: PtxPart | None
     ) -> Iterator[tuple[Trainable, Tensor]]:
         """One at a time: only one model's activations are in memory, unless all were kept."""
-        num_response = int(self._num_response[rows].sum())
+        num_response = self._counts(self._num_response, part, rows)
         targets = {
             "values": ("value_loss", part.values, part.returns),
             "cost_values": ("cost_value_loss", part.cost_values, part.cost_returns),
@@ -165,7 +172,7 @@ class Update:
 
     def _policy_loss(self, part: MicroBatch, rows: Indices, ptx: PtxPart | None) -> Tensor:
         settings = self._settings
-        num_kept, num_response = (int(n[rows].sum()) for n in (self._num_kept, self._num_response))
+        divisors = self._num_kept if settings.divide_by_kept else self._num_response
         log_probs, ptx_log_probs = self._log_probs(part, ptx)
         loss = clipped_policy_loss(
             log_probs,
@@ -173,19 +180,29 @@ class Update:
             part.advantages,
             part.gradient_mask,
             clip_range=settings.clip_range,
-            num_tokens=num_kept if settings.divide_by_kept else num_response,
+            num_tokens=self._counts(divisors, part, rows),
         )
         self._add("policy_loss", loss)
         kept = policy_sums(
             log_probs, part.old_log_probs, part.gradient_mask, clip_range=settings.clip_range
         )
         self._add("num_clipped", kept.clipped)
-        self._add("approx_kl", kept.approx_kl / max(1, num_kept))
+        self._add("approx_kl", kept.approx_kl / max(1, int(self._num_kept[rows].sum())))
         if ptx is None or ptx_log_probs is None:
             return loss
         text_loss = ptx_loss(ptx_log_probs, ptx.mask, num_tokens=ptx.num_tokens)
         self._add("ptx_loss", text_loss)
         return loss + settings.ptx_coef * text_loss
+
+    def _counts(self, per_row: Indices, part: MicroBatch, rows: Indices) -> int | Tensor:
+        """What a loss of `part` divides its sums by: tokens of all `rows` of the minibatch, or of
+        each row of the part."""
+        if self._settings.mean_over == "tokens":
+            return int(per_row[rows].sum())
+        # A row without a response was left out.
+        num_sequences = int((self._num_response[rows] > 0).sum())
+        of_part = torch.from_numpy(per_row[part.rows]).to(self._passes.device)
+        return tokens_by_sequence(of_part, num_sequences)
 
     def _log_probs(self, part: MicroBatch, ptx: PtxPart | None) -> tuple[Tensor, Tensor | None]:
         """Of the kept tokens, and of the pretraining text; the others cost the head nothing, unless
@@ -226,6 +243,8 @@ class Update:
 class MicroBatch:
     """What the losses of a few rows read, cut to the longest of them: [b, t]."""
 
+    rows: Indices
+    """[b], their places in the batch."""
     token_ids: Tensor
     response_mask: Tensor
     gradient_mask: Tensor
@@ -248,6 +267,7 @@ class MicroBatch:
 
         tokens = train.tokens
         return cls(
+            rows=rows,
             token_ids=take(tokens.token_ids),
             response_mask=take(tokens.response_mask),
             gradient_mask=take(train.gradient_mask),

@@ -1,8 +1,9 @@
 """The losses of one optimiser step, and the sums that its metrics are made of.
 
 Every loss is a sum over kept tokens divided by `num_tokens`, the count of the *global* minibatch,
-so that adding up ranks and micro-batches gives the mean. Entries that the mask drops may hold
-anything, nan included; an empty mask gives 0 with zero gradient.
+so that adding up ranks and micro-batches gives the mean. Where a mean of each sequence is wanted
+first, and then one over sequences, it is a count for each row, from `tokens_by_sequence`. Entries
+that the mask drops may hold anything, nan included; an empty mask gives 0 with zero gradient.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def clipped_policy_loss(
     gradient_mask: Tensor,
     *,
     clip_range: float,
-    num_tokens: int,
+    num_tokens: int | Tensor,
 ) -> Tensor:
     """Clipped surrogate policy loss, to be minimised.
 
@@ -36,7 +37,7 @@ def clipped_policy_loss(
         advantages: [B, T], reward units; constants, larger is better.
         gradient_mask: [B, T] bool, True where the token may move the policy.
         clip_range: c > 0, dimensionless.
-        num_tokens: kept tokens in the global minibatch.
+        num_tokens: kept tokens in the global minibatch; or [B], see above.
     Returns: scalar.
     Raises: ValueError if shapes differ.
     Source: Schulman et al. 2017, eq. 7.
@@ -51,7 +52,7 @@ def clipped_policy_loss(
     (advantages,) = keep(gradient_mask, advantages.detach())
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
-    return masked_sum(loss, gradient_mask) / _divisor(num_tokens)
+    return _mean(loss, gradient_mask, num_tokens)
 
 
 def clipped_value_loss(
@@ -61,7 +62,7 @@ def clipped_value_loss(
     response_mask: Tensor,
     *,
     value_clip_range: float,
-    num_tokens: int,
+    num_tokens: int | Tensor,
 ) -> Tensor:
     """Squared error of a critic, pessimistic about moves larger than the clip range.
 
@@ -71,7 +72,7 @@ def clipped_value_loss(
         values, old_values, returns: [B, T], one unit; the last two are constants.
         response_mask: [B, T] bool; a critic learns from every response token, masked by AMA or not.
         value_clip_range: c > 0, in units of the values (Safe RLHF uses 5).
-        num_tokens: response tokens in the global minibatch.
+        num_tokens: response tokens in the global minibatch; or [B], see above.
     Returns: scalar.
     Raises: ValueError if shapes differ.
     Source: Dai et al. 2023, appendix B; PKU-Alignment/safe-rlhf.
@@ -82,7 +83,7 @@ def clipped_value_loss(
     values, old_values, returns = keep(response_mask, values, old_values.detach(), returns.detach())
     clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
     loss = 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
-    return masked_sum(loss, response_mask) / _divisor(num_tokens)
+    return _mean(loss, response_mask, num_tokens)
 
 
 def ptx_loss(log_probs: Tensor, mask: Tensor, *, num_tokens: int) -> Tensor:
@@ -97,7 +98,7 @@ def ptx_loss(log_probs: Tensor, mask: Tensor, *, num_tokens: int) -> Tensor:
     Source: Ouyang et al. 2022, eq. 2, third term.
     """
     require_same_shape(log_probs=log_probs, mask=mask)
-    return -masked_sum(log_probs, mask) / _divisor(num_tokens)
+    return -_mean(log_probs, mask, num_tokens)
 
 
 class PolicySums(NamedTuple):
@@ -124,6 +125,24 @@ def policy_sums(
     )
 
 
-def _divisor(num_tokens: int) -> int:
-    """Nothing kept anywhere: the sum is 0 and must stay 0."""
-    return max(num_tokens, 1)
+def tokens_by_sequence(row_tokens: Tensor, num_sequences: int) -> Tensor:
+    """What to divide the sum of each row by, so that the result is a mean over sequences.
+
+        mean over sequences of (mean over its kept tokens) = sum over rows of sum_i / (n_i * N)
+
+    A sequence of which nothing is kept counts among the N, as a mean of 0.
+
+    Args:
+        row_tokens: [B], n_i, kept tokens of each row.
+        num_sequences: N, of the global minibatch.
+    Returns: [B], at least 1.
+    Source: the losses of PKU-Alignment/safe-rlhf and of Equilibrate RLHF's APPO.
+    """
+    return row_tokens.clamp(min=1) * max(num_sequences, 1)
+
+
+def _mean(terms: Tensor, mask: Tensor, num_tokens: int | Tensor) -> Tensor:
+    # Nothing kept anywhere: the sum is 0 and must stay 0.
+    if isinstance(num_tokens, int):
+        return masked_sum(terms, mask) / max(num_tokens, 1)
+    return (torch.where(mask, terms, 0.0).sum(1) / num_tokens).sum()

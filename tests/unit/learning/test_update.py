@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equilibrate.learning.passes import Passes
-from equilibrate.learning.update import PtxShare
+from equilibrate.learning.update import LossSettings, PtxShare, Update
 from equilibrate.ppo.batches import Indices, collate
+from equilibrate.types import TrainBatch
 from tests.fakes import make_rollout, make_scored
 
 NO_MODEL: Any = None
@@ -109,3 +110,106 @@ def test_pretraining_rows_count_in_the_budget() -> None:
     assert [part.tolist() for part in parts] == [[1], [0, 2, 3, 4]]
     assert share.part(1, 3).token_ids[:, 0].tolist() == [1, 2]
     assert share.part(1, 3).num_tokens == 50
+
+
+class TableModel:
+    """A bias for each of ten words: log-probs of a policy, or values of a critic."""
+
+    def __init__(self, *, is_policy: bool) -> None:
+        self.bias = torch.linspace(0.0, 1.0, 10, dtype=torch.float64).requires_grad_()
+        self.is_policy = is_policy
+
+    def __call__(self, token_ids: torch.Tensor, *_: Any) -> Any:
+        if not self.is_policy:
+            return self.bias[token_ids]
+        log_probs = self.bias.log_softmax(0)[token_ids]
+        return log_probs, torch.zeros_like(log_probs)
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        loss.backward()
+
+    def step(self) -> float:
+        assert self.bias.grad is not None
+        return float(self.bias.grad.norm())
+
+
+def ragged_batch() -> tuple[TrainBatch, Indices]:
+    """Responses of 1 to 4 tokens after prompts of two; AMA drops the second token of each."""
+    responses = [(3,), (4, 5, 6), (7, 8), (1, 9, 3, 5)]
+    rows = [make_scored(make_rollout(response=response)) for response in responses]
+    batch = collate(rows, pad_token_id=0)
+    zeros = torch.zeros(batch.token_ids.shape, dtype=torch.float64)
+    tokens = batch.with_learner_outputs(old_log_probs=zeros - 2.0, values=zeros, cost_values=zeros)
+    numbers = torch.arange(zeros.numel(), dtype=torch.float64).view_as(zeros)
+    kept = batch.response_mask & (torch.arange(zeros.shape[1]) != 3)
+    train = TrainBatch(
+        tokens=tokens,
+        advantages=numbers.sin(),
+        reward_advantages=zeros,
+        returns=numbers.cos(),
+        cost_advantages=zeros,
+        cost_returns=zeros,
+        gradient_mask=kept,
+    )
+    return train, np.array([2 + len(response) for response in responses])
+
+
+def gradients(
+    *, world_size: int, max_tokens: int, mean_over: Literal["tokens", "sequences"]
+) -> list[torch.Tensor]:
+    """Of policy and critic after one minibatch of all rows, summed over ranks."""
+    train, lengths = ragged_batch()
+    settings = LossSettings(
+        minibatch_size=4,
+        epochs=1,
+        clip_range=0.2,
+        value_clip_range=5.0,
+        mean_over=mean_over,
+        divide_by_kept=True,
+        ptx_coef=0.0,
+        seed=0,
+    )
+    sums = [torch.zeros(10, dtype=torch.float64)] * 2
+    for rank in range(world_size):
+        models: Any = [TableModel(is_policy=True), TableModel(is_policy=False)]
+        own = replace(passes(rank, world_size, max_tokens), policy=models[0], critic=models[1])
+        Update(own, train, lengths, settings, iteration=0, ptx=None).run()
+        sums = [total + model.bias.grad for total, model in zip(sums, models, strict=True)]
+    return sums
+
+
+@pytest.mark.parametrize("mean_over", ["tokens", "sequences"])
+def test_ranks_and_cuts_do_not_change_the_gradient(
+    mean_over: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_: None)
+    whole = gradients(world_size=1, max_tokens=1000, mean_over=mean_over)
+    for world_size, max_tokens in [(1, 6), (2, 1000), (2, 6), (4, 6)]:
+        parts = gradients(world_size=world_size, max_tokens=max_tokens, mean_over=mean_over)
+        torch.testing.assert_close(parts, whole)
+
+
+def test_the_two_means_are_not_one() -> None:
+    tokens, sequences = (
+        gradients(world_size=1, max_tokens=1000, mean_over=mean_over)
+        for mean_over in ("tokens", "sequences")
+    )
+    for one, other in zip(tokens, sequences, strict=True):
+        assert not torch.allclose(one, other)
+
+
+def test_the_mean_over_sequences_against_a_few_lines() -> None:
+    train, _ = ragged_batch()
+    bias = torch.linspace(0.0, 1.0, 10, dtype=torch.float64).requires_grad_()
+    loss = torch.zeros((), dtype=torch.float64)
+    for row in range(4):
+        kept = train.gradient_mask[row]
+        log_probs = bias.log_softmax(0)[train.tokens.token_ids[row]]
+        ratio = (log_probs - train.tokens.old_log_probs[row]).exp()
+        gain = torch.minimum(
+            ratio * train.advantages[row], ratio.clamp(0.8, 1.2) * train.advantages[row]
+        )
+        loss = loss - gain[kept].mean() / 4
+    loss.backward()
+    found = gradients(world_size=1, max_tokens=1000, mean_over="sequences")[0]
+    torch.testing.assert_close(found, bias.grad)

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from equilibrate.ppo.losses import clipped_policy_loss, clipped_value_loss, policy_sums, ptx_loss
+from equilibrate.ppo.losses import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    policy_sums,
+    ptx_loss,
+    tokens_by_sequence,
+)
 
 HOLES = torch.tensor([[True, False, True], [False, True, False]])
 NUM_KEPT = 3
@@ -179,3 +185,66 @@ def test_policy_sums_by_hand():
 def test_policy_sums_of_an_empty_mask_are_zero():
     sums = policy_sums(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2) > 0, clip_range=0.2)
     assert [x.item() for x in sums] == [0, 0, 0]
+
+
+def by_sequence(mask, num_sequences=None):
+    return tokens_by_sequence(mask.sum(1), len(mask) if num_sequences is None else num_sequences)
+
+
+def test_mean_over_sequences_by_hand():
+    # Ratio 1: minus the advantages. Rows of 2, 1 and 0 tokens: ((1 + 3) / 2 + 8 + 0) / 3 = 10 / 3
+    mask = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
+    advantages = torch.tensor([[-1.0, 9.0, -3.0], [9.0, -8.0, 9.0], [9.0, 9.0, 9.0]])
+    zeros = torch.zeros(3, 3)
+    loss = clipped_policy_loss(
+        zeros, zeros, advantages, mask, clip_range=0.2, num_tokens=by_sequence(mask)
+    )
+    assert loss.item() == pytest.approx(10 / 3)
+
+
+def masked_mean(x, mask):
+    """Of each sequence, then of the batch, as PKU-Alignment/safe-rlhf defines it."""
+    return ((x * mask).sum(dim=-1) / mask.sum(dim=-1)).mean()
+
+
+def test_means_over_sequences_are_those_of_safe_rlhf():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([1, 7, 3, 10, 2])
+    mask = torch.arange(10)[None] < lengths[:, None]
+    new, old, advantages = torch.randn(3, 5, 10, generator=generator, dtype=torch.float64)
+    ratio = (new - old).exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    loss = clipped_policy_loss(
+        new, old, advantages, mask, clip_range=0.2, num_tokens=by_sequence(mask)
+    )
+    torch.testing.assert_close(loss, -masked_mean(surrogate, mask))
+    clipped = old + (new - old).clamp(-0.5, 0.5)
+    errors = torch.maximum((new - advantages) ** 2, (clipped - advantages) ** 2)
+    loss = clipped_value_loss(
+        new, old, advantages, mask, value_clip_range=0.5, num_tokens=by_sequence(mask)
+    )
+    torch.testing.assert_close(loss, 0.5 * masked_mean(errors, mask))
+
+
+@pytest.mark.parametrize("loss", [policy, value])
+def test_shards_add_up_to_the_mean_over_sequences(loss):
+    whole = loss(GOOD, num_tokens=by_sequence(HOLES))
+    first, second = (HOLES & torch.tensor([[row == 0], [row == 1]]) for row in (0, 1))
+    parts = [loss(GOOD, mask=m, num_tokens=by_sequence(m, 2)) for m in (first, second)]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("loss", [policy, value])
+def test_rows_of_one_length_have_one_mean(loss):
+    mask = torch.tensor([[True, True, False], [False, True, True]])
+    by_tokens, by_rows = (loss(GOOD, mask=mask, num_tokens=n) for n in (4, by_sequence(mask)))
+    torch.testing.assert_close(by_tokens, by_rows)
+
+
+def test_an_empty_mask_has_a_mean_over_sequences_of_zero():
+    nothing = torch.zeros_like(HOLES)
+    log_probs = torch.full_like(GOOD, math.nan).requires_grad_()
+    result = policy(log_probs, mask=nothing, num_tokens=by_sequence(nothing, 0))
+    result.backward()
+    assert result.item() == 0.0
+    assert torch.all(log_probs.grad == 0)
