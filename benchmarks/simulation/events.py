@@ -136,6 +136,8 @@ class Simulated:
     update: float
     sync: float
     fixed: float
+    train_idle: float
+    """Fraction of the step in which the training GPUs wait for rollouts."""
 
 
 def simulate(costs: Costs, *, iterations: int = 4, seed: int = 0) -> Simulated:
@@ -152,7 +154,7 @@ def simulate(costs: Costs, *, iterations: int = 4, seed: int = 0) -> Simulated:
     scoring, update = costs.scoring_seconds(), costs.update_seconds()
     sync, fixed = costs.sync_seconds(), costs.efficiency.fixed_seconds
     engine, submitted = Engine(costs), 0
-    versions, durations = [0.0], []
+    versions, durations, idle = [0.0], [], []
     for batch in range(warmups + iterations):
         while submitted <= batch + lag:
             lengths = work.lengths.sample(work.num_rollouts, generator)
@@ -162,6 +164,7 @@ def simulate(costs: Costs, *, iterations: int = 4, seed: int = 0) -> Simulated:
         started = versions[max(0, batch - lag)]
         ready = engine.run(batch)
         durations.append(ready - started)
+        idle.append(max(0.0, ready - versions[-1]))
         trained = max(ready, versions[-1]) + scoring + update + fixed
         versions.append(trained + sync)
         engine.pause(sync)
@@ -173,4 +176,5 @@ def simulate(costs: Costs, *, iterations: int = 4, seed: int = 0) -> Simulated:
         update=update,
         sync=sync,
         fixed=fixed,
+        train_idle=float(np.mean(idle[warmups:])) / step,
     )

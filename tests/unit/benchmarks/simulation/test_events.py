@@ -21,6 +21,7 @@ def test_one_gpu_does_one_thing_after_another(make_costs):
     # 0.16 + 0.36 + 0.40 + 0.44 = 1.36; scoring 0.56, update 0.84, sync 2.0.
     assert run.rollout == pytest.approx(1.36)
     assert run.step == pytest.approx(1.36 + 0.56 + 0.84 + 2.0)
+    assert run.train_idle == pytest.approx(1.36 / 4.76)
 
 
 def test_fixed_seconds_are_paid_once(make_costs):

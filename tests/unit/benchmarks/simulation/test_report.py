@@ -13,7 +13,9 @@ from tests.unit.benchmarks.simulation.perfect import PERFECT
 
 
 def seconds(step):
-    return Simulated(step=step, rollout=1.0, scoring=0.5, update=0.5, sync=0.1, fixed=0.0)
+    return Simulated(
+        step=step, rollout=1.0, scoring=0.5, update=0.5, sync=0.1, fixed=0.0, train_idle=0.2
+    )
 
 
 def run_with(errors):
