@@ -90,8 +90,7 @@ def fit_with(
     """Train and measure one policy in its folder `run`."""
     contents = Contents(stages)
     with measured(run, "data"):
-        stage = _answers_stage(config, inputs, bench, contents)
-        answers = make_or_find(stage, stages, say)
+        answers = find_answers(config, inputs, bench, stages, contents)
     key = _training_key(config, inputs, answers, contents)
     if _trained_key(run) != key:
         if config.ama is not None:
@@ -103,6 +102,13 @@ def fit_with(
         with measured(run, "train"):
             train_policy(config, inputs.policy, answers, run)
     _measure(config, run, inputs, bench)
+
+
+def find_answers(
+    config: FitConfig, inputs: FitInputs, bench: Workbench, stages: Path, contents: Contents
+) -> Path:
+    """The folder of the `AnswerTable` that training learns from, made if it is missing."""
+    return make_or_find(_answers_stage(config, inputs, bench, contents), stages, say)
 
 
 def _training_key(config: FitConfig, inputs: FitInputs, answers: Path, contents: Contents) -> str:

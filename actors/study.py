@@ -109,7 +109,7 @@ def run_study(
         added = take_in(Path(study.results), take_in_from)
         say(f"{study.results}: {added} results added from {take_in_from}")
     if not report_only:
-        with _alone_in(output, _stages_of(study)):
+        with _alone_in(output, stages_of_study(study)):
             code = _make_runs(study, runs)
     results = read_results(Path(study.results), resolve_settings)
     page = write_page(output / "study.html", study, runs, results)
@@ -123,7 +123,7 @@ def run_study(
     return code
 
 
-def _stages_of(study: StudyConfig) -> Path:
+def stages_of_study(study: StudyConfig) -> Path:
     return Path(study.stages or Path(study.output, STAGES)).resolve()
 
 
@@ -196,7 +196,7 @@ def _outcome(
 
 def _tasks(study: StudyConfig, runs: Sequence[PlannedRun], parallel: int) -> list[Task]:
     output, results = (str(Path(folder).resolve()) for folder in (study.output, study.results))
-    stages, code = str(_stages_of(study)), commit()
+    stages, code = str(stages_of_study(study)), commit()
     return [
         Task(runs=dealt, output=output, stages=stages, results=results, commit=code)
         for dealt in deal_tasks(runs, parallel=parallel)

@@ -83,12 +83,19 @@ def study(
             metavar="PATH",
         ),
     ] = None,
+    mask_direction: Annotated[
+        bool, arg(help="Run nothing; say how the masks of its arms of `fit` turn the gradient.")
+    ] = False,
 ) -> int:
     """Run, or go on with, a grid of runs, and say what it shows about its claims."""
     from equilibrate.config.study import load_study
 
     settings = load_study(file)
     _require_siblings()
+    if mask_direction:
+        from actors.mask_direction import measure_masks
+
+        return measure_masks(settings)
     from actors.study import run_study
 
     return run_study(settings, report_only=report_only, document=document, take_in_from=take_in)

@@ -74,6 +74,13 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert runs.finish(again, seconds=60) == 0
     assert results(tmp_path) == after
     assert document.read_text().startswith("## Results of `smoke`\n")
+    masks = runs.command("study", str(study), "--mask-direction", log=log)
+    assert runs.finish(masks, seconds=200) == 0, log.with_suffix(".log").read_text()
+    rows = [json.loads(row) for row in (tmp_path / "output" / "mask_direction.jsonl").open()]
+    assert [(row["arm"], row["place"], row["mask"]) for row in rows] == [
+        ("adpo", place, mask) for place in ("start", "end") for mask in ("mask", "random", "halves")
+    ]
+    assert all(-1 <= row["cosine"] <= 1 for row in rows)
 
 
 def test_a_mistake_in_an_arm_is_told_before_anything_runs(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -11,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.mask_direction import compare_masks, main, masked_examples
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.data.sequences import Sequences
 from equilibrate.errors import ConfigError, DataError
+from equilibrate.offline.mask_direction import compare_masks, mask_directions, masked_examples
 from equilibrate.offline.table import OWN_TOKEN, AnswerTable
 from equilibrate.types import Category
 
@@ -70,18 +69,19 @@ def test_by_hand(max_tokens):
     settings = settings.model_copy(update={"trainer": trainer})
     # All ten tokens have the same gradient but for its sign. The mask drops one, the -1 of the
     # rejected answer of the first pair: <m, g> = |m|^2 = 9, |g|^2 = 10.
-    mask, random, halves = compare_masks(OneWeightPerToken(), table(), BOTH, settings)
-    for row in (mask, random):
-        assert row["kept_fraction"] == pytest.approx(0.9)
-        assert row["length"] == pytest.approx(math.sqrt(0.9))
-        assert row["cosine"] == pytest.approx(math.sqrt(0.9))
+    found = compare_masks(OneWeightPerToken(), table(), BOTH, settings)
+    for name in ("mask", "random"):
+        assert found[name].kept_fraction == pytest.approx(0.9)
+        assert found[name].length == pytest.approx(math.sqrt(0.9))
+        assert found[name].cosine == pytest.approx(math.sqrt(0.9))
     # The pairs share no token, and have five each.
-    assert (halves["cosine"], halves["length"]) == (pytest.approx(0), pytest.approx(1))
+    assert found["halves"].cosine == pytest.approx(0)
+    assert found["halves"].length == pytest.approx(1)
 
 
 def test_a_mask_that_keeps_everything_changes_nothing():
-    mask, _, _ = compare_masks(OneWeightPerToken(), table(), BOTH, config(dead_band=1.5))
-    assert (mask["cosine"], mask["length"]) == (pytest.approx(1), pytest.approx(1))
+    mask = compare_masks(OneWeightPerToken(), table(), BOTH, config(dead_band=1.5))["mask"]
+    assert (mask.cosine, mask.length) == (pytest.approx(1), pytest.approx(1))
 
 
 def test_only_the_classes_that_the_mask_touches():
@@ -91,18 +91,18 @@ def test_only_the_classes_that_the_mask_touches():
         masked_examples(general, config())
 
 
-def test_answers_that_the_mask_finds_no_scores_of_are_refused(tmp_path):
-    run = tmp_path / "run"
-    (run / "stages").mkdir(parents=True)
-    (run / "config.yaml").write_text(json.dumps({"fdc": {"amounts": {"EHD": 1}}}))
-    for key, scores in {"none": {}, "of_cost": table().scores}.items():
-        folder = run / "stages" / f"answers-{key}"
-        folder.mkdir()
-        replace(table(), scores=scores).save(folder)
-    with pytest.raises(DataError, match=r"2 folders answers-\*; name one by --answers"):
-        main([str(run), "--policy", "p"])
-    # Rewards are all 0 in both.
-    for key, source in (("none", "cost"), ("of_cost", "reward"), ("of_cost", "both")):
-        options = ["--policy", "p", "--answers", str(run / "stages" / f"answers-{key}")]
-        with pytest.raises(DataError, match=f"which ama.source={source} reads"):
-            main([str(run), *options, f"ama.source={source}"])
+@pytest.mark.parametrize(
+    ("scores", "source"),
+    [({}, "cost"), (table().scores, "reward"), (table().scores, "both")],  # rewards are all 0
+)
+def test_answers_that_the_mask_finds_no_scores_of_are_refused(scores, source):
+    unscored = replace(table(), scores=scores)
+    with pytest.raises(DataError, match=f"which ama.source={source} reads"):
+        mask_directions(OneWeightPerToken(), unscored, config(source=source), most_examples=9)
+
+
+def test_at_most_so_many_examples_are_drawn():
+    settings = config()
+    two = mask_directions(OneWeightPerToken(), table(), settings, most_examples=9)
+    assert two["mask"].kept_fraction == pytest.approx(0.9)
+    assert mask_directions(OneWeightPerToken(), table(), settings, most_examples=0) == two
