@@ -44,7 +44,7 @@ from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.stages import Stage, library_versions, short_hash
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
 from equilibrate.sandbox.world import build_world
-from equilibrate.text.renderer import TextCodec
+from equilibrate.text.renderer import Renderer
 from equilibrate.types import Category, Prompt, PromptBatch
 
 KEY_FILE = "training.key"
@@ -181,8 +181,8 @@ def train_policy(config: FitConfig, policy: Path, answers: Path, run: Path) -> N
 
 
 def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) -> None:
-    codec = TextCodec(inputs.policy)
-    prompts = read_fitting(inputs.evaluation, codec, config.rollout) if inputs.evaluation else []
+    renderer = Renderer(inputs.policy)
+    prompts = read_fitting(inputs.evaluation, renderer, config.rollout) if inputs.evaluation else []
     if prompts:
         with measured(run, "evaluate"):
             assessor = Assessor(
@@ -190,7 +190,7 @@ def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) 
                 prompts,
                 rollouts=bench.generator,
                 judge=inputs.judge,
-                decode=codec.decode,
+                decode=renderer.decode,
                 every=0,
                 shared_base=inputs.shared_base,
             )
@@ -251,7 +251,7 @@ def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
     table = encode_answers(
         load_tokenizer(inputs.policy),
         answers,
-        encode_prompt=TextCodec(inputs.policy).encode_prompt,
+        encode_prompt=Renderer(inputs.policy).prompt_ids,
         answers_per_example=objective.answers_per_example,
         max_length=config.max_length,
     )
@@ -289,7 +289,7 @@ def _require_apart(texts: Sequence[str], inputs: FitInputs, config: FitConfig) -
     """Evaluation prompts never train."""
     if inputs.evaluation is None:
         return
-    held_out = read_fitting(inputs.evaluation, TextCodec(inputs.policy), config.rollout)
+    held_out = read_fitting(inputs.evaluation, Renderer(inputs.policy), config.rollout)
     learned = (
         Prompt(prompt_id=f"row {row}", text=text, token_ids=(), category=Category.GENERAL)
         for row, text in enumerate(texts)
@@ -302,7 +302,7 @@ def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsCon
     copies = ars.copies
     source = inputs.prompts or inputs.train
     assert source is not None
-    prompts = read_fitting(source, TextCodec(inputs.policy), config.rollout)
+    prompts = read_fitting(source, Renderer(inputs.policy), config.rollout)
     chosen = choose_amounts(
         [prompt.category for prompt in prompts],
         config.fdc.amounts,

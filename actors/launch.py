@@ -27,7 +27,7 @@ from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_
 from equilibrate.run.queue import RolloutQueue
 from equilibrate.run.sinks import open_sink
 from equilibrate.run.state import RunCheckpoints
-from equilibrate.text.renderer import TextCodec
+from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt
 
 
@@ -87,7 +87,7 @@ def evaluate(config: TrainConfig, run: Path, judge: Judge | None = None) -> int:
         inputs = prepare_inputs(config, stages_of(run), say)
         inputs = replace(inputs, judge=judge or inputs.judge, shared_base=None)
         with WorkerGroups(config, inputs, roles=("rollout",)) as groups:
-            assessor = _make_assessor(config, run, inputs, groups, TextCodec(inputs.policy))
+            assessor = _make_assessor(config, run, inputs, groups, Renderer(inputs.policy))
             # The versions that `train` measured: the same seeds, so the same answers.
             stages = (("base", inputs.policy, 0), ("aligned", run / "aligned", config.iterations))
             for name, folder, version in stages:
@@ -117,9 +117,9 @@ def _make_parts(
     store: CheckpointStore,
     stop: Callable[[], bool],
 ) -> tuple[driver.Parts, Assessor]:
-    codec = TextCodec(inputs.policy)
-    prompts = read_fitting(inputs.prompts, codec, config.rollout)
-    assessor = _make_assessor(config, run, inputs, groups, codec)
+    renderer = Renderer(inputs.policy)
+    prompts = read_fitting(inputs.prompts, renderer, config.rollout)
+    assessor = _make_assessor(config, run, inputs, groups, renderer)
     check_disjoint(prompts, assessor.prompts)
     sampler = _make_sampler(config, prompts)
     queue = RolloutQueue(
@@ -167,15 +167,15 @@ def _make_sampler(config: TrainConfig, prompts: list[Prompt]) -> FdcSampler:
 
 
 def _make_assessor(
-    config: TrainConfig, run: Path, inputs: Inputs, groups: WorkerGroups, codec: TextCodec
+    config: TrainConfig, run: Path, inputs: Inputs, groups: WorkerGroups, renderer: Renderer
 ) -> Assessor:
-    prompts = read_fitting(inputs.evaluation, codec, config.rollout) if inputs.evaluation else []
+    prompts = read_fitting(inputs.evaluation, renderer, config.rollout) if inputs.evaluation else []
     return Assessor(
         run,
         prompts,
         rollouts=groups.rollouts,
         judge=inputs.judge,
-        decode=codec.decode,
+        decode=renderer.decode,
         every=config.evaluate_every,
         shared_base=inputs.shared_base,
     )

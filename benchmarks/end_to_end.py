@@ -146,11 +146,11 @@ def limit_seconds(shape: ModelShape, roof: Roof, config: Any, lengths: tuple[int
 def mean_prompt_tokens(run: Path, config: Any) -> int:
     """Mean length of the training prompts, in tokens of the run's own tokenizer."""
     from equilibrate.fdc.dataset import read_prompts
-    from equilibrate.text.renderer import TextCodec
+    from equilibrate.text.renderer import Renderer
 
     path = Path(config.data.prompts or next((run / "stages").glob("world-*/prompts")))
     longest = config.rollout.max_model_len - config.rollout.max_new_tokens
-    rows = read_prompts(path, TextCodec(run / "aligned").encode_prompt, max_tokens=longest)
+    rows = read_prompts(path, Renderer(run / "aligned").prompt_ids, max_tokens=longest)
     return round(fmean(len(prompt.token_ids) for prompt in rows.prompts))
 
 

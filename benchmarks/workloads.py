@@ -24,7 +24,7 @@ from equilibrate.sandbox.data import prompt_rows
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.sandbox.world import build_world
-from equilibrate.text.renderer import TextCodec
+from equilibrate.text.renderer import Renderer
 from equilibrate.types import Category, FinishReason, Prompt, Rollout, ScoredRollout, ScorerKind
 
 SEED = 0
@@ -69,7 +69,7 @@ def write_prompts(file: Path, num_per_class: int) -> None:
 
 def make_prompts(policy: str, count: int) -> list[Prompt]:
     """Prompts of all classes in turn, as the given model's tokenizer writes them."""
-    codec = TextCodec(policy)
+    renderer = Renderer(policy)
     num_classes = len(Category)
     per_class = -(-count // num_classes)
     rows = list(prompt_rows(build_world(SEED), per_class))
@@ -78,7 +78,7 @@ def make_prompts(policy: str, count: int) -> list[Prompt]:
         Prompt(
             prompt_id=f"p{number}",
             text=str(row["prompt"]),
-            token_ids=tuple(codec.encode_prompt(str(row["prompt"]))),
+            token_ids=tuple(renderer.prompt_ids(str(row["prompt"]))),
             category=Category(str(row["category"])),
         )
         for number, row in enumerate(islice(mixed, count))

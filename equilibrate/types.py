@@ -59,16 +59,42 @@ class FinishReason(StrEnum):
         return self is FinishReason.LENGTH
 
 
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation = tuple[Message, ...]
+"""Turns in order. Where one is wanted, a string is a conversation of one user turn."""
+
+
+def as_conversation(prompt: str | Conversation) -> Conversation:
+    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One prompt as the policy sees it."""
 
     prompt_id: str
     text: str
+    """What people read of it, and what leakage is checked on; of one user turn its content."""
     token_ids: tuple[int, ...]
     category: Category
     cell: str = ""
     """Finer evaluation group, for example `EHD_heldout_known`; empty in training data."""
+    messages: Conversation = ()
+    """Empty for one user turn that says `text`."""
+
+    @property
+    def conversation(self) -> Conversation:
+        return self.messages or as_conversation(self.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

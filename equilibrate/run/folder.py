@@ -22,7 +22,7 @@ from equilibrate.run.checkpoint import LATEST, FolderLock
 from equilibrate.run.contents import Contents
 from equilibrate.run.disk import as_resource_error, require_writable
 from equilibrate.run.sinks import JsonlFile, read_rows, write_whole
-from equilibrate.text.renderer import TextCodec
+from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt
 
 PHASES_FILE = "phases.jsonl"
@@ -117,10 +117,10 @@ def stage_seconds(run: Path) -> dict[str, float]:
     return seconds
 
 
-def read_fitting(path: Path, codec: TextCodec, rollout: SamplingConfig) -> list[Prompt]:
+def read_fitting(path: Path, renderer: Renderer, rollout: SamplingConfig) -> list[Prompt]:
     """The prompts of a file that leave room for an answer; says how many it leaves out and why."""
     longest = rollout.max_model_len - rollout.max_new_tokens
-    rows = read_prompts(path, codec.encode_prompt, max_tokens=longest)
+    rows = read_prompts(path, renderer.prompt_ids, max_tokens=longest)
     for reason, count in rows.dropped.items():
         say(f"{path.name}: {count} prompts left out: {reason}")
     return rows.prompts

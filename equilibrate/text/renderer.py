@@ -1,52 +1,287 @@
-"""Prompt text to the token ids that the policy sees, and response ids back to text."""
+"""Conversations to token ids and back: the one way for sampling, training, judging, evaluation.
+
+With a chat template the ids are those of the template, its own beginning-of-sequence token or none
+included. Without one the plain form holds: the beginning of sequence if the tokenizer itself puts
+one before a text, then every content as it is; a blank line follows a system turn, the end of
+sequence an assistant's.
+
+What is said never becomes a control token, whatever it spells: only the template writes those.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date as Date
+from itertools import repeat
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
-PLACEHOLDER = "equilibrate-content"
+from equilibrate.errors import DataError
+from equilibrate.text.ends import read_end_ids
+from equilibrate.text.plain import PlainText, Start
+from equilibrate.text.template import ChatTemplate, Control, Form, Markers, Roles, roles_of
+from equilibrate.types import Conversation, as_conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_DATE = "2024-07-26"
+"""Day that a template which reads the clock is told. The one that Llama 3's template falls back to:
+a fixed day, so that no result hangs on when a run was started."""
+PLAIN_FORM = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'system' %}{{ '\\n\\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+_Piece = tuple[int | tuple[Start, str], bool]
+"""A control token or a text, and whether the assistant said it."""
 
 
-class TextCodec:
-    """The tokenizer and chat template of one model folder."""
+@dataclass(frozen=True, slots=True)
+class EncodedAnswer:
+    """A prompt and the answer to it."""
 
-    def __init__(self, model_folder: str | Path) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(str(model_folder), trust_remote_code=False)
+    token_ids: list[int]
+    prompt_length: int
+    learn_start: int
+    """Position of the first token of the answer that was not given."""
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Ids of one user turn, up to where the response begins.
 
-        Text that spells a control token stays text: a prompt cannot end its own turn.
+class Renderer:
+    """Tokenizer and chat template of one model folder. A string is a conversation of one turn."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        template_arguments: Mapping[str, Any] | None = None,
+        date: str = DEFAULT_DATE,
+    ) -> None:
+        """Args:
+            template_arguments: variables of the template, for example {"enable_thinking": False}.
+            date: the day, YYYY-MM-DD, that the template reads in place of the clock.
+        Raises: DataError if the folder holds no fast tokenizer, or nothing in it ends an answer.
         """
-        tokenizer = self._tokenizer
-        if tokenizer.chat_template is None:
-            start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-            return start + self._plain(text)
-        if not any(token in text for token in tokenizer.all_special_tokens):
-            return self._special(self._render(text))
-        before, after = self._render(PLACEHOLDER).split(PLACEHOLDER)
-        return self._special(before) + self._plain(text) + self._special(after)
+        self.tokenizer = _load(folder)
+        self._ends = read_end_ids(Path(folder), self.tokenizer.eos_token_id)
+        control = _control_tokens(self.tokenizer, self._ends)
+        self._end_texts = tuple(text for text, number in control.items() if number in self._ends)
+        self._plain = PlainText(self.tokenizer.backend_tokenizer, control)
+        unknown = {self.tokenizer.unk_token_id} - set(self._ends)
+        self.control_ids = frozenset(control.values()) - unknown
+        """Ids that no content yields. One that stands for unknown text alone is none of them."""
+        self._template = _template(
+            self.tokenizer,
+            control,
+            self._ends,
+            name=str(folder),
+            arguments={**(template_arguments or {}), "strftime_now": _clock(date)},
+        )
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """All ids that end an answer, by generation config, config or tokenizer."""
+        return frozenset(self._ends)
+
+    @property
+    def end_of_turn(self) -> int:
+        """The id that training teaches as the end: what the template puts behind an assistant's
+        turn, else the end of sequence."""
+        return self._template.reply(("user",)).end_id
+
+    def prompt_ids(self, conversation: str | Conversation) -> list[int]:
+        """Up to where the response begins."""
+        return self.prompts([conversation])[0]
+
+    def prompts(self, conversations: Sequence[str | Conversation]) -> list[list[int]]:
+        """`prompt_ids` of each; equal texts are tokenized once.
+
+        Raises: DataError if the template refuses such a conversation.
+        """
+        rows = [self._prompt(as_conversation(conversation)) for conversation in conversations]
+        return [ids for ids, _ in self._encode(rows)]
+
+    def answers(
+        self,
+        conversations: Sequence[str | Conversation],
+        responses: Sequence[str],
+        *,
+        given: Iterable[str] = repeat(""),
+        has_end: Iterable[bool] = repeat(True),
+    ) -> list[EncodedAnswer]:
+        """Prompt, answer and its end, as sampling would have left them.
+
+        An end of turn that a response already carries is not added twice.
+
+        Args:
+            given: beginning of each answer that is context; the response goes on right behind it.
+            has_end: whether the answer ends with its response.
+        """
+        heads, bodies = [], []
+        for conversation, response, begun, ends in zip(
+            conversations, responses, given, has_end, strict=False
+        ):
+            turns = as_conversation(conversation)
+            heads.append(self._prompt(turns))
+            bodies.append(self._answer(roles_of(turns), begun, self._cut(response), ends))
+        encoded = zip(self._encode(heads), self._encode(bodies), strict=True)
+        return [
+            EncodedAnswer([*head, *body], len(head), len(head) + said.count(False))
+            for (head, _), (body, said) in encoded
+        ]
+
+    def render(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation that ends with an answer, and a mask: True on what the assistant
+        said in each of its turns, their ends included."""
+        *turns, last = conversation
+        if last.role != "assistant":
+            raise DataError(f"the last turn ({last.role}) must be the assistant's; leave it out")
+        head = self._prompt(tuple(turns))
+        body = self._answer(roles_of(tuple(turns)), "", self._cut(last.content), True)
+        return self._encode([head + body])[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        """Text of a response, without control tokens that end it and white space around it."""
+        kept = [token_id for token_id in token_ids if token_id not in self._ends]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
         return text.strip()
 
-    def _render(self, content: str) -> str:
-        messages = [{"role": "user", "content": content}]
-        rendered: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+    def _prompt(self, conversation: Conversation) -> list[_Piece]:
+        if not conversation or conversation[-1].role == "assistant":
+            raise DataError("a prompt must end with a turn of the user, for the answer to follow")
+        contents = [
+            self._cut(turn.content) if turn.role == "assistant" else turn.content
+            for turn in conversation
+        ]
+        return _filled(self._template.prompt(roles_of(conversation)), contents)
+
+    def _answer(self, roles: Roles, given: str, response: str, has_end: bool) -> list[_Piece]:
+        form = self._template.reply(roles)
+        pieces: list[_Piece] = []
+        start, before = form.start, form.before
+        if given:
+            given = given.lstrip() if form.slot.trims_left else given
+            pieces.append(((start, before + given), False))
+            start, before = Start.TEXT, ""
+        elif form.slot.trims_left:
+            response = response.lstrip()
+        if has_end:
+            response = (response.rstrip() if form.slot.trims_right else response) + form.after
+        pieces.append(((start, before + response), True))
+        return [*pieces, (form.end_id, True)] if has_end else pieces
+
+    def _cut(self, response: str) -> str:
+        """Without the ends that it already carries."""
+        while bare := next(
+            (text for text in self._end_texts if response.rstrip().endswith(text)), ""
+        ):
+            response = response.rstrip().removesuffix(bare)
+        return response
+
+    def _encode(self, rows: Sequence[list[_Piece]]) -> list[tuple[list[int], list[bool]]]:
+        texts = [piece for row in rows for piece, _ in row if not isinstance(piece, int)]
+        ids = self._plain.encode(texts)
+        encoded = []
+        for row in rows:
+            token_ids: list[int] = []
+            mask: list[bool] = []
+            for piece, is_said in row:
+                token_ids += [piece] if isinstance(piece, int) else ids[piece]
+                mask += [is_said] * (len(token_ids) - len(mask))
+            encoded.append((token_ids, mask))
+        return encoded
+
+
+def _filled(form: Form, contents: Sequence[str]) -> list[_Piece]:
+    return [
+        (part.token_id if isinstance(part, Control) else part.fill(contents), part.is_said)
+        for part in form
+    ]
+
+
+def _load(folder: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        # Never code that comes with a model, and no question whether to run it.
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder}: holds no tokenizer ({error}); give a folder with tokenizer.json"
+        ) from error
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{folder}: {type(tokenizer).__name__} has no fast form; save it with tokenizer.json"
+        )
+    return tokenizer
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> dict[str, int]:
+    """Id by text of everything that is declared to be more than text, whichever way.
+
+    Runs of white space that are mere added tokens (GPT-NeoX, Gemma) stay text.
+    """
+    found = {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.content and (token.special or token.content.strip())
+    }
+    for text in filter(None, tokenizer.all_special_tokens):
+        found[text] = tokenizer.convert_tokens_to_ids(text)
+    for number in ends:
+        text = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
+        if text and tokenizer.decode([number]).strip():
+            found.setdefault(text, number)
+    return found
+
+
+def _template(
+    tokenizer: PreTrainedTokenizerBase,
+    control: Mapping[str, int],
+    ends: Sequence[int],
+    *,
+    name: str,
+    arguments: Mapping[str, Any],
+) -> ChatTemplate:
+    is_plain = not tokenizer.chat_template
+    chosen = PLAIN_FORM if is_plain else None
+
+    def render(messages: list[dict[str, str]], is_prompt: bool) -> str:
+        rendered: str = tokenizer.apply_chat_template(
+            messages,
+            chat_template=chosen,
+            add_generation_prompt=is_prompt,
+            tokenize=False,
+            **arguments,
         )
         return rendered
 
-    def _special(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    bos = tokenizer.bos_token_id
+    has_bos = is_plain and bos is not None and tokenizer("")["input_ids"][:1] == [bos]
+    return ChatTemplate(
+        render=render,
+        markers=Markers(
+            control,
+            {
+                token.content: (token.lstrip, token.rstrip)
+                for token in tokenizer.added_tokens_decoder.values()
+            },
+        ),
+        end_ids=ends,
+        eos_id=ends[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
+        opening=(bos,) if has_bos else (),
+        name=name,
+    )
 
-    def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
-        return ids
+
+def _clock(date: str) -> Any:
+    """What a template calls to learn the time: always the beginning of one day."""
+    try:
+        day = Date.fromisoformat(date)
+    except ValueError:
+        raise DataError(f"text.date ({date!r}) must read YYYY-MM-DD; try {DEFAULT_DATE}") from None
+    return day.strftime

@@ -23,7 +23,7 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.data.answers import Answer
 from equilibrate.errors import NumericsError
 from equilibrate.offline.table import encode_answers
-from equilibrate.text.renderer import TextCodec
+from equilibrate.text.renderer import Renderer
 from equilibrate.types import Category
 from tests.integration import runs
 
@@ -59,7 +59,7 @@ def answers(tied_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ]
     tokenizer = AutoTokenizer.from_pretrained(tied_llama)
-    encode = TextCodec(tied_llama).encode_prompt
+    encode = Renderer(tied_llama).prompt_ids
     encode_answers(
         tokenizer, pairs, encode_prompt=encode, answers_per_example=2, max_length=32
     ).save(folder)
