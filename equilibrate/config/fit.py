@@ -32,6 +32,9 @@ class DpoConfig(Config):
     beta: float = Field(0.1, gt=0)
     nll_coef: float = Field(1.0, ge=0)
     """Weight of the chosen answer's cross entropy, which keeps answers well-formed."""
+    nll_on: Literal["kept", "all"] = "kept"
+    """Which tokens of the chosen answer it teaches: those that the mask keeps, or all, masked ones
+    too. Without `ama` both are the same."""
 
 
 class ArsConfig(Config):

@@ -27,9 +27,21 @@ class Step:
     """What to write in settings of the format before so that they mean the same; "" for nothing."""
 
 
+def _dpo_learned_every_chosen_token(kind: str, settings: Settings) -> Settings:
+    objective = settings.get("objective") or {}
+    if objective.get("type") != "dpo" or not settings.get("ama"):
+        return settings
+    return {**settings, "objective": {**objective, "nll_on": "all"}}
+
+
 STEPS: Mapping[int, Step] = {
     # Checkpoints name the content of their inputs, and stages are found by it.
     1: Step(carry=lambda kind, settings: settings, text=""),
+    # The second term of a masked DPO was on all tokens of the chosen answer.
+    2: Step(
+        carry=_dpo_learned_every_chosen_token,
+        text="with objective.type dpo and a mask write objective.nll_on: all",
+    ),
 }
 """Step n carries format n to n + 1. A file keeps what was recorded: steps are taken on reading."""
 SETTINGS_FORMAT = 1 + len(STEPS)

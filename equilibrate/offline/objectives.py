@@ -53,9 +53,12 @@ def _dpo(batch: AnswerBatch, settings: DpoConfig) -> Tensor:
     loss = dpo_loss(chosen, rejected, beta=settings.beta, num_pairs=batch.num_examples)
     if not settings.nll_coef:
         return loss
-    # On every token of the chosen answers, masked or not: it is there to keep answers well-formed.
-    mask = batch.response_mask & (batch.sides > 0)[:, None]
-    nll = sft_loss(batch.log_probs, mask, num_tokens=batch.positive.tokens)
+    # A token that the mask takes out of one term and not of the other is still learned: per token
+    # this term pulls harder than the first.
+    mask, count = batch.gradient_mask, batch.positive.learned
+    if settings.nll_on == "all":
+        mask, count = batch.response_mask, batch.positive.tokens
+    nll = sft_loss(batch.log_probs, mask & (batch.sides > 0)[:, None], num_tokens=count)
     return loss + settings.nll_coef * nll
 
 

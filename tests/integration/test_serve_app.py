@@ -9,12 +9,13 @@ import pytest
 
 from deploy.request_limits import MAX_ANSWERS, MAX_BODY_BYTES, RequestLimits, refusal
 from deploy.serve_app import engine_settings, read_run, ready_message, require_free
+from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError, ResourceError
 
 
 def write_run(folder, *, with_model=True):
-    (folder / "config.yaml").write_text("settings_format: 2\niterations: 7\n")
+    (folder / "config.yaml").write_text(f"settings_format: {SETTINGS_FORMAT}\niterations: 7\n")
     if with_model:
         (folder / "aligned").mkdir()
         (folder / "aligned" / "config.json").write_text("{}")

@@ -4,6 +4,7 @@ import pytest
 
 from equilibrate.config.files import load_run_config, load_settings, parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.errors import ConfigError
 from equilibrate.types import Category
 
@@ -73,8 +74,9 @@ def test_amounts_are_replaced_whole(tmp_path):
 
 def test_a_run_folder_says_what_kind_of_run_it_holds(tmp_path):
     (tmp_path / "config.yaml").write_text(
-        "settings_format: 2\nobjective: {type: sft}\nfdc: {amounts: {EHD: 1}}\n"
+        f"settings_format: {SETTINGS_FORMAT}\n"
+        "objective: {type: sft}\nfdc: {amounts: {EHD: 1}}\n"
     )
     assert isinstance(load_run_config(tmp_path), FitConfig)
-    (tmp_path / "config.yaml").write_text("settings_format: 2\niterations: 3\n")
+    (tmp_path / "config.yaml").write_text(f"settings_format: {SETTINGS_FORMAT}\niterations: 3\n")
     assert load_run_config(tmp_path).iterations == 3

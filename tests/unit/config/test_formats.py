@@ -87,3 +87,15 @@ def test_a_state_of_another_format_cannot_be_resumed():
     for state, number in (({}, 1), ({"settings_format": 9}, 9)):
         with pytest.raises(ConfigError, match=f"^runs/a: was saved under settings_format {number}"):
             require_resumable(state, "runs/a")
+
+
+def test_a_masked_dpo_of_format_2_learned_every_chosen_token():
+    dpo, mask = {"type": "dpo", "nll_coef": 1.0}, {"source": "cost"}
+    carried = STEPS[2].carry("fit", {"objective": dpo, "ama": mask})
+    assert carried == {"objective": {**dpo, "nll_on": "all"}, "ama": mask}
+    for other in (
+        {"objective": dpo, "ama": None},  # without a mask there is no choice
+        {"objective": {"type": "ars"}, "ama": mask},
+        {"ppo": {}, "ama": mask},
+    ):
+        assert STEPS[2].carry("fit", other) == other

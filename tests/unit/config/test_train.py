@@ -18,6 +18,7 @@ from equilibrate.config.files import (
     parse_settings,
 )
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.config.train import (
     AdaptiveKL,
     AmaConfig,
@@ -286,7 +287,7 @@ def test_broken_file_is_named(tmp_path: Path, content: bytes, message: str) -> N
 def test_folder_without_settings_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not the folder of a run \(it has no config\.yaml\)"):
         load_run_config(tmp_path)
-    write(tmp_path / "config.yaml", "settings_format: 2\nseed: 4\n")
+    write(tmp_path / "config.yaml", f"settings_format: {SETTINGS_FORMAT}\nseed: 4\n")
     assert load_run_config(tmp_path).seed == 4
 
 

@@ -43,11 +43,12 @@ def test_dpo_without_its_second_term():
     assert loss("dpo", batch(), DpoConfig(beta=0.2, nll_coef=0.0)) == pytest.approx(expected)
 
 
-def test_the_second_term_of_dpo_reads_every_token_of_the_chosen_answer():
-    with_nll = loss("dpo", batch(), DpoConfig(beta=0.2, nll_coef=0.5))
+# The second term is 1, the one kept token, or (1 + 3) / 2, both.
+@pytest.mark.parametrize(("nll_on", "nll"), [("kept", 1.0), ("all", 2.0)])
+def test_the_second_term_of_dpo_reads_kept_or_all_tokens_of_the_chosen_answer(nll_on, nll):
+    with_nll = loss("dpo", batch(), DpoConfig(beta=0.2, nll_coef=0.5, nll_on=nll_on))
     without = loss("dpo", batch(), DpoConfig(beta=0.2, nll_coef=0.0))
-    # (1 + 3) / 2 tokens
-    assert with_nll - without == pytest.approx(0.5 * 2.0)
+    assert with_nll - without == pytest.approx(0.5 * nll)
 
 
 def test_a_pair_that_is_left_out_has_no_part_in_dpo():

@@ -187,3 +187,25 @@ def test_the_summary_counts_what_one_pass_over_the_data_learns_from():
     assert summary == {"examples": 2.0, "trained_tokens": 10.0, "kept_fraction": 1.0}
     mixed = summarise_masks(objective(MIXED, ama=BY_COST), MIXED, batch_size=2)
     assert mixed == {"examples": 2.0, "trained_tokens": 9.0, "kept_fraction": 0.9}
+
+
+@pytest.mark.parametrize("mode", ["gradient", "forward"])
+@pytest.mark.parametrize("nll_on", ["kept", "all"])
+def test_a_masked_token_moves_nothing_unless_it_is_asked_for(mode, nll_on):
+    """The gradient of the whole loss, cross entropy included, in the log-prob of each token."""
+    seen = []
+
+    def policy(token_ids, mask, temperature, num_texts, targets):
+        seen.append(torch.full(token_ids.shape, -0.7, requires_grad=True))
+        return torch.where(mask, seen[0], 0.0), torch.zeros(token_ids.shape)
+
+    answers = falling([*(0, 1, -1), *(0, 1, -1, 1), *(0, -1, 1, 1), *(0, 1, -1)])
+    asked = {"nll_on": "all"} if nll_on == "all" else {}
+    made = objective(answers, objective={"type": "dpo", **asked}, ama=BY_COST | {"mode": mode})
+    plan = made.plan(BOTH)
+    made.loss(policy, plan, BOTH).backward()
+    moved = [row.nonzero().flatten().tolist() for row in seen[0].grad]
+    # Chosen, rejected, chosen, rejected: the mask takes a token out of each.
+    kept = [[2], [1, 3], [1, 3], [1]]
+    assert [row.nonzero().flatten().tolist() for row in plan.gradient_mask] == kept
+    assert moved == (kept if nll_on == "kept" else [[1, 2], [1, 3], [1, 2, 3], [1]])

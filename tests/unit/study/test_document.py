@@ -9,7 +9,14 @@ import pytest
 
 from equilibrate.config.files import resolve_settings
 from equilibrate.config.study import load_study, read_base
-from equilibrate.study import expand, plan_runs, read_results, summary_markdown, with_section
+from equilibrate.study import (
+    expand,
+    missing_runs,
+    plan_runs,
+    read_results,
+    summary_markdown,
+    with_section,
+)
 
 DOCUMENT = Path("docs/study.md")
 SECTIONS = re.findall("^## Results of `(.*)`$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
@@ -19,7 +26,10 @@ SECTIONS = re.findall("^## Results of `(.*)`$", DOCUMENT.read_text(encoding="utf
 def test_a_section_says_what_the_results_say(name: str):
     study = load_study(Path("deploy/configs/studies") / f"{name}.yaml")
     runs = plan_runs(expand(study, read_base(study)), resolve_settings)
-    summary = summary_markdown(study, runs, read_results(Path(study.results), resolve_settings))
+    results = read_results(Path(study.results), resolve_settings)
+    # A setting or a default that is new would hide what was run with the old ones.
+    assert not [run.arms for run in missing_runs(runs, results)]
+    summary = summary_markdown(study, runs, results)
     document = DOCUMENT.read_text(encoding="utf-8")
     assert with_section(document, name, summary) == document, (
         f"run `python -m equilibrate study deploy/configs/studies/{name}.yaml --report-only "
