@@ -5,29 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from equilibrate.data.sequences import encode
 from equilibrate.data.tables import SFT_COLUMNS, load_columns
+from equilibrate.errors import DataError
 
 
 class PtxData:
-    """A data set of prompts and responses, tokenized once."""
+    """A data set of prompts and responses, tokenized once.
+
+    Responses alone are learned: a policy is to answer, and what users ask is not its own to say.
+    Plain text goes in as the response to an empty prompt.
+    """
 
     def __init__(self, folder: str | Path, tokenizer_folder: str | Path, max_length: int) -> None:
-        """Raises: DataError if the data set is missing or lacks a column."""
+        """Raises: DataError if the data set is missing or lacks a column, or if its prompts leave
+        no room for a response in any row."""
         table = load_columns(Path(folder), SFT_COLUMNS)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         prompts, responses = (table[column][:] for column in SFT_COLUMNS)
         self._rows = encode(tokenizer, prompts, responses, max_length=max_length)
+        self._with_response = np.flatnonzero(self._rows.lengths > self._rows.prompt_lengths)
+        if not len(self._with_response):
+            raise DataError(
+                f"{folder}: the shortest prompt ({self._rows.prompt_lengths.min()} tokens) must "
+                f"leave room for a response within {max_length} tokens; raise "
+                "rollout.max_model_len, or give shorter prompts"
+            )
 
     def draw(self, num_rows: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Token ids [num_rows, T] and bool [num_rows, T], True on tokens to learn (not the first).
+        """Token ids [num_rows, T] and bool [num_rows, T], True on tokens to learn: those of
+        responses, but for a first token, which nothing predicts.
 
-        Rows are drawn with replacement.
+        Rows are drawn with replacement from those that have a response.
         """
-        drawn = np.random.default_rng(seed).integers(len(self._rows.lengths), size=num_rows)
+        rng = np.random.default_rng(seed)
+        drawn = self._with_response[rng.integers(len(self._with_response), size=num_rows)]
         token_ids, mask = self._rows.padded(drawn)
-        mask[:, 0] = False
-        return token_ids, mask
+        starts = np.maximum(self._rows.prompt_lengths[drawn], 1)
+        return token_ids, mask & (torch.arange(mask.shape[1]) >= torch.from_numpy(starts)[:, None])
