@@ -34,7 +34,6 @@ from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.policy_loss import require_something_to_mask
 from equilibrate.offline.sampling import best_and_worst
 from equilibrate.offline.table import AnswerTable, encode_answers, load_answers, table_of_pairs
-from equilibrate.offline.trainings import load_tokenizer
 from equilibrate.report import summarise_training
 from equilibrate.report.outcome import write_outcome
 from equilibrate.run.assessment import Assessor
@@ -249,9 +248,8 @@ def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
         raise DataError(f"{inputs.train or 'the built-in world'}: {error}") from None
     _require_apart(columns["prompt"], inputs, config)
     table = encode_answers(
-        load_tokenizer(inputs.policy),
+        Renderer(inputs.policy),
         answers,
-        encode_prompt=Renderer(inputs.policy).prompt_ids,
         answers_per_example=objective.answers_per_example,
         max_length=config.max_length,
     )

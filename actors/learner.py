@@ -37,6 +37,7 @@ from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.ppo.batches import ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
 from equilibrate.seeds import derive_seed
+from equilibrate.text.renderer import Renderer
 from equilibrate.types import ScoredRollout, TokenBatch, UpdateMetrics
 
 
@@ -95,7 +96,7 @@ class LearnerWorker:
         )
         self._ptx = None
         if settings.learner.ptx_coef > 0:
-            self._ptx = PtxData(settings.ptx, settings.policy, settings.max_length)
+            self._ptx = PtxData(settings.ptx, Renderer(settings.policy), settings.max_length)
 
     def _trained_critic(self, folder: str, kind: Literal["reward", "cost"]) -> DeepSpeedModel:
         critic = load_scorer(folder, kind, self._accelerator)

@@ -23,6 +23,7 @@ from actors.weights import (
     verify_weights,
 )
 from equilibrate.errors import DataError, NumericsError, ParityError, WorkerLostError
+from equilibrate.text.renderer import end_ids_of
 from equilibrate.types import FinishReason, FloatArray, Rollout, RolloutRequest
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class RolloutWorker:
         self._sampling = {
             "temperature": temperature,
             "max_tokens": max_new_tokens,
-            "stop_token_ids": _eos_token_ids(model_folder),
+            "stop_token_ids": end_ids_of(model_folder),
         }
         self._llm = self._start_engine()
         self._is_tainted = False
@@ -218,20 +219,6 @@ class RolloutWorker:
         except Exception as error:
             # Requests of this call may still sit in the scheduler and surface in the next call.
             raise WorkerLostError(f"vLLM failed while generating: {error!r}") from error
-
-
-def _eos_token_ids(model_folder: str) -> list[int]:
-    from transformers import AutoConfig, GenerationConfig
-
-    try:
-        eos = GenerationConfig.from_pretrained(model_folder).eos_token_id
-    except OSError:
-        eos = AutoConfig.from_pretrained(model_folder).eos_token_id
-    if eos is None:
-        raise DataError(
-            f"{model_folder}/config.json: eos_token_id must be set; a response could not end"
-        )
-    return eos if isinstance(eos, list) else [eos]
 
 
 def _sampling_params(**fields: Any) -> SamplingParams:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from equilibrate.text.renderer import EncodedAnswer
 from equilibrate.types import BoolArray, FloatArray, TokenIds
 
 if TYPE_CHECKING:
@@ -50,6 +51,17 @@ class Sequences:
         positions = np.arange(lengths.max())
         mask = positions < lengths
         return np.where(mask, flat[np.where(mask, starts + positions, 0)], 0), mask
+
+
+def sequences_of(answers: Sequence[EncodedAnswer], *, max_length: int) -> Sequences:
+    """Rows cut to `max_length` tokens; prompt lengths as they were before."""
+    rows = [answer.token_ids[:max_length] for answer in answers]
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    return Sequences(
+        np.fromiter((token for row in rows for token in row), np.int64, starts[-1]),
+        starts,
+        np.array([answer.prompt_length for answer in answers]),
+    )
 
 
 def encode(

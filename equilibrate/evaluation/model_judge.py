@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judges import RefusalMatcher, Verdict
 from equilibrate.models.sidecar import read_sidecar
-from equilibrate.types import Prompt, ScorerKind, is_unsafe
+from equilibrate.text.renderer import Renderer
+from equilibrate.types import Conversation, Prompt, ScorerKind, is_unsafe
 
 
 class CostModelJudge:
@@ -51,11 +52,11 @@ class CostModelJudge:
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
         verdicts = RefusalMatcher().judge(prompts, responses)
-        texts = [prompt.text for prompt in prompts]
+        asked = [prompt.conversation for prompt in prompts]
         helpfulness = [verdict.helpfulness for verdict in verdicts]
         if self._reward is not None:
-            helpfulness = _sigmoid(self._reward.score(texts, responses)).tolist()
-        costs = self._cost.score(texts, responses).tolist()
+            helpfulness = _sigmoid(self._reward.score(asked, responses)).tolist()
+        costs = self._cost.score(asked, responses).tolist()
         return [
             replace(verdict, harmful=is_unsafe(cost), helpfulness=helpful)
             for verdict, cost, helpful in zip(verdicts, costs, helpfulness, strict=True)
@@ -65,7 +66,7 @@ class CostModelJudge:
 class AnswerScorer:
     """A reward or cost model in the units of its sidecar, less its threshold.
 
-    Tokenizes and scores as training does (`data.sequences.encode`, `models.loading.ScoreModel`);
+    Tokenizes and scores as training does (`text.Renderer`, `models.loading.ScoreModel`);
     also what feeds an `arena`.
     """
 
@@ -80,7 +81,8 @@ class AnswerScorer:
         sidecar = read_sidecar(Path(folder), kind=kind)
         self._scale = sidecar.scale
         self._bias = sidecar.bias - sidecar.threshold
-        self._tokenizer, model = _load(folder)
+        model = _load(folder)
+        self._renderer = Renderer(folder)
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise DataError(
                 f"{folder}: {type(model).__name__} has no linear head named score; give a causal "
@@ -90,14 +92,11 @@ class AnswerScorer:
         self._device = device
         self._batch_size = batch_size
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
+    def score(
+        self, prompts: Sequence[str | Conversation], responses: Sequence[str]
+    ) -> NDArray[np.float64]:
         """Score of each answer at its end, [N]."""
-        rows = encode_answers(
-            self._tokenizer,
-            prompts,
-            responses,
-            max_length=getattr(self._model.config, "max_position_embeddings", None),
-        )
+        rows = self.encode(prompts, responses)
         raw = np.empty(len(rows))
         # Similar lengths together: padding is computed for nothing.
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
@@ -105,6 +104,14 @@ class AnswerScorer:
             batch = order[start : start + self._batch_size]
             raw[batch] = self._head([rows[row] for row in batch])
         return self._scale * raw + self._bias
+
+    def encode(
+        self, prompts: Sequence[str | Conversation], responses: Sequence[str]
+    ) -> list[list[int]]:
+        """Token ids of each prompt and answer, cut where the model's positions end."""
+        longest = getattr(self._model.config, "max_position_embeddings", None)
+        answers = self._renderer.answers(prompts, responses)
+        return [answer.token_ids[:longest] for answer in answers]
 
     def _head(self, rows: Sequence[Sequence[int]]) -> list[float]:
         import torch
@@ -120,40 +127,16 @@ class AnswerScorer:
         return list(scores.squeeze(-1).tolist())
 
 
-def encode_answers(
-    tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], *, max_length: int | None
-) -> list[list[int]]:
-    """Prompt in the tokenizer's chat template (plain without one), response, end of sequence.
-
-    Args: max_length: rows are cut to so many tokens, as in training; None: never.
-    """
-    if tokenizer.chat_template:
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        rendered = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-        prompt_ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    else:
-        prompt_ids = tokenizer(list(prompts))["input_ids"]
-    response_ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
-    return [
-        [*prompt, *response, tokenizer.eos_token_id][:max_length]
-        for prompt, response in zip(prompt_ids, response_ids, strict=True)
-    ]
-
-
-def _load(folder: str | Path) -> tuple[Any, Any]:
+def _load(folder: str | Path) -> Any:
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        return AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, dtype=torch.float32, local_files_only=True
         )
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: not a model folder ({error}); check the path") from error
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"{folder}: the tokenizer must have an eos_token; it ends every response")
-    return tokenizer, model
 
 
 def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from equilibrate.data.sequences import encode
+from equilibrate.data.sequences import sequences_of
 from equilibrate.data.tables import SFT_COLUMNS, load_columns
 from equilibrate.errors import DataError
+from equilibrate.text.renderer import Renderer
 
 
 class PtxData:
@@ -21,13 +21,12 @@ class PtxData:
     Plain text goes in as the response to an empty prompt.
     """
 
-    def __init__(self, folder: str | Path, tokenizer_folder: str | Path, max_length: int) -> None:
+    def __init__(self, folder: str | Path, renderer: Renderer, max_length: int) -> None:
         """Raises: DataError if the data set is missing or lacks a column, or if its prompts leave
         no room for a response in any row."""
         table = load_columns(Path(folder), SFT_COLUMNS)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         prompts, responses = (table[column][:] for column in SFT_COLUMNS)
-        self._rows = encode(tokenizer, prompts, responses, max_length=max_length)
+        self._rows = sequences_of(renderer.answers(prompts, responses), max_length=max_length)
         self._with_response = np.flatnonzero(self._rows.lengths > self._rows.prompt_lengths)
         if not len(self._with_response):
             raise DataError(

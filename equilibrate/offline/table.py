@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from equilibrate.data.answers import Answer
-from equilibrate.data.sequences import Sequences
+from equilibrate.data.sequences import Sequences, sequences_of
 from equilibrate.errors import DataError
+from equilibrate.text.renderer import Renderer
 from equilibrate.types import (
     Category,
     FinishReason,
@@ -25,9 +25,6 @@ from equilibrate.types import (
     ScoredRollout,
     is_unsafe,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Rows = NDArray[np.int64]
 
@@ -188,41 +185,25 @@ def load_answers(folder: Path) -> AnswerTable:
 
 
 def encode_answers(
-    tokenizer: PreTrainedTokenizerBase,
-    answers: Sequence[Answer],
-    *,
-    encode_prompt: Callable[[str], list[int]],
-    answers_per_example: int,
-    max_length: int,
+    renderer: Renderer, answers: Sequence[Answer], *, answers_per_example: int, max_length: int
 ) -> AnswerTable:
-    """Prompt in the chat template, given part, response, end of sequence; cut to `max_length`.
+    """Prompt, given part, response and its end as sampling would leave them; cut to `max_length`.
 
     Where all tokens are taught one target there is no end: it would be one token more to teach.
     Raises: DataError if a target is no token of the tokenizer, or no answer has room.
     """
-    prompts = _encoded(answers, "prompt", lambda texts: [encode_prompt(text) for text in texts])
-    given, responses, targets = (
-        _encoded(answers, name, lambda texts: _plain(tokenizer, texts))
-        for name in ("given", "response", "target")
+    encoded = renderer.answers(
+        [answer.prompt for answer in answers],
+        [answer.response for answer in answers],
+        given=(answer.given for answer in answers),
+        has_end=(not answer.target for answer in answers),
     )
-    rows = [
-        (*before, *context, *response, *([] if target else [tokenizer.eos_token_id]))[:max_length]
-        for before, context, response, target in zip(
-            prompts, given, responses, targets, strict=True
-        )
-    ]
-    _require_tokens(tokenizer, answers, targets)
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    targets = {text: _target(renderer, text) for text in {answer.target for answer in answers}}
     categories = {category: number for number, category in enumerate(Category)}
-    prompt_lengths = np.array([len(prompt) for prompt in prompts])
     table = AnswerTable(
-        sequences=Sequences(
-            np.fromiter((token for row in rows for token in row), np.int64, starts[-1]),
-            starts,
-            prompt_lengths,
-        ),
-        learn_starts=prompt_lengths + np.array([len(context) for context in given]),
-        targets=np.array([target[0] if target else OWN_TOKEN for target in targets]),
+        sequences=sequences_of(encoded, max_length=max_length),
+        learn_starts=np.array([row.learn_start for row in encoded]),
+        targets=np.array([targets[answer.target] for answer in answers]),
         sides=np.array([answer.side for answer in answers]),
         is_safe=np.array([answer.is_safe for answer in answers]),
         categories=np.array([categories[answer.category] for answer in answers]),
@@ -236,15 +217,18 @@ def encode_answers(
     return table
 
 
-def _require_tokens(
-    tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer], targets: Sequence[list[int]]
-) -> None:
-    for answer, target in zip(answers, targets, strict=True):
-        if answer.target and (not target or target[0] == tokenizer.unk_token_id):
-            raise DataError(
-                f"objective.refusal ({answer.target!r}) must begin with a token that the "
-                "tokenizer knows; take the first word of the policy's own refusals"
-            )
+def _target(renderer: Renderer, text: str) -> int:
+    """The token that an answer of this text begins with; OWN_TOKEN for none."""
+    if not text:
+        return OWN_TOKEN
+    (answer,) = renderer.answers([text], [text], has_end=[False])
+    first = answer.token_ids[answer.learn_start :][:1]
+    if first in ([], [renderer.tokenizer.unk_token_id]):
+        raise DataError(
+            f"objective.refusal ({text!r}) must begin with a token that the "
+            "tokenizer knows; take the first word of the policy's own refusals"
+        )
+    return first[0]
 
 
 def table_of_pairs(
@@ -282,19 +266,3 @@ def table_of_pairs(
             name: np.concatenate([getattr(answer, name) for answer in answers]) for name in SCORES
         },
     )
-
-
-def _encoded(
-    answers: Sequence[Answer], name: str, encode: Callable[[list[str]], list[list[int]]]
-) -> list[list[int]]:
-    """One field of every answer as ids; equal texts are encoded once."""
-    texts = [getattr(answer, name) for answer in answers]
-    unique = list(dict.fromkeys(texts))
-    ids = dict(zip(unique, encode(unique), strict=True))
-    return [ids[text] for text in texts]
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    encoded: Any = tokenizer(texts, add_special_tokens=False)
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids

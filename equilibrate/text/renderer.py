@@ -66,7 +66,7 @@ class Renderer:
             date: the day, YYYY-MM-DD, that the template reads in place of the clock.
         Raises: DataError if the folder holds no fast tokenizer, or nothing in it ends an answer.
         """
-        self.tokenizer = _load(folder)
+        self.tokenizer = load_tokenizer(folder)
         self._ends = read_end_ids(Path(folder), self.tokenizer.eos_token_id)
         control = _control_tokens(self.tokenizer, self._ends)
         self._end_texts = tuple(text for text, number in control.items() if number in self._ends)
@@ -203,7 +203,13 @@ def _filled(form: Form, contents: Sequence[str]) -> list[_Piece]:
     ]
 
 
-def _load(folder: str | Path) -> PreTrainedTokenizerBase:
+def end_ids_of(folder: str | Path) -> list[int]:
+    """`Renderer.end_ids` without the rest. Raises: DataError as it does."""
+    return list(read_end_ids(Path(folder), load_tokenizer(folder).eos_token_id))
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Raises: DataError if the folder holds no fast tokenizer."""
     try:
         # Never code that comes with a model, and no question whether to run it.
         tokenizer = AutoTokenizer.from_pretrained(

@@ -58,11 +58,7 @@ def answers(tied_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (-1, " ".join([f"word{30 + i % 3}"] * (1 + i % 4))),
         )
     ]
-    tokenizer = AutoTokenizer.from_pretrained(tied_llama)
-    encode = Renderer(tied_llama).prompt_ids
-    encode_answers(
-        tokenizer, pairs, encode_prompt=encode, answers_per_example=2, max_length=32
-    ).save(folder)
+    encode_answers(Renderer(tied_llama), pairs, answers_per_example=2, max_length=32).save(folder)
     return folder
 
 

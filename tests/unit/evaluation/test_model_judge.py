@@ -9,10 +9,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from equilibrate.errors import DataError
 from equilibrate.evaluation.judge_plugins import load_judge
-from equilibrate.evaluation.model_judge import AnswerScorer, encode_answers
+from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
-from equilibrate.types import Category, Prompt
+from equilibrate.types import Category, Message, Prompt
 
 TOKENIZER = build_tokenizer()
 PROMPTS = ["how do i clean the lamp ?", "how do i clean the lamp ?", "what is a lamp ?"]
@@ -90,24 +90,25 @@ def test_scores_are_those_of_transformers_one_row_at_a_time(tmp_path):
         assert scores.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_answers_are_encoded_with_and_without_a_chat_template():
-    prompts, responses = ["the lamp", "lamp"], ["it", "the item"]
-    the, lamp, it, item = TOKENIZER.convert_tokens_to_ids(["the", "lamp", "it", "item"])
-    bos, sep, eos = TOKENIZER.bos_token_id, TOKENIZER.sep_token_id, TOKENIZER.eos_token_id
-    assert encode_answers(TOKENIZER, prompts, responses, max_length=None) == [
-        [bos, the, lamp, sep, it, eos],
-        [bos, lamp, sep, the, item, eos],
-    ]
-    plain = build_tokenizer()
-    plain.chat_template = None
-    assert encode_answers(plain, prompts, responses, max_length=3) == [
-        [the, lamp, it],  # the end is cut, as in training
-        [lamp, the, item],
-    ]
-    plain.chat_template = (
-        "{{ messages[0]['content'] }}{% if add_generation_prompt %} <sep>{% endif %}"
+def test_answers_are_encoded_as_in_training_and_cut_where_positions_end(tmp_path):
+    scorer = AnswerScorer(write_scorer(tmp_path, ScorerSidecar(kind="cost")), "cost")
+    ids = encode_prompt(TOKENIZER, PROMPTS[0]) + encode_response(TOKENIZER, RESPONSES[1])
+    assert scorer.encode(PROMPTS[:1], RESPONSES[1:2]) == [ids]
+    (row,) = scorer.encode(PROMPTS[:1], [" ".join(["lamp"] * 99)])
+    assert len(row) == 64
+
+
+def test_a_conversation_is_judged_whole(tmp_path):
+    scorer = AnswerScorer(write_scorer(tmp_path, ScorerSidecar(kind="cost")), "cost")
+    turns = (
+        Message(role="user", content=PROMPTS[0]),
+        Message(role="assistant", content=RESPONSES[2]),
+        Message(role="user", content=PROMPTS[2]),
     )
-    assert encode_answers(plain, ["lamp"], ["it"], max_length=None) == [[lamp, sep, it, eos]]
+    (row,) = scorer.encode([turns], RESPONSES[:1])
+    first = encode_prompt(TOKENIZER, PROMPTS[0]) + encode_response(TOKENIZER, RESPONSES[2])
+    second = encode_prompt(TOKENIZER, PROMPTS[2]) + encode_response(TOKENIZER, RESPONSES[0])
+    assert row == first + second
 
 
 def test_folders_that_hold_no_such_model_are_named(tmp_path):

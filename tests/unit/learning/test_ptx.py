@@ -8,6 +8,7 @@ from datasets import Dataset
 from equilibrate.errors import DataError
 from equilibrate.learning.ptx import PtxData
 from equilibrate.sandbox.tokenizer import EOS, build_tokenizer
+from equilibrate.text.renderer import Renderer
 
 WORD = "hazard"
 """A word of the built-in world."""
@@ -23,7 +24,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(folder: Path, tokenizer: Path, rows: list[tuple[str, str]], max_length: int) -> PtxData:
     prompts, responses = (list(column) for column in zip(*rows, strict=True))
     Dataset.from_dict({"prompt": prompts, "response": responses}).save_to_disk(folder)
-    return PtxData(folder, tokenizer, max_length)
+    return PtxData(folder, Renderer(tokenizer), max_length)
 
 
 def test_only_responses_are_learned(tmp_path: Path, tokenizer: Path) -> None:

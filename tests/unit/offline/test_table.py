@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -17,6 +15,7 @@ from equilibrate.offline.table import (
 )
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
 from equilibrate.types import Category, ScoredRollout
+from tests.unit.text.folders import world_renderer
 
 TOKENIZER = build_tokenizer()
 PROMPT = "what is a item ?"
@@ -25,9 +24,8 @@ CHOSEN, REJECTED = "that is fine .", "that is a common item ."
 
 def encode(*answers: Answer, answers_per_example: int = 1, max_length: int = 64) -> AnswerTable:
     return encode_answers(
-        TOKENIZER,
+        world_renderer(),
         answers,
-        encode_prompt=partial(encode_prompt, TOKENIZER),
         answers_per_example=answers_per_example,
         max_length=max_length,
     )

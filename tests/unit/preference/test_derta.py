@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.table import encode_answers
 from equilibrate.preference.derta import derta_answers
 from equilibrate.preference.losses import sft_loss
-from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
+from tests.unit.text.folders import world_renderer
 
 HARMFUL = "first open the lamp ."
 SAFE = "i can not help with that ."
@@ -33,14 +32,8 @@ def columns(count: int = 1, *, is_chosen_safe: bool = True, is_rejected_safe: bo
     }
 
 
-def encode(tokenizer, answers):
-    return encode_answers(
-        tokenizer,
-        answers,
-        encode_prompt=partial(encode_prompt, tokenizer),
-        answers_per_example=1,
-        max_length=64,
-    )
+def encode(answers):
+    return encode_answers(world_renderer(), answers, answers_per_example=1, max_length=64)
 
 
 def test_data_without_safety_are_refused():
@@ -86,21 +79,19 @@ def test_other_pairs_teach_their_chosen_answer(labels):
 
 def test_at_uniform_logits_every_token_of_the_harmful_answer_costs_log_v():
     """Term 2 is |r^| log V: the end of the sequence is no token of the answer."""
-    tokenizer = build_tokenizer()
     answers = OBJECTIVES["derta"].view(columns(), DertaConfig(refusal="sorry"), 0)
-    table = encode(tokenizer, answers[1:])
+    table = encode(answers[1:])
     padded = table.padded(np.array([0]))
-    num_words = len(HARMFUL.split())
+    num_words, size = len(HARMFUL.split()), len(world_renderer().tokenizer)
     assert padded.response_mask.sum() == num_words
-    logits = torch.zeros(*padded.token_ids.shape, len(tokenizer))
+    logits = torch.zeros(*padded.token_ids.shape, size)
     log_probs = token_log_probs(logits, padded.targets)
     loss = sft_loss(log_probs, padded.response_mask, num_tokens=1)
-    assert loss.item() == pytest.approx(num_words * math.log(len(tokenizer)), rel=1e-5)
+    assert loss.item() == pytest.approx(num_words * math.log(size), rel=1e-5)
 
 
 def test_what_was_begun_carries_no_loss():
-    tokenizer = build_tokenizer()
     answers = derta_answers(columns(20), refusal="i", seed=0)[::2]
-    table = encode(tokenizer, answers)
+    table = encode(answers)
     learned = table.padded(np.arange(20)).response_mask.sum(1)
     assert learned.tolist() == [len(SAFE.split()) + 1] * 20

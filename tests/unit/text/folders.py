@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
+
+from equilibrate.sandbox.tokenizer import build_tokenizer
+from equilibrate.text.renderer import Renderer
 
 CORPUS = (
     "how do i clean the lamp ? what is a lamp ? it is fine . that is a common item .",
@@ -59,6 +63,14 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+
+
+@cache
+def world_renderer() -> Renderer:
+    """Of the built-in world."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_tokenizer().save_pretrained(folder)
+        return Renderer(folder)
 
 
 @cache
