@@ -38,6 +38,7 @@ from equilibrate.evaluation import EvaluationTable
 from equilibrate.report.inputs import RESULTS_FILE
 from equilibrate.report.origin import commit, machine
 from equilibrate.run.checkpoint import FolderLock
+from equilibrate.run.contents import Contents
 from equilibrate.run.folder import STAGES, claimed, say, stages_of
 from equilibrate.run.sinks import write_whole
 from equilibrate.study import (
@@ -101,7 +102,8 @@ def run_study(
     """
     if document is not None and (document.is_dir() or not document.parent.is_dir()):
         raise ConfigError(f"document ({document}) must be a file in a folder that exists")
-    runs = plan_runs(expand(study, read_base(study)), resolve_settings)
+    specs = expand(study, read_base(study))
+    runs = plan_runs(specs, resolve_settings, Contents(stages_of_study(study)).of)
     output = Path(study.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     code = 0
@@ -337,6 +339,7 @@ def _result_of(run: PlannedRun, folder: Path, seconds: float, *, code: str | Non
         kind=run.kind,
         seed=run.seed,
         config=run.config,
+        inputs=run.inputs,
         base=EvaluationTable.from_json(results["base"]),
         aligned=EvaluationTable.from_json(results["aligned"]),
         training={

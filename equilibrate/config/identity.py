@@ -67,11 +67,13 @@ def require_fixed(saved: Mapping[str, Any], now: Mapping[str, Any], place: objec
 
 def input_paths(config: BaseModel) -> dict[str, Path]:
     """Paths of the inputs that are given, by dotted key."""
-    return {
-        key: Path(value)
-        for key, mark, value in _leaves([type(config)], config.model_dump(mode="json"))
-        if mark is Mark.INPUT and value
-    }
+    return input_tree(type(config), config.model_dump(mode="json"))
+
+
+def input_tree(kind: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Path]:
+    """`input_paths` of a plain tree that settings of this class were written to."""
+    found = _leaves([kind], tree)
+    return {key: Path(value) for key, mark, value in found if mark is Mark.INPUT and value}
 
 
 def only(config: Settings, *paths: str) -> Settings:

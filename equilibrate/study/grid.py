@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from equilibrate.config.files import RUN_KINDS, merge_settings
-from equilibrate.config.identity import result_tree
+from equilibrate.config.identity import input_tree, result_tree
 from equilibrate.config.study import Kind, StudyConfig
 from equilibrate.errors import ConfigError
 from equilibrate.run.stages import short_hash
@@ -40,6 +41,8 @@ class PlannedRun:
     config: Mapping[str, Any]
     """Resolved settings as plain JSON; `output` is whatever the study says, and is not the key's
     business."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """What the inputs hold whose paths are given, by their key in the settings."""
 
 
 def expand(study: StudyConfig, base: Mapping[Kind, Mapping[str, Any]]) -> list[RunSpec]:
@@ -54,8 +57,12 @@ def expand(study: StudyConfig, base: Mapping[Kind, Mapping[str, Any]]) -> list[R
     ]
 
 
-def plan_runs(specs: Sequence[RunSpec], resolve: Resolve) -> list[PlannedRun]:
+def plan_runs(
+    specs: Sequence[RunSpec], resolve: Resolve, content_of: Callable[[Path], str] = str
+) -> list[PlannedRun]:
     """The runs to make, in order of first appearance; equal settings are run once and shared.
+
+    Args: content_of: what an input holds; by default its path stands for it.
 
     Raises: ConfigError naming the arm and what `resolve` says of its settings.
     """
@@ -65,22 +72,32 @@ def plan_runs(specs: Sequence[RunSpec], resolve: Resolve) -> list[PlannedRun]:
             config = resolve(spec.kind, spec.tree)
         except ConfigError as error:
             raise ConfigError(f"arms.{spec.arm}: {error}") from None
-        key = run_key(spec.kind, config)
+        paths = input_tree(RUN_KINDS[spec.kind], config)
+        inputs = {name: content_of(path) for name, path in paths.items()}
+        key = run_key(spec.kind, config, inputs)
         if key in runs:
             runs[key] = replace(runs[key], arms=(*runs[key].arms, spec.arm))
         else:
             runs[key] = PlannedRun(
-                key=key, kind=spec.kind, seed=spec.seed, arms=(spec.arm,), config=config
+                key=key,
+                kind=spec.kind,
+                seed=spec.seed,
+                arms=(spec.arm,),
+                config=config,
+                inputs=inputs,
             )
     return list(runs.values())
 
 
-def run_key(kind: Kind, config: Mapping[str, Any]) -> str:
-    """12 hex digits of all that a run depends on: kind and settings, but for those that steer it.
+def run_key(kind: Kind, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
+    """12 hex digits of all that a run depends on: kind, settings that change its result (see
+    `config.identity`), and what its inputs hold.
 
-    So a study can be finished on a machine that gives its runs other resources.
+    So a study can be finished on a machine that gives its runs other resources, or keeps its data
+    elsewhere.
     """
-    return short_hash({"kind": kind, "config": result_tree(RUN_KINDS[kind], config)})
+    depends = {"kind": kind, "config": result_tree(RUN_KINDS[kind], config)}
+    return short_hash(depends | ({"inputs": dict(inputs)} if inputs else {}))
 
 
 def _lay(

@@ -129,7 +129,7 @@ def _parse(
 def _key_today(result: RunResult, resolve: Resolve) -> str:
     config = carry(result.kind, result.config, result.settings_format)
     try:
-        return run_key(result.kind, resolve(result.kind, config))
+        return run_key(result.kind, resolve(result.kind, config), result.inputs)
     except ConfigError:
         # Settings that are refused today: no planned run can ask for this result.
         return result.key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self, get_args
 
 from equilibrate.config.study import Kind
@@ -21,13 +21,15 @@ class RunResult:
     """What a finished run leaves behind. Which arms it belongs to is the study's business."""
 
     key: str
-    """`run_key` of kind and config when the run was made."""
+    """`run_key` of kind, config and inputs when the run was made."""
     kind: Kind
     seed: int
     config: Mapping[str, Any]
     """Resolved settings, as plain JSON."""
     settings_format: int
     """The format of `config`, see `config.formats`."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """What the inputs held whose paths `config` gives, by key; none for the built-in world."""
     base: EvaluationTable
     aligned: EvaluationTable
     training: Mapping[str, float]
@@ -56,13 +58,14 @@ class RunResult:
             "commit": self.commit,
             "machine": None if self.machine is None else dict(self.machine),
             "settings_format": self.settings_format,
+            **({"inputs": dict(self.inputs)} if self.inputs else {}),
             "config": dict(self.config),
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Raises: DataError if a part is missing or is of another kind."""
-        missing = [field.name for field in fields(cls) if field.name not in content]
+        missing = [part.name for part in fields(cls) if part.name not in {"inputs", *content}]
         if missing:
             raise DataError(f"result must hold {', '.join(missing)}")
         if content["kind"] not in get_args(Kind):
@@ -87,6 +90,7 @@ class RunResult:
                 commit=None if content["commit"] is None else str(content["commit"]),
                 machine=None if content["machine"] is None else dict(content["machine"]),
                 settings_format=int(content["settings_format"]),
+                inputs=dict(content.get("inputs", {})),
             )
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"result must hold what `write_result` writes ({error})") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from equilibrate.config.files import parse_settings
@@ -111,3 +113,22 @@ def test_the_key_leaves_out_what_only_steers_a_run():
     steered = {"output": "b", "lr": 1.0, "rollout": {"cpus": 0.3, "temperature": 1.0}}
     decided = {"output": "a", "lr": 1.0, "rollout": {"cpus": 1.0, "temperature": 0.5}}
     assert run_key("fit", config) == run_key("fit", steered) != run_key("fit", decided)
+
+
+def test_the_content_of_an_input_names_a_run_and_not_its_place():
+    def real(kind, tree):
+        return parse_settings(TrainConfig, tree).model_dump(mode="json")
+
+    def own(name):
+        data = {key: f"{name}/{key}" for key in ("policy", "reward", "cost", "prompts")}
+        return {"kind": "train", "set": {"data": data}}
+
+    arms = {"here": own("a"), "moved": own("b"), "changed": own("c")}
+    specs = expand(study(arms=arms, questions=[], seeds=[0], common={}), {})
+    # What c/prompts holds differs; all else is the same in three places.
+    runs = plan_runs(specs, real, lambda path: "other" if path == Path("c/prompts") else path.name)
+    assert [run.arms for run in runs] == [("here", "moved"), ("changed",)]
+    assert runs[0].inputs == {f"data.{key}": key for key in ("policy", "reward", "cost", "prompts")}
+    assert run_key("train", runs[0].config, runs[0].inputs) == runs[0].key
+    # Without anyone to look into them, places stand for what they hold.
+    assert [run.arms for run in plan_runs(specs, real)] == [("here",), ("moved",), ("changed",)]

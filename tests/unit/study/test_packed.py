@@ -275,3 +275,13 @@ def test_settings_of_an_older_form_are_carried_by_steps(
     assert key == packed.run_key(
         MADE.kind, {**RUN.config, "keeps": ("all", MADE.kind, MADE.settings_format)}
     )
+
+
+def test_a_result_is_found_by_what_its_inputs_held(tmp_path: Path):
+    file = tmp_path / "results.jsonl"
+    inputs = {"data.prompts": "0" * 32}
+    key = packed.run_key(MADE.kind, MADE.config, inputs)
+    made = dataclasses.replace(MADE, key=key, inputs=inputs)
+    write_result(file, made)
+    assert read_results(file, resolve) == {key: made}
+    assert key != MADE.key
