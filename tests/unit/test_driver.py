@@ -102,6 +102,16 @@ def test_metrics_hold_steering_and_update(tmp_path: Path) -> None:
     assert set(run.sink.seconds[0]) == {"rollout", "score", "update", "sync", "iteration"}
 
 
+def test_a_run_of_another_settings_format_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr("equilibrate.run.state.SETTINGS_FORMAT", 1)
+        Run(tmp_path).train(2)
+    with pytest.raises(ConfigError, match=r"iteration-2: was saved under settings_format 1, and"):
+        Run(tmp_path).train(3)
+
+
 def test_resumed_run_repeats_nothing_and_misses_nothing(tmp_path: Path) -> None:
     straight = Run(tmp_path / "straight")
     straight.train(5)

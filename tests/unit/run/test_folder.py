@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from equilibrate import cli
-from equilibrate.config.files import parse_config
-from equilibrate.errors import ResourceError
+from equilibrate.config.files import load_run_config, parse_config, parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.formats import SETTINGS_FORMAT
+from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.run.disk import require_writable
 from equilibrate.run.folder import claimed, measured, stage_seconds
 
@@ -55,3 +58,76 @@ def test_seconds_of_a_phase_add_up_over_attempts(tmp_path: Path) -> None:
     seconds = stage_seconds(tmp_path)
     assert list(seconds) == ["prepare", "finish"]
     assert all(value >= 0 for value in seconds.values())
+
+
+def finish(run: Path, *, is_finished: bool = True) -> None:
+    """What a run leaves that the door looks at."""
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "checkpoints" / "LATEST").write_text("iteration-50")
+    if is_finished:
+        (run / "report.html").touch()
+
+
+def holds(settings: dict[str, Any]) -> bool:
+    """Whether the folder already holds this run."""
+    with claimed(parse_config(settings)) as run:
+        return run is None
+
+
+def test_a_finished_run_is_done_whatever_says_how_it_was_carried_out(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"output": str(tmp_path)}
+    assert not holds(settings)
+    finish(tmp_path)
+    assert holds(settings)
+    assert holds(settings | {"timeout_seconds": 5, "learner": {"cpus": 3}})
+    assert (tmp_path / "report.html").is_file()
+    assert not holds(settings | {"iterations": 300})  # prolonged
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_settings_that_a_run_cannot_go_on_with_are_refused_before_anything_changes(
+    is_finished: bool, tmp_path: Path
+) -> None:
+    assert not holds({"output": str(tmp_path)})
+    finish(tmp_path, is_finished=is_finished)
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"^seed \(1\) must stay what it was .* started \(0\); set"
+    ):
+        holds({"output": str(tmp_path), "seed": 1})
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    assert (tmp_path / "report.html").exists() is is_finished
+
+
+def test_a_run_of_another_kind_or_format_is_refused(tmp_path: Path) -> None:
+    assert not holds({"output": str(tmp_path)})
+    other = parse_settings(FitConfig, {"output": str(tmp_path), "fdc": {"amounts": {"EHD": 1}}})
+    with pytest.raises(ConfigError, match="holds a run of another kind"), claimed(other):
+        pass
+    written = (tmp_path / "config.yaml").read_text()
+    number = f"settings_format: {SETTINGS_FORMAT}\n"
+    (tmp_path / "config.yaml").write_text(written.replace(number, ""))
+    with pytest.raises(ConfigError, match=r"config\.yaml: settings_format \(1\): must be"):
+        holds({"output": str(tmp_path)})
+    assert number in written
+    (tmp_path / "config.yaml").write_text(written)
+    assert load_run_config(tmp_path) == parse_config({"output": str(tmp_path)})
+
+
+def test_other_content_at_the_same_place_is_another_run(tmp_path: Path) -> None:
+    data = {key: str(tmp_path / key) for key in ("policy", "reward", "cost", "prompts")}
+    for path in data.values():
+        Path(path).write_text("{}")
+    settings: dict[str, Any] = {"output": str(tmp_path / "run"), "data": data}
+    assert not holds(settings)
+    finish(tmp_path / "run")
+    assert holds(settings)
+    Path(data["reward"]).rename(tmp_path / "moved")
+    moved = settings | {"data": data | {"reward": str(tmp_path / "moved")}}
+    assert holds(moved)
+    Path(data["prompts"]).write_text('{"prompt": "new"}')
+    assert not holds(moved)
+    Path(data["prompts"]).unlink()
+    with pytest.raises(DataError, match=r"data\.prompts \('.*prompts'\) does not exist; give an"):
+        holds(moved)
