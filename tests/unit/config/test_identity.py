@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from equilibrate.config.base import Config
+from equilibrate.config.base import SAMPLED_BY, SCORED_BY, Config, RunConfig
 from equilibrate.config.files import RUN_KINDS, parse_settings
 from equilibrate.config.identity import (
     GIVEN,
@@ -187,3 +187,17 @@ def test_a_setting_that_must_stay_is_named_with_both_values() -> None:
     )
     with pytest.raises(ConfigError, match=message):
         require_fixed(saved, now, "runs/a")
+
+
+NOT_SAMPLED_BY = {
+    *("settings_format", "output", "timeout_seconds", "max_restarts"),
+    *("sandbox", "scoring"),  # the models and prompts that come of it count by their content
+}
+
+
+def test_every_setting_of_all_runs_is_one_that_answers_depend_on_or_known_not_to_be() -> None:
+    """A new one belongs into `SAMPLED_BY`, or here."""
+    assert set(RunConfig.model_fields) - {path.partition(".")[0] for path in SAMPLED_BY} == (
+        NOT_SAMPLED_BY
+    )
+    only(TrainConfig(), *SAMPLED_BY, *SCORED_BY)  # they exist
