@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from equilibrate.errors import ConfigError, DataError
+from equilibrate.errors import ConfigError
 from equilibrate.evaluation.judges import RefusalMatcher, Verdict
-from equilibrate.models.sidecar import read_sidecar
-from equilibrate.text.renderer import Renderer
 from equilibrate.types import Conversation, Prompt, ScorerKind, is_unsafe
 
 
@@ -66,29 +63,22 @@ class CostModelJudge:
 class AnswerScorer:
     """A reward or cost model in the units of its sidecar, less its threshold.
 
-    Tokenizes and scores as training does (`text.Renderer`, `models.loading.ScoreModel`);
+    Tokenizes and scores as training does (`text.Renderer`, `models.scorer.ScoreModel`);
     also what feeds an `arena`.
     """
 
     def __init__(
         self, folder: str | Path, kind: ScorerKind, *, batch_size: int = 16, device: str = "cpu"
     ) -> None:
-        """Raises: DataError if the folder, its sidecar or its tokenizer is missing or of another
-        kind.
+        """Raises: DataError if the folder is no such scorer, as `models.folders.check_folder`, or
+        its tokenizer is missing.
         """
-        from torch import nn
+        from equilibrate.models.device import Accelerator
+        from equilibrate.models.loading import load_scorer
+        from equilibrate.text.renderer import Renderer
 
-        sidecar = read_sidecar(Path(folder), kind=kind)
-        self._scale = sidecar.scale
-        self._bias = sidecar.bias - sidecar.threshold
-        model = _load(folder)
+        self._scorer = load_scorer(folder, kind, Accelerator("cpu", "float32")).to(device)
         self._renderer = Renderer(folder)
-        if not isinstance(getattr(model, "score", None), nn.Linear):
-            raise DataError(
-                f"{folder}: {type(model).__name__} has no linear head named score; give a causal "
-                "sequence-classification model with num_labels=1"
-            )
-        self._model = model.to(device).eval()
         self._device = device
         self._batch_size = batch_size
 
@@ -97,23 +87,23 @@ class AnswerScorer:
     ) -> NDArray[np.float64]:
         """Score of each answer at its end, [N]."""
         rows = self.encode(prompts, responses)
-        raw = np.empty(len(rows))
+        scores = np.empty(len(rows))
         # Similar lengths together: padding is computed for nothing.
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
-            raw[batch] = self._head([rows[row] for row in batch])
-        return self._scale * raw + self._bias
+            scores[batch] = self._score_batch([rows[row] for row in batch])
+        return scores
 
     def encode(
         self, prompts: Sequence[str | Conversation], responses: Sequence[str]
     ) -> list[list[int]]:
         """Token ids of each prompt and answer, cut where the model's positions end."""
-        longest = getattr(self._model.config, "max_position_embeddings", None)
+        longest = getattr(self._scorer.model.config, "max_position_embeddings", None)
         answers = self._renderer.answers(prompts, responses)
         return [answer.token_ids[:longest] for answer in answers]
 
-    def _head(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def _score_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -121,22 +111,9 @@ class AnswerScorer:
         token_ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         ends = torch.tensor([len(row) - 1 for row in rows], device=self._device)
         with torch.inference_mode():
-            hidden = self._model.base_model(input_ids=token_ids.to(self._device), use_cache=False)
+            scores = self._scorer(token_ids.to(self._device))
             index = torch.arange(len(rows), device=self._device)
-            scores = self._model.score(hidden.last_hidden_state[index, ends])
-        return list(scores.squeeze(-1).tolist())
-
-
-def _load(folder: str | Path) -> Any:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: not a model folder ({error}); check the path") from error
+            return list(scores[index, ends].tolist())
 
 
 def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:

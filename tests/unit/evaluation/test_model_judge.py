@@ -115,7 +115,7 @@ def test_folders_that_hold_no_such_model_are_named(tmp_path):
     with pytest.raises(DataError, match=r"equilibrate_score\.json: missing"):
         load_judge("cost_model", folder=str(tmp_path))
     write_sidecar(tmp_path, ScorerSidecar(kind="cost"))
-    with pytest.raises(DataError, match=f"{tmp_path}: not a model folder"):
+    with pytest.raises(DataError, match=r"config\.json: missing; give a Hugging Face model folder"):
         load_judge("cost_model", folder=str(tmp_path))
     write_sidecar(tmp_path, ScorerSidecar(kind="reward"))
     with pytest.raises(DataError, match=r"kind \('reward'\) must be 'cost'"):

@@ -10,9 +10,12 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from equilibrate.models.device import Accelerator, Dtype
-from equilibrate.models.loading import PolicyModel, ScoreModel, is_head_linear, load_policy
+from equilibrate.models.loading import load_policy
 from equilibrate.models.log_probs import token_entropies, token_log_probs
+from equilibrate.models.policy import PolicyModel, is_head_linear
+from equilibrate.models.scorer import ScoreModel
 from equilibrate.models.sidecar import ScorerSidecar
+from tests.unit.models.toys import causal_model
 
 
 class CappedHead(nn.Module):
@@ -48,6 +51,18 @@ def test_head_is_tried_out() -> None:
     assert is_head_linear(make_llama(tied=True))
     assert is_head_linear(make_llama(tied=False))
     assert not is_head_linear(CappedHead(make_llama(tied=False)))
+
+
+def test_a_cap_is_found_where_logits_are_still_small() -> None:
+    # 30 tanh(x / 30) is x to 1e-8 as long as |x| < 0.01, and is not once the model is trained.
+    model = causal_model("gemma2")
+    assert model(torch.tensor([[3, 4]])).logits.abs().max() < 1
+    assert not is_head_linear(model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    assert not is_head_linear(model)
+    model.config.final_logit_softcapping = None
+    assert is_head_linear(model)
 
 
 @pytest.mark.parametrize("is_capped", [False, True])

@@ -1,0 +1,158 @@
+"""A model folder looked at from outside: its config.json, its lists of files, their headers.
+
+Nothing here reads a weight, runs code of the folder or asks a question, so a folder can be refused
+before anything starts. Weights are safetensors and nothing else: other formats can hold programs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from equilibrate.errors import DataError
+from equilibrate.models.sidecar import read_sidecar
+from equilibrate.types import ScorerKind
+
+Role = Literal["policy"] | ScorerKind
+CONFIG_FILE = "config.json"
+WEIGHT_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_config.json"
+_OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
+
+
+def check_folder(folder: str | Path, role: Role) -> None:
+    """Refuse a folder that cannot be what a run is going to use it as; in well under a second.
+
+    A scorer needs its sidecar; every tensor of the model must be in the weights with its shape, and
+    no other; the tokenizer, where there is one, must not have more ids than the model has rows.
+
+    Raises: DataError that names the folder or file, what is wrong with it and what to do.
+    """
+    _num_rows(folder, role)
+
+
+def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Path = "") -> None:
+    """`check_folder` of all models of a run, and that the scorers can read the policy's tokens.
+
+    Args: reward, cost: empty for none.
+    Raises: DataError, as `check_folder`; or naming both folders and what differs.
+    """
+    from equilibrate.text.vocabulary import require_same_tokens
+
+    sampled = _num_rows(policy, "policy")
+    scorers: list[tuple[str | Path, Role]] = [(reward, "reward"), (cost, "cost")]
+    for folder, role in scorers:
+        if not folder:
+            continue
+        num_rows = _num_rows(folder, role)
+        require_same_tokens(policy, folder)
+        if num_rows < sampled:
+            raise DataError(
+                f"{folder}: its model knows tokens 0 to {num_rows - 1}, the policy {policy} can "
+                f"sample 0 to {sampled - 1}; call resize_token_embeddings({sampled}) on the {role} "
+                "model and save it again"
+            )
+
+
+def _num_rows(folder: str | Path, role: Role) -> int:
+    """Token ids that the model knows, once the folder is found right."""
+    from equilibrate.models.skeleton import skeleton
+    from equilibrate.text.vocabulary import has_tokenizer, largest_id
+
+    if role != "policy":
+        read_sidecar(Path(folder), kind=role)
+    num_rows: int = skeleton(folder, role).get_input_embeddings().num_embeddings
+    if has_tokenizer(folder) and (largest := largest_id(folder)) >= num_rows:
+        raise DataError(
+            f"{folder}: the tokenizer gives ids up to {largest}, the model knows 0 to "
+            f"{num_rows - 1}; call resize_token_embeddings({largest + 1}) and save it again"
+        )
+    return num_rows
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a folder that runs no code of its own and is no adapter.
+
+    Raises: DataError.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a Hugging Face model folder")
+    if (folder / ADAPTER_FILE).exists():
+        raise DataError(
+            f"{folder / ADAPTER_FILE}: adapters are not applied; merge it into the weights "
+            "(merge_and_unload, save_pretrained), or move the adapter's files elsewhere"
+        )
+    config = _read_object(folder / CONFIG_FILE)
+    for name in (CONFIG_FILE, "tokenizer_config.json"):
+        if (folder / name).exists() and "auto_map" in (entries := _read_object(folder / name)):
+            raise DataError(
+                f"{folder / name}: auto_map ({entries['auto_map']!r}) names code in the folder, "
+                "which is never run; if transformers has this kind of model itself, delete the key"
+            )
+    return config
+
+
+def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the folder's weights, from the headers of their files.
+
+    Raises: DataError if there are no safetensors, a file is missing or damaged, or it is not plain
+        which files count.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _weight_files(Path(folder)):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                names = list(tensors.keys())
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{file}: not a safetensors file ({error}); copy it again") from None
+    return shapes
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that both transformers and vLLM read; what they would not agree on is refused."""
+    present = {file.name for file in folder.glob("*.safetensors")}
+    if (folder / INDEX_FILE).exists():
+        weight_map = _read_object(folder / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, Mapping) or not weight_map:
+            raise DataError(f"{folder / INDEX_FILE}: weight_map must map tensors to files")
+        listed = set(weight_map.values())
+        if missing := sorted(map(str, listed - present)):
+            raise DataError(f"{folder / INDEX_FILE}: names {missing[0]}, which is not beside it")
+        if WEIGHT_FILE in present - listed:
+            raise DataError(
+                f"{folder}: holds {WEIGHT_FILE} and {INDEX_FILE}, which does not name it; "
+                "delete the one that is not meant"
+            )
+        return [folder / name for name in sorted(listed)]
+    if not present:
+        other = sorted(file.name for pattern in _OTHER_FORMATS for file in folder.glob(pattern))
+        found = f"holds {other[0]} and no" if other else "holds no"
+        raise DataError(
+            f"{folder}: {found} *.safetensors file; weights are read from safetensors alone: load "
+            "the model where you trust it and save it with save_pretrained"
+        )
+    if extra := sorted(present - {WEIGHT_FILE}):
+        raise DataError(
+            f"{folder}: {extra[0]} is beside {WEIGHT_FILE} or in its place, and no {INDEX_FILE} "
+            "says which to read; move it elsewhere"
+        )
+    return [folder / WEIGHT_FILE]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; give a Hugging Face model folder") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(entries, dict):
+        raise DataError(f"{path}: must be one JSON object, got {type(entries).__name__}")
+    return entries
