@@ -37,7 +37,9 @@ from equilibrate.offline.table import AnswerTable, encode_answers, load_answers,
 from equilibrate.report import summarise_training
 from equilibrate.report.outcome import write_outcome
 from equilibrate.run.assessment import Assessor
+from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.contents import Contents
+from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_of
 from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.stages import Stage, library_versions, short_hash
@@ -74,6 +76,8 @@ def fit(config: FitConfig, stages: Path | None = None) -> int:
     with claimed(config) as run:
         if run is None:
             return 0
+        check_this_machine(config)
+        check_inputs(config)
         with ray_cluster():
             folder = stages or stages_of(run)
             with measured(run, "prepare"):

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.learner import LearnerSettings, LearnerWorker
-from actors.placement import Demand, Reservation
+from actors.placement import Reservation
 from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
 from actors.prepare import Models
 from actors.rollout import RolloutWorker, engine_environment
@@ -26,6 +26,7 @@ from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig, WorkerGrou
 from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
 from equilibrate.learning.scoring import ENVIRONMENT, ScoringWorker
+from equilibrate.run.capacity import Demand
 from equilibrate.seeds import request_seed
 from equilibrate.types import Weights
 

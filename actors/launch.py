@@ -20,9 +20,11 @@ from equilibrate.fdc.schedules import make_schedule
 from equilibrate.report import installed_versions, summarise_training
 from equilibrate.report.outcome import write_outcome
 from equilibrate.run.assessment import Assessor
+from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.contents import Contents
 from equilibrate.run.controllers import CostController, KLController
+from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_of
 from equilibrate.run.queue import RolloutQueue
 from equilibrate.run.sinks import open_sink
@@ -39,6 +41,8 @@ def train(config: TrainConfig) -> int:
     with claimed(config) as run:
         if run is None:
             return 0
+        check_this_machine(config)
+        check_inputs(config)
         with ray_cluster():
             stop = StopRequest()
             stop.install()

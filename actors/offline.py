@@ -19,9 +19,9 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from actors.offline_worker import Job, train_worker
-from actors.placement import Demand, check_capacity
 from equilibrate.data.tables import SFT_COLUMNS, load_columns, load_pair_labels
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError, WorkerLostError
+from equilibrate.run.capacity import Demand, check_capacity
 from equilibrate.run.stages import short_hash
 from equilibrate.types import ScorerKind
 

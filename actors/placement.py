@@ -6,48 +6,13 @@ held against the cluster before anything is asked, and the error names what is m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from equilibrate.errors import ResourceError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """`num_workers` processes of one kind; each reserves `cpus` and `gpus` on one machine."""
-
-    name: str
-    num_workers: int
-    cpus: float
-    gpus: float
-
-
-def check_capacity(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> None:
-    """Refuse a demand that the machines could not hold even when idle.
-
-    Args:
-        nodes: total resources of each machine, with the keys `CPU` and `GPU`.
-    Raises: ResourceError naming the resource, the demand by kind of worker and what there is.
-    """
-    for resource, attribute in (("CPU", "cpus"), ("GPU", "gpus")):
-        wanted = {d.name: d.num_workers * getattr(d, attribute) for d in demands}
-        total = sum(node.get(resource, 0.0) for node in nodes)
-        if sum(wanted.values()) > total + 1e-9:
-            shares = ", ".join(f"{name} {amount:g}" for name, amount in wanted.items() if amount)
-            raise ResourceError(
-                f"the run needs {sum(wanted.values()):g} {resource} ({shares}) but the cluster has "
-                f"{total:g}; lower num_workers or {attribute} of a group, or add machines"
-            )
-        largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
-        for demand in demands:
-            if getattr(demand, attribute) > largest + 1e-9:
-                raise ResourceError(
-                    f"one {demand.name} worker needs {getattr(demand, attribute):g} {resource} but "
-                    f"the largest machine has {largest:g}; lower {demand.name}.{attribute}"
-                )
+from equilibrate.run.capacity import Demand, check_capacity
 
 
 class Reservation:

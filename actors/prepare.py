@@ -23,17 +23,15 @@ from equilibrate.config.base import SAMPLED_BY, RunConfig, WorkerGroup
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import only, result_settings
 from equilibrate.config.train import TrainConfig
-from equilibrate.errors import DataError
 from equilibrate.evaluation import CallableJudge, Judge, RefusalMatcher
 from equilibrate.run.contents import Contents
+from equilibrate.run.door import SCORERS, require_path
 from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.oracle import Oracle
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.types import ScorerKind
-
-SCORERS: tuple[ScorerKind, ...] = ("reward", "cost")
 
 WORLD = ("numpy", "torch", "transformers", "tokenizers")
 """Libraries that make the built-in world, its tokenizer and first weights."""
@@ -95,7 +93,7 @@ def prepare_inputs(config: TrainConfig, stages: Path, announce: Announce) -> Inp
         models, prompts = world.models(config), world.data / "prompts"
         inputs = Inputs(**models, ptx=world.data / "base", prompts=prompts)
     else:
-        prompts = _required("prompts", data.prompts)
+        prompts = require_path("prompts", data.prompts)
         inputs = Inputs(**_models(config), ptx=_existing("ptx", data.ptx), prompts=prompts)
     return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
@@ -109,7 +107,7 @@ def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> F
         models, prompts = world.models(config), world.data / "prompts"
         inputs = FitInputs(**models, ptx=None, train=None, prompts=prompts)
     else:
-        train = _required("train", data.train)
+        train = require_path("train", data.train)
         inputs = FitInputs(**_models(config), ptx=None, train=train, prompts=None)
     return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
@@ -142,7 +140,7 @@ def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
 def _models(config: TrainConfig | FitConfig) -> dict[str, Any]:
     data = config.data
     return {
-        "policy": _required("policy", data.policy),
+        "policy": require_path("policy", data.policy),
         "reward": _existing("reward", data.reward),
         "cost": _existing("cost", data.cost),
         "evaluation": _existing("evaluation", data.evaluation),
@@ -151,13 +149,7 @@ def _models(config: TrainConfig | FitConfig) -> dict[str, Any]:
 
 
 def _existing(key: str, path: str) -> Path | None:
-    return _required(key, path) if path else None
-
-
-def _required(key: str, path: str) -> Path:
-    if not Path(path).exists():
-        raise DataError(f"data.{key} ({path!r}) does not exist; give an existing file or folder")
-    return Path(path)
+    return require_path(key, path) if path else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

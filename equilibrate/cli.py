@@ -156,13 +156,23 @@ def validate(
         Literal["train", "fit"], arg(help="Which command the settings are for.")
     ] = "train",
 ) -> int:
-    """Check settings without starting anything, and print them in full."""
+    """Check settings, and the files they name, without starting anything; print them in full."""
     from equilibrate.config.files import RUN_KINDS, dump_config, load_settings
+    from equilibrate.run.capacity import check_this_machine
     from equilibrate.run.disk import require_writable
 
     settings = load_settings(RUN_KINDS[kind], config, overrides)
     require_writable(Path(settings.output).resolve())
+    if not settings.data.is_built_in:
+        from equilibrate.run.door import check_inputs
+
+        check_inputs(settings)
     print(dump_config(settings), end="")
+    try:
+        check_this_machine(settings)
+    except ResourceError as error:
+        # Only a warning: the run may be meant for other machines.
+        print(f"warning: here {error}", file=sys.stderr)
     return 0
 
 

@@ -10,9 +10,10 @@ import pytest
 import ray
 
 from actors.cluster import ray_cluster
-from actors.placement import Demand, Reservation, check_capacity
+from actors.placement import Reservation
 from actors.pools import RayLearnerGroup, WorkerPool
 from equilibrate.errors import ResourceError, WorkerLostError
+from equilibrate.run.capacity import Demand
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -138,28 +139,8 @@ def test_one_lost_rank_is_seen_at_once_and_the_group_restarts(tmp_path: Path) ->
     group.save(tmp_path)
 
 
-NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
-
-
 def demand(name: str, num_workers: int, cpus: float, gpus: float = 0.0) -> Demand:
     return Demand(name=name, num_workers=num_workers, cpus=cpus, gpus=gpus)
-
-
-def test_what_fits_is_accepted() -> None:
-    check_capacity([demand("rollout", 2, 4.0, 1.0), demand("learner", 1, 8.0)], NODES)
-
-
-@pytest.mark.parametrize(
-    ("demands", "message"),
-    [
-        ([demand("rollout", 3, 6.0)], r"needs 18 CPU \(rollout 18\) but the cluster has 16"),
-        ([demand("rollout", 1, 1.0, 2.0), demand("learner", 1, 1.0, 1.0)], "needs 3 GPU"),
-        ([demand("learner", 1, 9.0)], "one learner worker needs 9 CPU but the largest machine"),
-    ],
-)
-def test_what_does_not_fit_is_named(demands: list[Demand], message: str) -> None:
-    with pytest.raises(ResourceError, match=message):
-        check_capacity(demands, NODES)
 
 
 def test_busy_cluster_is_a_resource_error_after_the_deadline() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
 from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.queue import RolloutQueue
 from equilibrate.run.state import RunCheckpoints
+from equilibrate.types import Rollout, ScoredRollout
 from tests.fakes import (
     FakeController,
     FakeLearner,
@@ -240,3 +243,21 @@ def test_resume_with_another_seed_is_refused(tmp_path: Path) -> None:
     Run(tmp_path).train(1)
     with pytest.raises(ConfigError, match=r"seed \(1\) must stay .* \(0\)"):
         Run(tmp_path, seed=1).train(2)
+
+
+def test_a_slow_scorer_shows_in_the_split_and_no_work_piles_up_before_it(tmp_path: Path) -> None:
+    run, ahead = Run(tmp_path, max_policy_lag=2), []
+    scorer = run.parts.scorer
+
+    class SlowScorer:
+        def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+            ahead.append(run.rollouts.num_running)
+            time.sleep(0.05)
+            return scorer.score(rollouts)
+
+    run.parts = replace(run.parts, scorer=SlowScorer())
+    assert run.train(9) == 9
+    # Whatever the scorer takes, sampling is as far ahead as the lag allows, and no further.
+    assert ahead == [2, 1, 1, 1, 1, 1, 1, 0, 0]
+    for seconds in run.sink.seconds:
+        assert seconds["score"] == max(seconds[phase] for phase in ("rollout", "score", "update"))

@@ -1,0 +1,73 @@
+"""What a run asks of its machines, held against what they have before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from equilibrate.config.base import RunConfig, WorkerGroup
+from equilibrate.errors import ResourceError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """`num_workers` processes of one kind; each reserves `cpus` and `gpus` on one machine."""
+
+    name: str
+    num_workers: int
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of(cls, name: str, group: WorkerGroup) -> Demand:
+        return cls(name=name, num_workers=group.num_workers, cpus=group.cpus, gpus=group.gpus)
+
+
+def check_capacity(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse a demand that the machines could not hold even when idle.
+
+    Args:
+        nodes: total resources of each machine, with the keys `CPU` and `GPU`.
+    Raises: ResourceError naming the resource, the demand by kind of worker and what there is.
+    """
+    for resource, attribute in (("CPU", "cpus"), ("GPU", "gpus")):
+        wanted = {d.name: d.num_workers * getattr(d, attribute) for d in demands}
+        total = sum(node.get(resource, 0.0) for node in nodes)
+        if sum(wanted.values()) > total + 1e-9:
+            shares = ", ".join(f"{name} {amount:g}" for name, amount in wanted.items() if amount)
+            raise ResourceError(
+                f"the run needs {sum(wanted.values()):g} {resource} ({shares}) but the cluster has "
+                f"{total:g}; lower num_workers or {attribute} of a group, or add machines"
+            )
+        largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
+        for demand in demands:
+            if getattr(demand, attribute) > largest + 1e-9:
+                raise ResourceError(
+                    f"one {demand.name} worker needs {getattr(demand, attribute):g} {resource} but "
+                    f"the largest machine has {largest:g}; lower {demand.name}.{attribute}"
+                )
+
+
+def check_this_machine(config: RunConfig) -> None:
+    """`check_capacity` where the run would have this machine alone, so without RAY_ADDRESS.
+
+    Raises: ResourceError.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    node = {
+        "CPU": float(os.cpu_count() or 1),
+        "GPU": float(len(list(Path("/dev").glob("nvidia[0-9]*")))),
+    }
+    for together in _held_together(config):
+        demands = [Demand.of(name, getattr(config, name)) for name in together]
+        check_capacity(demands, [node])
+
+
+def _held_together(config: RunConfig) -> tuple[tuple[str, ...], ...]:
+    """Groups of workers that run at the same time; offline training takes turns with the others."""
+    if hasattr(config, "learner"):
+        return (("rollout", "scoring", "learner"),)
+    return tuple((name,) for name in ("trainer", "scoring", "rollout"))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
+from equilibrate.errors import ResourceError
+from equilibrate.run.capacity import Demand, check_capacity, check_this_machine
+
+NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
+
+
+def demand(name: str, num_workers: int, cpus: float, gpus: float = 0.0) -> Demand:
+    return Demand(name=name, num_workers=num_workers, cpus=cpus, gpus=gpus)
+
+
+def test_what_fits_is_accepted() -> None:
+    check_capacity([demand("rollout", 2, 4.0, 1.0), demand("learner", 1, 8.0)], NODES)
+
+
+@pytest.mark.parametrize(
+    ("demands", "message"),
+    [
+        ([demand("rollout", 3, 6.0)], r"needs 18 CPU \(rollout 18\) but the cluster has 16"),
+        ([demand("rollout", 1, 1.0, 2.0), demand("learner", 1, 1.0, 1.0)], "needs 3 GPU"),
+        ([demand("learner", 1, 9.0)], "one learner worker needs 9 CPU but the largest machine"),
+    ],
+)
+def test_what_does_not_fit_is_named(demands: list[Demand], message: str) -> None:
+    with pytest.raises(ResourceError, match=message):
+        check_capacity(demands, NODES)
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
+def train_config(**learner: float) -> TrainConfig:
+    return TrainConfig.model_validate({"rollout": {"cpus": 0.5}, "learner": learner})
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_run_that_this_machine_cannot_hold_is_refused_before_it_starts() -> None:
+    check_this_machine(train_config(cpus=0.5))
+    with pytest.raises(ResourceError, match=r"needs 100\.5 CPU .*learner 99.* has 2"):
+        check_this_machine(train_config(cpus=99))
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_groups_of_offline_training_take_turns() -> None:
+    settings = {"fdc": {"amounts": {"GENERAL": 1}}, "trainer": {"num_workers": 2}}
+    check_this_machine(FitConfig.model_validate(settings))
+    with pytest.raises(ResourceError, match=r"needs 3 CPU \(trainer 3\)"):
+        check_this_machine(FitConfig.model_validate({**settings, "trainer": {"cpus": 3}}))
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_another_cluster_is_not_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_this_machine(train_config(cpus=99))

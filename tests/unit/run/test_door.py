@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from equilibrate import cli
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.sandbox.model import build_model
+from equilibrate.sandbox.tokenizer import build_tokenizer
+
+ROWS = [{"prompt": f"how do i clean lamp {n} ?", "category": "GENERAL"} for n in range(4)]
+
+
+def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0).save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    return folder
+
+
+@pytest.fixture
+def inputs(models: Path, tmp_path: Path) -> Path:
+    """A policy, two scorers (weights are not looked at here) and prompts, all in order."""
+    (tmp_path / "policy").symlink_to(models / "policy")
+    for kind in ("reward", "cost"):
+        (tmp_path / kind).mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / kind / name).symlink_to(models / "policy" / name)
+        write_sidecar(tmp_path / kind, ScorerSidecar(kind=kind))
+    write_rows(tmp_path / "prompts", ROWS)
+    write_rows(tmp_path / "evaluation", [{"prompt": "who made the lamp ?", "category": "GENERAL"}])
+    return tmp_path
+
+
+def validate(inputs: Path, *overrides: str) -> int:
+    names = ("policy", "reward", "cost", "prompts", "evaluation")
+    return cli.main(["validate", *(f"data.{n}={inputs / n}" for n in names), *overrides])
+
+
+def test_inputs_in_order_are_accepted(inputs: Path) -> None:
+    assert validate(inputs) == 0
+
+
+def test_a_scorer_without_its_sidecar(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inputs / "reward" / "equilibrate_score.json").unlink()
+    assert validate(inputs) == 3
+    assert "reward/equilibrate_score.json: missing" in capsys.readouterr().err
+
+
+def test_a_scorer_of_the_other_kind(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert validate(inputs, f"data.cost={inputs / 'reward'}") == 3
+    assert "kind ('reward') must be 'cost'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["policy", "reward", "cost", "prompts", "evaluation", "ptx"])
+def test_a_path_that_leads_nowhere(
+    name: str, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert validate(inputs, f"data.{name}={inputs / 'nowhere'}") == 3
+    assert f"data.{name} (" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_model(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert validate(inputs, f"data.policy={inputs}") == 3
+    assert "must be a model folder with a config.json" in capsys.readouterr().err
+    (inputs / "cost" / "model.safetensors").rename(inputs / "cost" / "pytorch_model.bin")
+    assert validate(inputs) == 3
+    assert "weights as *.safetensors; there are none" in capsys.readouterr().err
+
+
+def test_a_bad_row_of_prompts(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(inputs / "prompts", [*ROWS, {"text": "hello", "category": "GENERAL"}])
+    assert validate(inputs) == 3
+    assert "prompts:5:" in capsys.readouterr().err
+
+
+def test_an_evaluation_prompt_that_training_sees(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(inputs / "evaluation", ROWS[:1])
+    assert validate(inputs) == 3
+    assert "must not be in the training prompts" in capsys.readouterr().err
+
+
+def test_the_inputs_of_offline_training(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [f"data.{n}={inputs / n}" for n in ("policy", "evaluation")]
+    arguments += [f"data.train={inputs / 'nowhere'}", "objective.type=sft"]
+    assert cli.main(["validate", "--kind", "fit", *arguments]) == 3
+    assert "data.train (" in capsys.readouterr().err
+
+
+def test_what_this_machine_cannot_hold_is_a_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.main(["validate", "learner.cpus=1e6"]) == 0
+    assert "warning: here the run needs" in capsys.readouterr().err
