@@ -185,7 +185,9 @@ def train_policy(config: FitConfig, policy: Path, answers: Path, run: Path) -> N
 
 def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) -> None:
     renderer = Renderer(inputs.policy)
-    prompts = read_fitting(inputs.evaluation, renderer, config.rollout) if inputs.evaluation else []
+    prompts = []
+    if inputs.evaluation:
+        prompts = read_fitting(inputs.evaluation, renderer, config, run)
     if prompts:
         with measured(run, "evaluate"):
             assessor = Assessor(
@@ -291,7 +293,8 @@ def _require_apart(texts: Sequence[str], inputs: FitInputs, config: FitConfig) -
     """Evaluation prompts never train."""
     if inputs.evaluation is None:
         return
-    held_out = read_fitting(inputs.evaluation, Renderer(inputs.policy), config.rollout)
+    run = Path(config.output)
+    held_out = read_fitting(inputs.evaluation, Renderer(inputs.policy), config, run)
     learned = (
         Prompt(prompt_id=f"row {row}", text=text, token_ids=(), category=Category.GENERAL)
         for row, text in enumerate(texts)
@@ -304,7 +307,7 @@ def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsCon
     copies = ars.copies
     source = inputs.prompts or inputs.train
     assert source is not None
-    prompts = read_fitting(source, Renderer(inputs.policy), config.rollout)
+    prompts = read_fitting(source, Renderer(inputs.policy), config, Path(config.output))
     chosen = choose_amounts(
         [prompt.category for prompt in prompts],
         config.fdc.amounts,

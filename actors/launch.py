@@ -122,7 +122,7 @@ def _make_parts(
     stop: Callable[[], bool],
 ) -> tuple[driver.Parts, Assessor]:
     renderer = Renderer(inputs.policy)
-    prompts = read_fitting(inputs.prompts, renderer, config.rollout)
+    prompts = read_fitting(inputs.prompts, renderer, config, run)
     assessor = _make_assessor(config, run, inputs, groups, renderer)
     check_disjoint(prompts, assessor.prompts)
     sampler = _make_sampler(config, prompts)
@@ -173,7 +173,9 @@ def _make_sampler(config: TrainConfig, prompts: list[Prompt]) -> FdcSampler:
 def _make_assessor(
     config: TrainConfig, run: Path, inputs: Inputs, groups: WorkerGroups, renderer: Renderer
 ) -> Assessor:
-    prompts = read_fitting(inputs.evaluation, renderer, config.rollout) if inputs.evaluation else []
+    prompts = []
+    if inputs.evaluation:
+        prompts = read_fitting(inputs.evaluation, renderer, config, run)
     return Assessor(
         run,
         prompts,

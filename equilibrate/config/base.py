@@ -54,6 +54,14 @@ OutputFolder = Annotated[str, AfterValidator(_is_folder_here), Mark.CARRIES_OUT]
 """A folder to be written: under the working folder, or a whole path."""
 
 
+class InputsConfig(Config):
+    """Where the rows of a run come from."""
+
+    max_rejected_fraction: Annotated[float, Mark.CARRIES_OUT] = Field(0.01, ge=0, lt=1)
+    """Share of the rows of a file that may break a rule: they are left out and listed in
+    `rejected.jsonl` of the run. A wrong converter breaks most rows and is refused."""
+
+
 class WorkerGroup(Config):
     """How many processes do one job and what each reserves in the cluster."""
 

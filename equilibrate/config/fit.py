@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from equilibrate.config.base import (
     Config,
+    InputsConfig,
     MaskConfig,
     OutputFolder,
     RunConfig,
@@ -90,7 +91,7 @@ class AnswerMaskConfig(MaskConfig):
     score."""
 
 
-class FitDataConfig(Config):
+class FitDataConfig(InputsConfig):
     """Inputs; every empty path is made by the built-in world."""
 
     policy: InputPath = ""

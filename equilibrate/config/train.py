@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from equilibrate.config.base import (
     Config,
+    InputsConfig,
     MaskConfig,
     OutputFolder,
     RunConfig,
@@ -185,7 +186,7 @@ class FdcConfig(Config):
         return self
 
 
-class DataConfig(Config):
+class DataConfig(InputsConfig):
     """Inputs; every empty path is made by the built-in world."""
 
     policy: InputPath = ""

@@ -1,25 +1,28 @@
 """Prompts from JSON lines or a Hugging Face dataset folder, each row checked.
 
-A row that breaks a rule stops the run before any work is done; a row that is merely of no use here
-(a second copy, too long, of no class) is dropped and counted.
+A row that breaks a rule is rejected, and too many of them stop the run before any work is done; a
+row that is merely of no use here (a second copy, too long, of no class) is dropped and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from equilibrate.data.rows import (
+    CHARACTERS_PER_TOKEN,
+    RejectedRows,
+    read_rows,
+    shown,
+    text_fault,
+)
 from equilibrate.errors import DataError
 from equilibrate.fdc.categories import UNDECIDED, parse_label
 from equilibrate.types import Category, Prompt
-
-MAX_REPORTED = 5
-"""Broken rows that one message spells out; the rest is counted."""
 
 _COLUMNS = ("prompt", "category", "id", "cell")
 
@@ -44,6 +47,7 @@ def read_prompts(
     *,
     max_tokens: int,
     control_ids: Collection[int] = (),
+    rejected: RejectedRows | None = None,
 ) -> PromptRows:
     """Read rows with `prompt`, `category` and optionally `id` and `cell`; other columns stay out.
 
@@ -53,24 +57,22 @@ def read_prompts(
         max_tokens: longest prompt that leaves room for a response.
         control_ids: ids that no text may produce (end of sequence, turn markers): a prompt that
             contains one could end its own turn.
+        rejected: takes the rows that break a rule; by default none may.
 
-    Raises: DataError with file:line, value and rule of the first broken rows; also if the file
-        cannot be read or no usable row is left.
+    Raises: DataError with file:line, value and rule of the first broken rows, if they are too many;
+        also if the file cannot be read or no usable row is left.
     """
     path = Path(path)
     reader = _Reader(encode, max_tokens, frozenset(control_ids))
-    problems: list[str] = []
+    rejected = RejectedRows(path) if rejected is None else rejected
     num_rows = 0
-    for where, row in _rows(path):
+    for where, row in read_rows(path, _COLUMNS):
         num_rows += 1
         try:
             reader.add(where, row)
         except DataError as error:
-            problems.append(f"{where}: {error}")
-    if problems:
-        more = len(problems) - MAX_REPORTED
-        shown = problems[:MAX_REPORTED] + ([f"... and {more} more"] if more > 0 else [])
-        raise DataError("\n".join(shown))
+            rejected.add(where, str(error))
+    rejected.settle(num_rows)
     if not reader.prompts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in reader.dropped.items())
         raise DataError(
@@ -99,7 +101,7 @@ class _Reader:
         if isinstance(row, DataError):
             raise row
         if not isinstance(row, dict):
-            raise DataError(f"({_short(row)}) must be a JSON object with `prompt` and `category`")
+            raise DataError(f"({shown(row)}) must be a JSON object with `prompt` and `category`")
         text = _checked_text(row, "prompt")
         label = _checked_text(row, "category")
         if label.strip().lower() == UNDECIDED:
@@ -109,11 +111,15 @@ class _Reader:
         if text in self._first_by_text:
             self._drop_duplicate(text, category)
             return
-        prompt_id = self._new_id(row, text, where)
         cell = "" if row.get("cell") is None else _checked_text(row, "cell", may_be_empty=True)
+        # Last: a row that is rejected keeps no id from another.
+        prompt_id = self._new_id(row, text, where)
         self._first_by_text[text] = (where, category)
-        token_ids = tuple(self._encode(text))
-        reason = self._reason_to_drop(token_ids)
+        token_ids: tuple[int, ...] = ()
+        reason = f"longer than {self._max_tokens} tokens"
+        if len(text) <= CHARACTERS_PER_TOKEN * self._max_tokens:
+            token_ids = tuple(self._encode(text))
+            reason = self._reason_to_drop(token_ids)
         if reason:
             self.dropped[reason] += 1
             return
@@ -151,7 +157,7 @@ class _Reader:
             given = _checked_text({"id": given}, "id")
         if given in self._where_by_id:
             raise DataError(
-                f"id ({_short(given)}) must be unique, but {self._where_by_id[given]} has it too; "
+                f"id ({shown(given)}) must be unique, but {self._where_by_id[given]} has it too; "
                 "leave `id` out to have one made from the text"
             )
         self._where_by_id[given] = where
@@ -162,67 +168,7 @@ def _checked_text(row: Mapping[str, Any], key: str, *, may_be_empty: bool = Fals
     if key not in row:
         present = ", ".join(map(repr, list(row)[:8])) or "no keys"
         raise DataError(f"needs the key {key!r}; the row has {present}")
-    value = row[key]
-    if not isinstance(value, str):
-        raise DataError(f"{key} ({_short(value)}) must be a string")
-    if not value.strip() and not may_be_empty:
-        raise DataError(f"{key} ({_short(value)}) must not be empty")
-    if "\0" in value:
-        raise DataError(f"{key} ({_short(value)}) must not contain a NUL character; remove it")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(
-            f"{key} ({_short(value)}) must be valid Unicode; it has half of a surrogate pair"
-        )
-    return value
-
-
-def _short(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _rows(path: Path) -> Iterator[tuple[str, object]]:
-    """Place and content of each row; a row that cannot be parsed comes as its DataError."""
-    if path.is_dir():
-        yield from _folder_rows(path)
-        return
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if content.strip():
-                    yield f"{path}:{number}", _parse_line(content)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give a JSON-lines file or a dataset folder"
-        ) from None
-
-
-def _parse_line(line: bytes) -> object:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return DataError(f"({_short(line[error.start : error.end])}) must be UTF-8 text")
-    except (ValueError, RecursionError) as error:
-        return DataError(f"({_short(line[:40])}) must be one JSON object ({error})")
-
-
-def _folder_rows(path: Path) -> Iterator[tuple[str, object]]:
-    # Slow to import, and most runs of the unit tests never need it.
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: is not a folder written by Dataset.save_to_disk ({error})"
-        ) from None
-    if isinstance(loaded, datasets.DatasetDict):
-        splits = ", ".join(loaded)
-        raise DataError(
-            f"{path}: must be one split, not a set of splits ({splits}); "
-            f"try {path / next(iter(loaded), '')}"
-        )
-    kept = loaded.select_columns([name for name in _COLUMNS if name in loaded.column_names])
-    for number, row in enumerate(kept):
-        yield f"{path}:{number}", row
+    fault = text_fault(row[key], may_be_empty=may_be_empty)
+    if fault:
+        raise DataError(f"{key} ({shown(row[key])}) {fault}")
+    return str(row[key])

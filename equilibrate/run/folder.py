@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from equilibrate.config.base import RunConfig, SamplingConfig
+from equilibrate.config.base import RunConfig
 from equilibrate.config.files import dump_config, load_run_config
+from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import (
     fixed_on_resume,
     input_paths,
     require_fixed,
     result_settings,
 )
+from equilibrate.config.train import TrainConfig
+from equilibrate.data.rows import RejectedRows
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.run.checkpoint import LATEST, FolderLock
@@ -25,6 +28,8 @@ from equilibrate.run.sinks import JsonlFile, read_rows, write_whole
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt
 
+REJECTED_FILE = "rejected.jsonl"
+"""Rows of the inputs that break a rule, with the rule."""
 PHASES_FILE = "phases.jsonl"
 """Seconds spent outside the loop."""
 INPUTS_FILE = "inputs.json"
@@ -117,13 +122,28 @@ def stage_seconds(run: Path) -> dict[str, float]:
     return seconds
 
 
-def read_fitting(path: Path, renderer: Renderer, rollout: SamplingConfig) -> list[Prompt]:
-    """The prompts of a file that leave room for an answer; says how many it leaves out and why."""
-    longest = rollout.max_model_len - rollout.max_new_tokens
-    rows = read_prompts(path, renderer.prompt_ids, max_tokens=longest)
+def read_fitting(
+    path: Path, renderer: Renderer, config: TrainConfig | FitConfig, run: Path
+) -> list[Prompt]:
+    """The prompts of a file that leave room for an answer; says how many it leaves out and why.
+
+    Raises: DataError as `read_prompts`; the rows that break a rule are in the run's folder too.
+    """
+    longest = config.rollout.max_model_len - config.rollout.max_new_tokens
+    rejected = rejected_rows(path, config, run)
+    rows = read_prompts(path, renderer.prompt_ids, max_tokens=longest, rejected=rejected)
     for reason, count in rows.dropped.items():
         say(f"{path.name}: {count} prompts left out: {reason}")
+    if rejected:
+        say(f"{path.name}: {len(rejected)} rows rejected, see {run / REJECTED_FILE}")
     return rows.prompts
+
+
+def rejected_rows(path: Path, config: TrainConfig | FitConfig, run: Path) -> RejectedRows:
+    """What takes the rows of an input that break a rule."""
+    return RejectedRows(
+        path, max_fraction=config.data.max_rejected_fraction, file=run / REJECTED_FILE
+    )
 
 
 def say(message: str) -> None:

@@ -34,6 +34,7 @@ CARRIES_OUT = {
     "output",
     "timeout_seconds",
     "max_restarts",
+    "data.max_rejected_fraction",
     *SAMPLING,
     *(f"scoring.{name}" for name in WORKERS),
 }

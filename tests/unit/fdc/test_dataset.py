@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from equilibrate.data.rows import RejectedRows
 from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import PromptRows, read_prompts
 from equilibrate.types import Category, Prompt
@@ -214,3 +215,47 @@ def test_set_of_splits_is_refused_with_one_of_them(tmp_path: Path) -> None:
 def test_other_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not a folder written by Dataset\.save_to_disk"):
         read_prompts(tmp_path, encode, max_tokens=8)
+
+
+def test_rows_up_to_a_limit_are_rejected_and_written_down(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", row("a"), row(None), row("b"), b"{", row("c"))
+    file = tmp_path / "run" / "rejected.jsonl"
+    rejected = RejectedRows(path, max_fraction=0.4, file=file)
+    rows = read_prompts(path, encode, max_tokens=8, rejected=rejected)
+    assert [prompt.text for prompt in rows.prompts] == ["a", "b", "c"]
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [entry["where"] for entry in written] == [f"{path}:2", f"{path}:4"]
+    assert written[0]["rule"] == "prompt (None) must be a string"
+
+
+def test_one_row_more_is_refused_and_all_are_written_down(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", row("a"), *[row(i) for i in range(7)])
+    file = tmp_path / "rejected.jsonl"
+    rejected = RejectedRows(path, max_fraction=6 / 8, file=file)
+    with pytest.raises(DataError) as caught:
+        read_prompts(path, encode, max_tokens=8, rejected=rejected)
+    *shown, more, told = str(caught.value).splitlines()
+    assert shown[0] == f"{path}:2: prompt (0) must be a string"
+    assert (len(shown), more) == (5, "... and 2 more")
+    assert told == (
+        "7 of 8 rows break a rule, and data.max_rejected_fraction (0.75) allows 6; all are in "
+        f"{file}"
+    )
+    assert len(file.read_text().splitlines()) == 7
+
+
+def test_a_rejected_row_keeps_no_id_from_a_later_one(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", row("a", id="x", cell=3), row("b", id="x"))
+    rejected = RejectedRows(path, max_fraction=0.5)
+    rows = read_prompts(path, encode, max_tokens=8, rejected=rejected)
+    assert [prompt.prompt_id for prompt in rows.prompts] == ["x"]
+
+
+def test_a_text_that_cannot_fit_is_not_tokenized(tmp_path: Path) -> None:
+    def encode_short(text: str) -> list[int]:
+        assert len(text) <= 400, "tokenizing 10 MB takes 20 s"
+        return encode(text[:2])
+
+    path = write_lines(tmp_path / "rows.jsonl", row("x" * 5_000_000), row("x" * 401), row("ab"))
+    rows = read_prompts(path, encode_short, max_tokens=8)
+    assert rows.dropped == {"longer than 8 tokens": 2}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +15,8 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.run.disk import require_writable
-from equilibrate.run.folder import claimed, measured, stage_seconds
+from equilibrate.run.folder import claimed, measured, read_fitting, stage_seconds
+from equilibrate.text.renderer import Renderer
 
 
 def test_a_folder_is_claimed_and_let_go(tmp_path: Path) -> None:
@@ -131,3 +133,29 @@ def test_other_content_at_the_same_place_is_another_run(tmp_path: Path) -> None:
     Path(data["prompts"]).unlink()
     with pytest.raises(DataError, match=r"data\.prompts \('.*prompts'\) does not exist; give an"):
         holds(moved)
+
+
+class OneIdPerCharacter:
+    """In the place of a `Renderer`."""
+
+    def prompt_ids(self, text: str) -> list[int]:
+        return list(range(len(text)))
+
+
+def test_rejected_prompts_are_listed_in_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = tmp_path / "prompts.jsonl", tmp_path / "run"
+    rows = [{"prompt": f"prompt {i}", "category": "GENERAL"} for i in range(199)]
+    rows.append({"prompt": None, "category": "GENERAL"})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = parse_config({"output": str(run)})
+    renderer = cast(Renderer, OneIdPerCharacter())
+    assert len(read_fitting(file, renderer, config, run)) == 199
+    [entry] = map(json.loads, (run / "rejected.jsonl").read_text().splitlines())
+    assert (entry["where"], entry["rule"]) == (f"{file}:200", "prompt (None) must be a string")
+    said = capsys.readouterr().out
+    assert said == f"prompts.jsonl: 1 rows rejected, see {run / 'rejected.jsonl'}\n"
+    strict = parse_config({"output": str(run), "data": {"max_rejected_fraction": 0.0}})
+    with pytest.raises(DataError, match=r"prompts\.jsonl:200: prompt \(None\).*\n1 of 200 rows"):
+        read_fitting(file, renderer, strict, run)
