@@ -77,7 +77,7 @@ def fit(config: FitConfig, stages: Path | None = None) -> int:
         if run is None:
             return 0
         check_this_machine(config)
-        check_inputs(config)
+        check_inputs(config, run)
         with ray_cluster():
             folder = stages or stages_of(run)
             with measured(run, "prepare"):

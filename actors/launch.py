@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> int:
         if run is None:
             return 0
         check_this_machine(config)
-        check_inputs(config)
+        check_inputs(config, run)
         with ray_cluster():
             stop = StopRequest()
             stop.install()

@@ -39,6 +39,7 @@ from equilibrate.report.inputs import RESULTS_FILE
 from equilibrate.report.origin import commit, machine
 from equilibrate.run.checkpoint import FolderLock
 from equilibrate.run.contents import Contents
+from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import STAGES, claimed, say, stages_of
 from equilibrate.run.sinks import write_whole
 from equilibrate.study import (
@@ -288,6 +289,7 @@ def _noting(run: PlannedRun, failures: dict[str, tuple[str, int]]) -> Iterator[N
 
 
 def _prepare(config: TrainConfig | FitConfig, stages: Path) -> Inputs | FitInputs:
+    check_inputs(config)
     if isinstance(config, FitConfig):
         return prepare_fit_inputs(config, stages, say)
     return prepare_inputs(config, stages, say)

@@ -7,37 +7,41 @@ from pathlib import Path
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.leakage import check_disjoint
+from equilibrate.data.rows import RejectedRows
 from equilibrate.data.tables import load_columns
 from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import read_prompts
-from equilibrate.models.sidecar import read_sidecar
+from equilibrate.models.folders import check_models
+from equilibrate.run.folder import REJECTED_FILE
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt, ScorerKind
 
 SCORERS: tuple[ScorerKind, ...] = ("reward", "cost")
 
 
-def check_inputs(config: TrainConfig | FitConfig) -> None:
+def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> None:
     """Read what is cheap to read of the user's folders and files, the prompts in full.
 
-    Raises: DataError naming the key, the file and what is wrong with it.
+    Args: run: the run's folder, which gets the rows that break a rule; None writes nothing.
+    Raises: DataError naming the key or the file and what is wrong with it.
     """
     data = config.data
     if data.is_built_in:
         return
-    policy = require_model("policy", data.policy)
-    for kind in SCORERS:
-        if folder := getattr(data, kind):
-            read_sidecar(require_model(kind, folder), kind=kind)
+    policy = require_path("policy", data.policy)
+    scorers = {
+        kind: require_path(kind, folder) for kind in SCORERS if (folder := getattr(data, kind))
+    }
+    check_models(policy=policy, **scorers)
     training: list[Prompt] = []
     if isinstance(config, TrainConfig):
-        training = _prompts(config, policy, require_path("prompts", config.data.prompts))
+        training = _prompts(config, run, require_path("prompts", config.data.prompts))
         if config.data.ptx:
             load_columns(require_path("ptx", config.data.ptx), ("prompt", "response"))
     else:
         load_columns(require_path("train", config.data.train), ("prompt",))
     if data.evaluation:
-        held_out = _prompts(config, policy, require_path("evaluation", data.evaluation))
+        held_out = _prompts(config, run, require_path("evaluation", data.evaluation))
         check_disjoint(training, held_out)
 
 
@@ -48,20 +52,15 @@ def require_path(key: str, path: str) -> Path:
     return Path(path)
 
 
-def require_model(key: str, path: str) -> Path:
-    """Raises: DataError naming the key and what the folder lacks."""
-    folder = require_path(key, path)
-    if not (folder / "config.json").is_file():
-        raise DataError(
-            f"data.{key} ({path!r}) must be a model folder with a config.json; there is none"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise DataError(
-            f"data.{key} ({path!r}) must hold its weights as *.safetensors; there are none"
-        )
-    return folder
-
-
-def _prompts(config: TrainConfig | FitConfig, policy: Path, file: Path) -> list[Prompt]:
-    longest = config.rollout.max_model_len - config.rollout.max_new_tokens
-    return read_prompts(file, Renderer(policy).prompt_ids, max_tokens=longest).prompts
+def _prompts(config: TrainConfig | FitConfig, run: Path | None, file: Path) -> list[Prompt]:
+    rejected = RejectedRows(
+        file,
+        max_fraction=config.data.max_rejected_fraction,
+        file=run / REJECTED_FILE if run else None,
+    )
+    return read_prompts(
+        file,
+        Renderer(config.data.policy).prompt_ids,
+        max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
+        rejected=rejected,
+    ).prompts

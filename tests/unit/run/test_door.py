@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from equilibrate import cli
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
@@ -22,18 +24,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tokenizer = build_tokenizer()
     build_model(tokenizer, seed=0).save_pretrained(folder / "policy")
-    tokenizer.save_pretrained(folder / "policy")
+    scorer = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1)
+    for kind in ("reward", "cost"):
+        scorer.save_pretrained(folder / kind)
+    for name in ("policy", "reward", "cost"):
+        tokenizer.save_pretrained(folder / name)
     return folder
 
 
 @pytest.fixture
 def inputs(models: Path, tmp_path: Path) -> Path:
-    """A policy, two scorers (weights are not looked at here) and prompts, all in order."""
-    (tmp_path / "policy").symlink_to(models / "policy")
+    """A policy, two scorers and prompts, all in order."""
+    for name in ("policy", "reward", "cost"):
+        shutil.copytree(models / name, tmp_path / name)
     for kind in ("reward", "cost"):
-        (tmp_path / kind).mkdir()
-        for name in ("config.json", "model.safetensors"):
-            (tmp_path / kind / name).symlink_to(models / "policy" / name)
         write_sidecar(tmp_path / kind, ScorerSidecar(kind=kind))
     write_rows(tmp_path / "prompts", ROWS)
     write_rows(tmp_path / "evaluation", [{"prompt": "who made the lamp ?", "category": "GENERAL"}])
@@ -70,16 +74,30 @@ def test_a_path_that_leads_nowhere(
 
 def test_a_folder_that_is_no_model(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert validate(inputs, f"data.policy={inputs}") == 3
-    assert "must be a model folder with a config.json" in capsys.readouterr().err
+    assert "config.json: missing; give a Hugging Face model folder" in capsys.readouterr().err
     (inputs / "cost" / "model.safetensors").rename(inputs / "cost" / "pytorch_model.bin")
     assert validate(inputs) == 3
-    assert "weights as *.safetensors; there are none" in capsys.readouterr().err
+    assert "holds pytorch_model.bin and no *.safetensors" in capsys.readouterr().err
+
+
+def test_a_policy_in_the_place_of_a_scorer(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(inputs / "policy" / "model.safetensors", inputs / "reward" / "model.safetensors")
+    assert validate(inputs) == 3
+    assert "score.weight" in capsys.readouterr().err
 
 
 def test_a_bad_row_of_prompts(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(inputs / "prompts", [*ROWS, {"text": "hello", "category": "GENERAL"}])
     assert validate(inputs) == 3
     assert "prompts:5:" in capsys.readouterr().err
+
+
+def test_bad_rows_up_to_the_limit_are_for_the_run_to_set_apart(inputs: Path) -> None:
+    write_rows(inputs / "prompts", [*ROWS, {"text": "hello", "category": "GENERAL"}])
+    assert validate(inputs, "data.max_rejected_fraction=0.2") == 0
+    assert validate(inputs, "data.max_rejected_fraction=0.1") == 3
 
 
 def test_an_evaluation_prompt_that_training_sees(
