@@ -116,7 +116,7 @@ def contents_of(inputs: Models, contents: Contents) -> dict[str, str]:
     """What the files and folders of a run hold, by their keys in the settings."""
     keys = ("policy", "reward", "cost", "ptx", "evaluation", "prompts", "train")
     paths = ((key, getattr(inputs, key, None)) for key in keys)
-    return {f"data.{key}": contents.of(path) for key, path in paths if path is not None}
+    return {f"data.{key}": f"content {contents.of(p)}" for key, p in paths if p is not None}
 
 
 def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
