@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from actors.engine import DeepSpeedModel, export_model, folder_weights, join_group
 from actors.weights import PackedWeights, pack_weights, tied_names
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
-from equilibrate.errors import ParityError
+from equilibrate.learning.parity import parity_gap, require_parity
 from equilibrate.learning.passes import Passes
 from equilibrate.learning.ptx import PtxData
 from equilibrate.learning.targets import (
     are_finite,
     batch_metrics,
     make_train_batch,
-    parity_gap,
     staleness_metrics,
 )
 from equilibrate.learning.update import LossSettings, Update
@@ -62,7 +61,8 @@ class LearnerSettings:
     temperature: float
     max_length: int
     """Tokens to which pretraining text is cut."""
-    parity_tolerance: float
+    parity_tolerance: float | None
+    """None: that of the dtype."""
     learner: LearnerConfig
     ppo: PPOConfig
     ama: AmaConfig | None
@@ -152,14 +152,18 @@ class LearnerWorker:
         entropies = before.pop("entropies")
         tokens = batch.with_learner_outputs(**before)
         is_stale = any(s.rollout.policy_version != iteration for s in scored)
-        values |= staleness_metrics(tokens) if is_stale else self._in_parity(tokens, iteration)
+        is_weighed = is_stale or settings.ppo.importance == "always"
+        if not is_stale:
+            values |= self._in_parity(tokens, iteration)
+        if is_weighed:
+            values |= staleness_metrics(tokens)
         train = make_train_batch(
             tokens,
             multiplier=multiplier if self._has_cost_advantages else 0.0,
             kl_coef=kl_coef,
             ppo=settings.ppo,
             ama=settings.ama,
-            is_stale=is_stale,
+            is_weighed=is_weighed,
             seed=derive_seed(settings.seed, iteration),
         )
         values |= batch_metrics(train, entropies)
@@ -170,14 +174,14 @@ class LearnerWorker:
         return UpdateMetrics(values=values | learned, skipped=skipped)
 
     def _in_parity(self, tokens: TokenBatch, iteration: int) -> dict[str, float]:
-        gap, tolerance = parity_gap(tokens), self._settings.parity_tolerance
-        if not gap <= tolerance:
-            raise ParityError(
-                f"iteration {iteration}: generator and learner differ by {gap:.2e} nats on the "
-                f"same tokens, parity_tolerance allows {tolerance:.2e}; the last weight sync is "
-                "incomplete, or temperature or dtype differ between the two"
-            )
-        return {"parity_gap_nats": gap}
+        settings, gap = self._settings, parity_gap(tokens)
+        require_parity(
+            gap,
+            dtype=settings.dtype,
+            tolerance=settings.parity_tolerance,
+            iteration=iteration,
+        )
+        return {"parity_gap_nats": gap.largest, "parity_gap_mean_nats": gap.mean}
 
     def _collated(self, scored: Sequence[ScoredRollout]) -> ScoredBatch:
         ama = self._settings.ama

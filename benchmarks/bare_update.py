@@ -59,7 +59,7 @@ class BareLearner:
             kl_coef=kl_coef,
             ppo=ppo,
             ama=settings.ama,
-            is_stale=any(s.rollout.policy_version != iteration for s in scored),
+            is_weighed=any(s.rollout.policy_version != iteration for s in scored),
             seed=derive_seed(settings.seed, iteration),
         )
         for epoch in range(ppo.epochs):

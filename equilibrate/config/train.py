@@ -96,6 +96,9 @@ class PPOConfig(Config):
     of the batch."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), type_is("fixed")] = FixedKL()
+    importance: Literal["stale", "always"] = "stale"
+    """Tokens with a truncated importance weight: those of an older policy, or all, against the
+    rounding of a bfloat16 generator."""
 
     @property
     def has_critics(self) -> bool:
@@ -212,8 +215,9 @@ class TrainConfig(RunConfig):
     keep_checkpoints: Annotated[int, Mark.CARRIES_OUT] = Field(2, gt=0)
     evaluate_every: Annotated[int, Mark.MAY_CHANGE] = Field(25, ge=0)
     """Iterations between points of the Pareto plot; 0 evaluates only base and aligned."""
-    parity_tolerance: float = Field(1e-4, gt=0)
-    """Largest allowed difference of generator and learner log-probs, nats."""
+    parity_tolerance: Annotated[float | None, Mark.CARRIES_OUT] = Field(None, gt=0)
+    """Allowed difference of generator and learner log-probs, nats: of every token in float32, of
+    the mean over tokens in bfloat16. By default 1e-4 and 0.05."""
     wandb_project: Annotated[str, Mark.CARRIES_OUT] = ""
     data: DataConfig = DataConfig()
     fdc: FdcConfig = FdcConfig()

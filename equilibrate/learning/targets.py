@@ -26,7 +26,7 @@ from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch, combined
 SCORE_CLIP = 50.0
 """Shaped rewards and costs are clamped to this size (Safe RLHF)."""
 IMPORTANCE_CAP = 2.0
-"""Largest weight of a token that an older policy sampled."""
+"""Largest weight of a token."""
 
 
 def are_finite(scored: Sequence[ScoredRollout]) -> bool:
@@ -40,12 +40,6 @@ def are_finite(scored: Sequence[ScoredRollout]) -> bool:
     )
 
 
-def parity_gap(tokens: TokenBatch) -> float:
-    """Largest difference of generator and learner log-probs over response tokens, nats."""
-    gap = (tokens.rollout_log_probs - tokens.old_log_probs).abs()
-    return float(torch.where(tokens.response_mask, gap, 0.0).max())
-
-
 def make_train_batch(
     tokens: TokenBatch,
     *,
@@ -53,14 +47,15 @@ def make_train_batch(
     kl_coef: float,
     ppo: PPOConfig,
     ama: AmaConfig | None,
-    is_stale: bool,
+    is_weighed: bool,
     seed: int,
 ) -> TrainBatch:
     """Advantages, returns and gradient mask of one iteration.
 
     Args:
         multiplier: lambda >= 0; with 0 the advantages are those of plain PPO.
-        is_stale: an older policy sampled the responses; its tokens get importance weights.
+        is_weighed: tokens get importance weights, because an older policy sampled them or the
+            generator rounds in its own way.
         seed: of AMA's random control.
     """
     mask = tokens.response_mask
@@ -69,7 +64,7 @@ def make_train_batch(
         tokens, kl, kl_coef, ppo
     )
     advantages = combined(reward_advantages, cost_advantages, multiplier)
-    if is_stale:
+    if is_weighed:
         # The weights are positive: they move no token across the zero at which AMA keeps it.
         advantages = advantages * importance_weights(tokens)
     return TrainBatch(
@@ -127,7 +122,7 @@ def batch_metrics(train: TrainBatch, entropies: Tensor) -> dict[str, float]:
 
 
 def importance_weights(tokens: TokenBatch) -> Tensor:
-    """[B, T], of tokens that an older policy sampled."""
+    """[B, T], of the learner's policy over the one that sampled."""
     return truncated_importance(
         tokens.old_log_probs, tokens.rollout_log_probs, tokens.response_mask, cap=IMPORTANCE_CAP
     )

@@ -65,12 +65,15 @@ METRICS: dict[str, Metric] = {
     "parity_gap_nats": Metric(
         "nats", "max over response tokens", "log-prob difference of generator and learner"
     ),
+    "parity_gap_mean_nats": Metric(
+        "nats", "mean over response tokens", "log-prob difference of generator and learner"
+    ),
     "policy_lag": Metric("iterations", "mean over rollouts", "age of the policy that sampled"),
     "mismatch_kl": Metric(
-        "nats/token", "mean over response tokens", "KL to the older policy that sampled"
+        "nats/token", "mean over response tokens", "KL to the policy that sampled, where weighed"
     ),
     "importance_weight": Metric(
-        "1", "mean over response tokens", "truncated weight of tokens of an older policy"
+        "1", "mean over response tokens", "truncated weight of tokens, where weighed"
     ),
     "importance_capped": Metric("1", "mean over response tokens", "share whose weight was cut"),
     "skipped": Metric("1", "last", "1 where a non-finite number stopped the update"),

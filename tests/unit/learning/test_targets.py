@@ -14,7 +14,6 @@ from equilibrate.learning.targets import (
     are_finite,
     batch_metrics,
     make_train_batch,
-    parity_gap,
     staleness_metrics,
 )
 from equilibrate.seeds import derive_seed
@@ -55,7 +54,7 @@ def make(
     advantage: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae",
     multiplier: float = 0.0,
     ama: AmaConfig | None = None,
-    is_stale: bool = False,
+    is_weighed: bool = False,
     seed: int = 0,
 ) -> TrainBatch:
     ppo = PPOConfig(advantage=advantage, gamma=1.0, gae_lambda=1.0)
@@ -65,7 +64,7 @@ def make(
         kl_coef=0.5,
         ppo=ppo,
         ama=ama,
-        is_stale=is_stale,
+        is_weighed=is_weighed,
         seed=seed,
     )
 
@@ -163,7 +162,7 @@ def test_tokens_of_an_older_policy_weigh_by_what_they_are_worth_now() -> None:
     # Likelier by ln 3 and by ln 1/2 than when they were sampled: weights 2 (cut from 3) and 1/2.
     old = row([0.0, math.log(3.0), -math.log(2.0)])
     tokens = make_tokens(old_log_probs=old, ref_log_probs=old)
-    fresh, stale = make(tokens), make(tokens, is_stale=True)
+    fresh, stale = make(tokens), make(tokens, is_weighed=True)
     assert fresh.advantages[0].tolist() == pytest.approx([0.0, 2.0, 2.0])
     assert stale.advantages[0].tolist() == pytest.approx([0.0, 4.0, 1.0])
     # The critics learn what the responses brought, whoever sampled them.
@@ -175,13 +174,6 @@ def test_tokens_of_an_older_policy_weigh_by_what_they_are_worth_now() -> None:
     # exp(d) - 1 - d: 3 - 1 - ln 3 and 1/2 - 1 + ln 2
     expected = (2.0 - math.log(3.0)) + (math.log(2.0) - 0.5)
     assert metrics["mismatch_kl"] == pytest.approx(expected / 3)
-
-
-def test_parity_gap_reads_response_tokens_alone() -> None:
-    tokens = make_tokens(
-        rollout_log_probs=row([0.0, -1.0, -2.0]), old_log_probs=row([7.0, -1.5, -2.0])
-    )
-    assert parity_gap(tokens) == pytest.approx(0.5)
 
 
 def test_batch_metrics_are_means_over_response_tokens() -> None:

@@ -23,6 +23,7 @@ FROM_THE_LEARNER = {
     "learning_rate",
     "num_tokens",
     "parity_gap_nats",
+    "parity_gap_mean_nats",
     "mismatch_kl",
     "importance_weight",
     "importance_capped",
