@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
+from equilibrate.models.sidecar import read_sidecar
 from equilibrate.report import installed_versions, summarise_training
 from equilibrate.report.outcome import write_outcome
 from equilibrate.run.assessment import Assessor
@@ -29,8 +30,9 @@ from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_
 from equilibrate.run.queue import RolloutQueue
 from equilibrate.run.sinks import open_sink
 from equilibrate.run.state import RunCheckpoints
+from equilibrate.run.watch import RunWatch
 from equilibrate.text.renderer import Renderer
-from equilibrate.types import Prompt
+from equilibrate.types import Prompt, ScorerKind
 
 
 def train(config: TrainConfig) -> int:
@@ -151,11 +153,21 @@ def _make_parts(
         multiplier=multiplier,
         kl=kl,
         sink=sink,
+        watch=RunWatch(_calibrations(inputs), config.constraint),
         checkpoints=checkpoints,
         evaluate=assessor.at_iteration,
         should_stop=stop,
     )
     return parts, assessor
+
+
+def _calibrations(inputs: Inputs) -> dict[ScorerKind, Mapping[str, float]]:
+    folders: dict[ScorerKind, Path | None] = {"reward": inputs.reward, "cost": inputs.cost}
+    return {
+        kind: read_sidecar(folder, kind=kind).calibration
+        for kind, folder in folders.items()
+        if folder
+    }
 
 
 def _make_sampler(config: TrainConfig, prompts: list[Prompt]) -> FdcSampler:

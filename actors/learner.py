@@ -25,7 +25,6 @@ from equilibrate.learning.parity import parity_gap, require_parity
 from equilibrate.learning.passes import Passes
 from equilibrate.learning.ptx import PtxData
 from equilibrate.learning.targets import (
-    are_finite,
     batch_metrics,
     make_train_batch,
     staleness_metrics,
@@ -134,14 +133,15 @@ class LearnerWorker:
 
         Args:
             multiplier: lambda >= 0; with a critic but no cost critic it has no effect.
-        Returns: `skipped` if a score, a log-prob or a value is not finite (nothing moved), or if a
-            loss or gradient becomes so in a later minibatch (it and its followers are left out).
+        Returns: `skipped` if all rollouts have a score that is not finite, or a log-prob or a value
+            is not (nothing moved), or if a loss or gradient becomes so in a later minibatch (it and
+            its followers are left out). Single rollouts with such a score are left out alone.
         Raises: ParityError, before anything moves, if the learner's log-probs of the sampled tokens
             differ from the generator's by more than the tolerance.
         """
         settings, ptx = self._settings, self._ptx
         values = {"learning_rate": self._set_learning_rates(iteration)}
-        if not are_finite(scored):
+        if all(one.broken for one in scored):
             return UpdateMetrics(values=values, skipped=True)
         lengths = np.array([len(s.rollout.token_ids) for s in scored])
         batch = self._collated(scored)
@@ -152,11 +152,10 @@ class LearnerWorker:
         entropies = before.pop("entropies")
         tokens = batch.with_learner_outputs(**before)
         is_stale = any(s.rollout.policy_version != iteration for s in scored)
-        is_weighed = is_stale or settings.ppo.importance == "always"
         if not is_stale:
             values |= self._in_parity(tokens, iteration)
-        if is_weighed:
-            values |= staleness_metrics(tokens)
+        is_weighed = is_stale or settings.ppo.importance == "always"
+        values |= staleness_metrics(tokens) if is_weighed else {}
         train = make_train_batch(
             tokens,
             multiplier=multiplier if self._has_cost_advantages else 0.0,

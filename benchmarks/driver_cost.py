@@ -178,6 +178,7 @@ def _make_parts(
     from equilibrate.fdc.schedules import make_schedule
     from equilibrate.run.controllers import CostController, KLController
     from equilibrate.run.queue import RolloutQueue
+    from equilibrate.run.watch import RunWatch
     from equilibrate.seeds import request_seed
     from equilibrate.types import Category, Prompt
 
@@ -211,6 +212,7 @@ def _make_parts(
         multiplier=CostController(PidMultiplier()),
         kl=KLController(FixedKL()),
         sink=sink,
+        watch=RunWatch({}, None),
         checkpoints=checkpoints,
         evaluate=evaluate,
         should_stop=lambda: False,

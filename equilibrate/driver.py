@@ -20,6 +20,7 @@ from equilibrate.errors import NumericsError, WorkerLostError
 from equilibrate.interfaces import Learner, MetricSink, PromptSampler, Scorer
 from equilibrate.run.metrics import mixture_metrics, rollout_metrics
 from equilibrate.run.queue import RolloutQueue
+from equilibrate.run.watch import RunWatch
 from equilibrate.types import ScoredRollout, UpdateMetrics
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Parts:
     multiplier: Controller
     kl: Controller
     sink: MetricSink
+    watch: RunWatch
     checkpoints: Checkpoints
     evaluate: Callable[[int], None]
     """Called before every iteration; measures the policy at the versions it picks."""
@@ -95,9 +97,11 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
         rollouts = parts.queue.take(iteration)
     with clock("score"):
         scored = parts.scorer.score(rollouts)
+    # The learner gets all, so that its minibatches keep their size, and leaves out the same ones.
+    whole = [rollout for rollout in scored if not rollout.broken]
     # Safe RLHF moves the multiplier before the policy, on the costs of the rollouts at hand.
     multiplier_before = parts.multiplier.state_dict()
-    parts.multiplier.observe(scored)
+    parts.multiplier.observe(whole)
     with clock("update"):
         update = parts.learner.update(
             scored,
@@ -114,8 +118,8 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
     _record(parts, iteration, scored, update)
     parts.sink.write_seconds(iteration, clock.total())
     if not update.skipped:
-        parts.kl.observe(scored)
-        parts.sampler.observe(scored)
+        parts.kl.observe(whole)
+        parts.sampler.observe(whole)
     return update
 
 
@@ -174,14 +178,13 @@ def _record(
     steering = {"multiplier": parts.multiplier.value, "kl_coef": parts.kl.value}
     mixture = mixture_metrics(parts.sampler.realised_mixture())
     lag = iteration - sum(s.rollout.policy_version for s in scored) / len(scored)
-    parts.sink.write(
-        iteration,
-        {
-            **rollout_metrics(scored),
-            **steering,
-            **mixture,
-            "policy_lag": lag,
-            **update.values,
-            "skipped": float(update.skipped),
-        },
-    )
+    row = {
+        **rollout_metrics(scored),
+        **steering,
+        **mixture,
+        "policy_lag": lag,
+        **update.values,
+        "skipped": float(update.skipped),
+    }
+    parts.sink.write(iteration, row)
+    parts.watch.observe(scored, row)

@@ -9,6 +9,7 @@ A mask always says what True keeps. What reward and cost mean together stands at
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -171,6 +172,20 @@ class ScoredRollout:
     """[L], cost-model score of the prefix that ends at each token."""
     ref_log_probs: FloatArray
     """[L], nats, under the frozen reference; 0 on the prompt."""
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """The models (reward, cost, reference) that gave it a number that is not finite."""
+        by_model = {
+            "reward": (self.reward, self.token_rewards),
+            "cost": (self.cost, self.token_costs),
+            "reference": (0.0, self.ref_log_probs),
+        }
+        return tuple(
+            name
+            for name, (score, of_tokens) in by_model.items()
+            if not (math.isfinite(score) and np.isfinite(of_tokens).all())
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

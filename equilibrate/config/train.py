@@ -123,6 +123,11 @@ class MultiplierConfig(Config):
     window: int = Field(128, gt=0)
     """Episodes whose cost is averaged."""
 
+    @property
+    def cost_name(self) -> str:
+        """The metric that the budget bounds."""
+        return "cost" if self.scope == "all" else "safety_cost"
+
 
 class LogSgdMultiplier(MultiplierConfig):
     type: Literal["log_sgd"] = "log_sgd"

@@ -6,10 +6,8 @@ baselines and token counts are global without any communication.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,23 +19,12 @@ from equilibrate.ppo.importance import truncated_importance
 from equilibrate.ppo.kl import kl_penalty
 from equilibrate.ppo.ratios import log_ratios
 from equilibrate.ppo.rewards import shape_rewards
-from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch, combined
+from equilibrate.types import TokenBatch, TrainBatch, combined
 
 SCORE_CLIP = 50.0
 """Shaped rewards and costs are clamped to this size (Safe RLHF)."""
 IMPORTANCE_CAP = 2.0
 """Largest weight of a token."""
-
-
-def are_finite(scored: Sequence[ScoredRollout]) -> bool:
-    """Whether every score that an update would read is a finite number."""
-    return all(
-        np.isfinite([s.reward, s.cost]).all()
-        and np.isfinite(s.token_rewards).all()
-        and np.isfinite(s.token_costs).all()
-        and np.isfinite(s.ref_log_probs).all()
-        for s in scored
-    )
 
 
 def make_train_batch(
@@ -167,4 +154,7 @@ def _response_scores(tokens: TokenBatch, multiplier: float, ama: AmaConfig) -> T
     scores = response_signal(
         ama.source, reward=tokens.reward, cost=tokens.cost, multiplier=multiplier
     )
-    return scores - scores.mean() if ama.baseline == "batch_mean" else scores
+    if ama.baseline != "batch_mean":
+        return scores
+    # A row without a response was left out, and has no score.
+    return scores - scores[tokens.response_mask.any(1)].mean()

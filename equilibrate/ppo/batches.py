@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,14 @@ def collate(
         rollouts: at least one; prompts and responses of any lengths.
         pad_token_id: filler of `token_ids`; attention_mask says where it is one.
         ungated: classes whose rows AMA leaves alone (`is_masked_row` False).
-    Returns: tensors on the CPU; int64 ids, bool masks, float32 numbers.
+    Returns: tensors on the CPU; int64 ids, bool masks, float32 numbers. A rollout with a score that
+        is not finite keeps its row, so that minibatches are equally large on all ranks, and counts
+        nowhere: it has no response token and no score, and is alone in its group.
     Raises: ValueError if there is no rollout.
     """
     if not rollouts:
         raise ValueError("collate needs at least one rollout")
+    rollouts = [_silenced(scored) if scored.broken else scored for scored in rollouts]
     plain = [scored.rollout for scored in rollouts]
     token_ids = _pad([r.token_ids for r in plain], pad_token_id)
     lengths = torch.tensor([len(r.token_ids) for r in plain])
@@ -79,11 +82,26 @@ def collate(
         reward=torch.tensor([s.reward for s in rollouts], dtype=torch.float32),
         cost=torch.tensor([s.cost for s in rollouts], dtype=torch.float32),
         is_masked_row=torch.tensor([r.category not in ungated for r in plain]),
-        prompt_groups=torch.tensor(_numbered([r.prompt_id for r in plain])),
+        prompt_groups=torch.tensor(
+            _numbered([r.prompt_id if r.response_mask.any() else i for i, r in enumerate(plain)])
+        ),
     )
 
 
-def _numbered(names: Sequence[str]) -> list[int]:
+def _silenced(scored: ScoredRollout) -> ScoredRollout:
+    rollout = scored.rollout
+    nothing = np.zeros(len(rollout.token_ids), np.float32)
+    return ScoredRollout(
+        rollout=replace(rollout, response_mask=np.zeros_like(rollout.response_mask)),
+        reward=0.0,
+        cost=0.0,
+        token_rewards=nothing,
+        token_costs=nothing,
+        ref_log_probs=nothing,
+    )
+
+
+def _numbered(names: Sequence[Hashable]) -> list[int]:
     """The same number for the same name, in order of first appearance."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return [numbers[name] for name in names]

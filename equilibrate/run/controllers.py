@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,18 +24,15 @@ class CostController:
     def value(self) -> float:
         return self._multiplier.value
 
-    @property
-    def mean_cost(self) -> float:
-        """Mean cost in the window, cost units; nan while it is empty."""
-        return self._window.mean() if len(self._window) else math.nan
-
     def observe(self, scored: Sequence[ScoredRollout]) -> None:
-        """Move once, if there is a new cost to move on: old ones have been answered already."""
+        """Move once, if there is a new cost to move on: old ones have been answered already.
+
+        Args: scored: with finite scores.
+        """
         costs = [
             episode.cost
             for episode in scored
-            if math.isfinite(episode.cost)
-            and (episode.rollout.category.is_safety or not self._safety_only)
+            if episode.rollout.category.is_safety or not self._safety_only
         ]
         if costs:
             self._window.extend(costs)
@@ -66,7 +62,7 @@ class KLController:
     def observe(self, scored: Sequence[ScoredRollout]) -> None:
         total = sum(_kl_sum(episode) for episode in scored)
         num_tokens = sum(int(episode.rollout.response_mask.sum()) for episode in scored)
-        if num_tokens and math.isfinite(total):
+        if num_tokens:
             self._controller.update(total / num_tokens, len(scored))
 
     def state_dict(self) -> dict[str, Any]:

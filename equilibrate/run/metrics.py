@@ -30,7 +30,9 @@ def _per_class(name: str, metric: Metric, classes: Iterable[Category]) -> dict[s
 METRICS: dict[str, Metric] = {
     # rollouts
     "reward": Metric("reward", "mean over rollouts", "score of the reward model"),
+    "reward_std": Metric("reward", "std over rollouts", "spread of the score; 0 teaches nothing"),
     "cost": Metric("cost", "mean over rollouts", "score of the cost model; above 0 is unsafe"),
+    "cost_std": Metric("cost", "std over rollouts", "spread of the score; 0 teaches nothing"),
     **_per_class(
         "cost", Metric("cost", "mean over the class", "score of the cost model"), Category
     ),
@@ -41,6 +43,9 @@ METRICS: dict[str, Metric] = {
     ),
     "response_length": Metric("tokens", "mean over rollouts", "sampled tokens"),
     "truncated_fraction": Metric("1", "mean over rollouts", "share cut at the length limit"),
+    "left_out_fraction": Metric(
+        "1", "mean over rollouts", "share with a score that is not finite; no other metric has it"
+    ),
     # steering
     "multiplier": Metric("1", "last", "lambda, the price of cost in reward units"),
     "kl_coef": Metric("1", "last", "weight of the KL to the reference"),
@@ -92,17 +97,24 @@ def require_known(names: Iterable[str]) -> None:
             raise ValueError(f"metric {name!r} must have a row in equilibrate.run.metrics{hint}")
 
 
-def rollout_metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:
+def rollout_metrics(rollouts: Sequence[ScoredRollout]) -> dict[str, float]:
     """What the scored rollouts of one iteration say. A class without rollouts has no entry.
+
+    Of those whose scores are all finite; where there is none, of all, so that the loss is seen.
 
     Raises: ValueError if there are no rollouts.
     """
-    if not scored:
+    if not rollouts:
         raise ValueError("metrics need at least one rollout")
+    whole = [s for s in rollouts if not s.broken]
+    scored = whole or rollouts
     safety = [s.cost for s in scored if s.rollout.category.is_safety]
     metrics = {
         "reward": _mean([s.reward for s in scored]),
+        "reward_std": _std([s.reward for s in scored]),
         "cost": _mean([s.cost for s in scored]),
+        "cost_std": _std([s.cost for s in scored]),
+        "left_out_fraction": 1 - len(whole) / len(rollouts),
         "response_length": _mean([float(s.rollout.response_mask.sum()) for s in scored]),
         "truncated_fraction": _mean([s.rollout.finish_reason.is_truncated for s in scored]),
     }
@@ -128,3 +140,8 @@ def _mean(values: Sequence[float]) -> float:
         return math.fsum(values) / len(values)
     except (OverflowError, ValueError):
         return math.nan
+
+
+def _std(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.sqrt(_mean([(value - mean) * (value - mean) for value in values]))

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 
 from actors.engine import DeepSpeedModel
 from actors.learner import LearnerWorker
-from equilibrate.config.train import AmaConfig
+from equilibrate.config.train import AmaConfig, PPOConfig
 from equilibrate.errors import ParityError
 from equilibrate.learning.passes import Passes
 from equilibrate.types import Category, ScoredRollout
@@ -190,15 +190,27 @@ def test_single_step_asks_every_model_once(
     assert len(asked) == 6
 
 
-@pytest.mark.parametrize("field", ["reward", "cost"])
-def test_score_that_is_not_finite_skips_the_update(
-    models: Path, scored: list[ScoredRollout], field: str
+@pytest.mark.parametrize("way", ["stage0", "one-pass0", "critic-free"])
+def test_broken_score_leaves_one_rollout_out(
+    models: Path, scored: list[ScoredRollout], way: str
+) -> None:
+    reached = []
+    for broken in ({"reward": float("nan")}, {"cost": float("inf")}):
+        worker = LearnerWorker(make_settings(models, **WAYS[way]))
+        metrics = update(worker, [replace(scored[0], **broken), *scored[1:]])
+        assert not metrics.skipped
+        others = sum(int(s.rollout.response_mask.sum()) for s in scored[1:])
+        assert metrics.values["num_tokens"] == others
+        reached.append(snapshot(worker))
+    assert_equal(*reached)
+
+
+def test_scores_that_are_all_broken_skip_the_update(
+    models: Path, scored: list[ScoredRollout]
 ) -> None:
     worker = LearnerWorker(make_settings(models))
     before = snapshot(worker)
-    nan = float("nan")
-    broken = replace(scored[0], reward=nan) if field == "reward" else replace(scored[0], cost=nan)
-    assert update(worker, [broken, *scored[1:]]).skipped
+    assert update(worker, [replace(s, reward=float("nan")) for s in scored]).skipped
     assert_equal(snapshot(worker), before)
 
 
@@ -306,11 +318,14 @@ def test_fully_masked_batch_without_critics_moves_nothing(
 
 
 def test_bfloat16_learns_close_to_float32(models: Path, scored: list[ScoredRollout]) -> None:
-    narrow = LearnerWorker(make_settings(models, dtype="bfloat16", parity_tolerance=0.1))
-    wide = LearnerWorker(make_settings(models))
+    settings = make_settings(models, dtype="bfloat16", parity_tolerance=None)
+    weighed = replace(settings, ppo=PPOConfig(**dict(settings.ppo) | {"importance": "always"}))
+    narrow, wide = LearnerWorker(settings), LearnerWorker(make_settings(models))
     metrics = update(narrow, scored)
     update(wide, scored)
     assert not metrics.skipped
+    assert "importance_weight" not in metrics.values
+    assert update(LearnerWorker(weighed), scored).values["importance_weight"] != 1.0
     assert 1e-5 < metrics.values["parity_gap_nats"] < 0.1
     weights = snapshot(narrow)
     assert all(weight.dtype == np.float32 for weight in weights.values())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from equilibrate.config.train import ProjectedMultiplier
 from equilibrate.driver import MAX_SKIPPED_UPDATES, Parts, train
 from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
 from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.queue import RolloutQueue
 from equilibrate.run.state import RunCheckpoints
+from equilibrate.run.watch import RunWatch
 from equilibrate.types import Rollout, ScoredRollout
 from tests.fakes import (
     FakeController,
@@ -58,6 +61,7 @@ class Run:
             multiplier=self.multiplier,
             kl=self.kl,
             sink=self.sink,
+            watch=RunWatch({"reward": {}, "cost": {}}, ProjectedMultiplier()),
             checkpoints=RunCheckpoints(
                 self.store,
                 learner=self.learner,
@@ -210,6 +214,24 @@ def test_what_steers_stays_put_where_an_update_is_skipped(tmp_path: Path) -> Non
     assert [row["kl_coef"] for _, row in run.sink.rows] == [0.0, 1.0, 1.0]
     # Two prompts an iteration, of two of the three.
     assert run.sampler.observed == 4
+
+
+class HalfBrokenScorer(FakeScorer):
+    """Has no reward for the first of every two rollouts."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        first, *rest = super().score(rollouts)
+        return [replace(first, reward=math.nan), *rest]
+
+
+def test_what_has_no_score_steers_nothing_and_is_counted(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    scorer = HalfBrokenScorer(run.journal)
+    run.parts = replace(run.parts, scorer=scorer)
+    assert run.train(3) == 3
+    assert run.sampler.observed == 3
+    assert [row["left_out_fraction"] for _, row in run.sink.rows] == [0.5, 0.5, 0.5]
+    assert [row["reward"] for _, row in run.sink.rows] == [1.0, 1.0, 1.0]
 
 
 def test_skipped_updates_in_a_row_go_back_to_the_last_checkpoint(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,22 @@ def test_one_combination_and_one_boundary_of_safety() -> None:
         found.pop("equilibrate/preference/losses.py")
         assert {name for name, times in found.items() if times} == {"equilibrate/types.py"}
         assert found["equilibrate/types.py"] == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "model"),
+    [
+        ("reward", "reward"),
+        ("token_rewards", "reward"),
+        ("cost", "cost"),
+        ("token_costs", "cost"),
+        ("ref_log_probs", "reference"),
+    ],
+)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_broken_number_is_found_with_its_model(field: str, model: str, bad: float) -> None:
+    scored = make_scored()
+    assert scored.broken == ()
+    of_tokens = np.array([0.0, 0.0, 0.0, bad], np.float32)
+    broken = replace(scored, **{field: bad if field in ("reward", "cost") else of_tokens})
+    assert broken.broken == (model,)

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import pytest
 import torch
 
 from equilibrate.config.train import AmaConfig, PPOConfig
 from equilibrate.learning.targets import (
-    are_finite,
     batch_metrics,
     make_train_batch,
     staleness_metrics,
 )
+from equilibrate.ppo.batches import collate
 from equilibrate.seeds import derive_seed
-from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout, TokenBatch, TrainBatch
+from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch
+from tests.fakes import make_prompt, make_rollout, make_scored
 
 MASK = torch.tensor([[False, True, True], [False, True, False]])
 
@@ -190,29 +190,33 @@ def test_seeds_depend_on_every_number_and_their_order() -> None:
     assert derive_seed(1, 2) == derive_seed(1, 2)
 
 
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo", "reinforce_plus_plus"])
 @pytest.mark.parametrize(
-    "name", ["reward", "cost", "token_rewards", "token_costs", "ref_log_probs"]
+    "ama", [None, AmaConfig(delta=False, side="sequence", baseline="batch_mean")]
 )
-def test_one_broken_number_is_found(name: str) -> None:
-    zeros = np.zeros(2, np.float32)
-    rollout = Rollout(
-        prompt_id="p",
-        copy=0,
-        category=Category.EHD,
-        policy_version=0,
-        token_ids=np.array([1, 2]),
-        response_mask=np.array([False, True]),
-        rollout_log_probs=zeros,
-        finish_reason=FinishReason.STOP,
+def test_rollout_with_a_broken_score_changes_nothing_for_the_others(
+    advantage: Any, ama: AmaConfig | None
+) -> None:
+    prompts = [make_prompt(text) for text in ("a", "a", "a", "b", "b")]
+    rows = [
+        make_scored(make_rollout(prompt, response=(7,) * (2 + i)), reward=10.0 + i, cost=1.0 - i)
+        for i, prompt in enumerate(prompts)
+    ]
+    broken = [replace(rows[1], reward=math.nan), *rows, replace(rows[4], cost=math.inf)]
+
+    def train(scored: list[ScoredRollout]) -> TrainBatch:
+        batch = collate(scored, pad_token_id=0)
+        values = torch.where(batch.response_mask, 0.5, 0.0)
+        outputs = {"old_log_probs": values, "values": values, "cost_values": values}
+        tokens = batch.with_learner_outputs(**outputs)
+        return make(tokens, advantage=advantage, multiplier=2.0, ama=ama)
+
+    with_broken, without = train(broken), train(rows)
+    for field in ("advantages", "returns", "cost_returns"):
+        torch.testing.assert_close(getattr(with_broken, field)[1:6], getattr(without, field))
+        assert not getattr(with_broken, field)[[0, 6]].any()
+    assert torch.equal(with_broken.gradient_mask[1:6], without.gradient_mask)
+    zeros = torch.zeros_like(with_broken.advantages)
+    assert batch_metrics(with_broken, zeros) == pytest.approx(
+        batch_metrics(without, zeros[1:6]), abs=1e-7
     )
-    good: dict[str, Any] = {
-        "rollout": rollout,
-        "reward": 0.0,
-        "cost": 0.0,
-        "token_rewards": zeros,
-        "token_costs": zeros,
-        "ref_log_probs": zeros,
-    }
-    broken = np.nan if name in ("reward", "cost") else np.array([0.0, np.inf], np.float32)
-    assert are_finite([ScoredRollout(**good)])
-    assert not are_finite([ScoredRollout(**good), ScoredRollout(**{**good, name: broken})])

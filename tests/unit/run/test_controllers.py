@@ -51,8 +51,8 @@ def test_multiplier_moves_on_fresh_cost_alone(constraint) -> None:  # type: igno
     controller = CostController(constraint)
     controller.observe(EPISODES)
     before = controller.state_dict()
-    for costs in ([-3.0], [math.nan], []):
-        # Everyday prompts are out of scope, and a broken cost is none.
+    for costs in ([-3.0], []):
+        # Everyday prompts are out of scope.
         controller.observe([episode(Category.GENERAL, cost) for cost in costs])
     assert controller.state_dict() == before
     controller.observe([episode(Category.IHD, 2.0)])

@@ -65,7 +65,10 @@ def test_rollout_metrics_by_hand():
     )
     assert values == {
         "reward": 1.0,  # (3 + 1 + 1 - 1) / 4
+        "reward_std": pytest.approx(math.sqrt(2.0)),  # (4 + 0 + 0 + 4) / 4
         "cost": 0.75,  # (-2 + 1 + 0 + 4) / 4
+        "cost_std": pytest.approx(math.sqrt(4.6875)),  # (2.75^2 + 0.25^2 + 0.75^2 + 3.25^2) / 4
+        "left_out_fraction": 0.0,
         "safety_cost": pytest.approx(5 / 3),  # (1 + 0 + 4) / 3
         "unsafe_fraction": pytest.approx(2 / 3),
         "response_length": 3.0,  # (4 + 2 + 2 + 4) / 4
@@ -85,6 +88,22 @@ def test_a_class_without_rollouts_has_no_number():
     assert "cost_EHD" not in values
     with pytest.raises(ValueError, match="at least one"):
         rollout_metrics([])
+
+
+def test_rollouts_with_a_broken_score_are_counted_and_left_out():
+    whole = [
+        scored(Category.GENERAL, reward=3.0, cost=-2.0),
+        scored(Category.EHD, reward=1.0, cost=1.0),
+    ]
+    broken = [
+        scored(Category.EHD, reward=math.nan, cost=9.0, length=7),
+        scored(Category.MHD, reward=9.0, cost=math.inf, length=7),
+    ]
+    values = rollout_metrics([*broken, *whole])
+    assert values.pop("left_out_fraction") == 0.5
+    alone = rollout_metrics(whole)
+    assert alone.pop("left_out_fraction") == 0.0
+    assert values == alone
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -116,7 +135,7 @@ def test_every_row_says_what_it_is(name):
     metric = METRICS[name]
     assert metric.unit
     assert metric.meaning
-    assert metric.reduction.split()[0] in {"mean", "sum", "max", "last"}
+    assert metric.reduction.split()[0] in {"mean", "std", "sum", "max", "last"}
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
