@@ -197,12 +197,8 @@ def _make_parts(
         )
         for name in ("rollout", "scoring")
     }
-    sampler = FdcSampler(
-        prompts,
-        make_schedule("fixed", FdcConfig().mixture),
-        prompts_per_iteration=batch,
-        iterations=1,
-    )
+    schedule = make_schedule("fixed", FdcConfig().mixture)
+    sampler = FdcSampler(prompts, schedule, prompts_per_iteration=batch, iterations=1)
     rollouts = RayRolloutPool(pools["rollout"], partial(request_seed, 0))
     return Parts(
         sampler=sampler,

@@ -45,6 +45,7 @@ EXPECTED: Mapping[str, Mapping[Mark, set[str]]] = {
             "checkpoint_every",
             "keep_checkpoints",
             "wandb_project",
+            "parity_tolerance",
             *(f"learner.{name}" for name in WORKERS),
         },
         Mark.MAY_CHANGE: {"iterations", "evaluate_every"},
