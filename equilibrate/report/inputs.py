@@ -46,6 +46,12 @@ class RunRecord:
         return "cost" if constraint.get("scope") == "all" else "safety_cost"
 
     @property
+    def multiplier_cap(self) -> float | None:
+        """None where the constraint is off."""
+        cap = (self.config.get("constraint") or {}).get("max")
+        return None if cap is None else float(cap)
+
+    @property
     def budget(self) -> float | None:
         if "cost_budget" in self.results:
             budget = self.results["cost_budget"]

@@ -9,6 +9,7 @@ from equilibrate.report.headline import headline_cards, headline_groups
 from equilibrate.report.html import leaves, own_file, plotly_library, script_json, template
 from equilibrate.report.inputs import RunRecord, read_run
 from equilibrate.run.sinks import write_whole
+from equilibrate.run.watch import BudgetWatch
 
 REPORT_FILE = "report.html"
 MAX_SAMPLES = 3000
@@ -34,6 +35,7 @@ def render(record: RunRecord) -> str:
         record=record,
         cards=headline_cards(record),
         groups=headline_groups(record),
+        alarm=budget_alarm(record),
         recorded=set(figures),
         figures_json=script_json(figures),
         samples_json=script_json(samples),
@@ -47,6 +49,17 @@ def render(record: RunRecord) -> str:
         script=own_file("page.js"),
         plotly=plotly_library() if figures else "",
     )
+
+
+def budget_alarm(record: RunRecord) -> str:
+    """What is to be said of a budget that the run could not reach; empty if it could."""
+    if record.multiplier_cap is None or record.budget is None:
+        return ""
+    watch = BudgetWatch(cap=record.multiplier_cap, budget=record.budget, cost_name=record.cost_name)
+    found = ""
+    for row in record.metrics:
+        found = watch.observe(row)
+    return found
 
 
 def _seconds(record: RunRecord) -> list[tuple[str, float, float]]:

@@ -123,6 +123,17 @@ def test_a_run_with_results_only_needs_no_plotly_for_training(tmp_path: Path):
     assert set(figures) == {"harm_refusal", "harm_helpfulness", "seconds"}
 
 
+@pytest.mark.parametrize(("cost", "is_said"), [(0.5, True), (-0.5, False)])
+def test_budget_out_of_reach_is_said(tmp_path: Path, cost: float, is_said: bool):
+    folder = write_run(tmp_path, per_cell=2)
+    rows = [{"iteration": i, "multiplier": 5.0, "safety_cost": cost} for i in range(30)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    constraint = "constraint: {type: pid, budget: 0.0, max: 5.0, scope: safety}\n"
+    (folder / "config.yaml").write_text(constraint)
+    text = Elements(write_report(folder).read_text()).text
+    assert ("lambda stood at its cap (5) for 30 iterations in a row" in text) == is_said
+
+
 def test_numbers_that_are_not_finite_do_not_break_the_page(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"iteration": 0, "kl": null, "reward": 1.0}\n{"iteration": 1, "kl": 0.5, "reward": null}\n'
