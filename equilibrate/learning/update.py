@@ -90,6 +90,9 @@ class Update:
         num_done = num_clippable = 0
         finished = True
         for rows, ptx_seed in self._minibatches():
+            if not self._num_response[rows].any():
+                # All its rollouts were left out: momentum alone must not move a critic.
+                continue
             finished = self._learn(rows, ptx_seed)
             if not finished:
                 for model in self._passes.models:

@@ -133,6 +133,26 @@ class TableModel:
         return float(self.bias.grad.norm())
 
 
+class CountingModel(TableModel):
+    num_steps = 0
+
+    def step(self) -> float:
+        self.num_steps += 1
+        return super().step()
+
+
+SETTINGS = LossSettings(
+    minibatch_size=4,
+    epochs=1,
+    clip_range=0.2,
+    value_clip_range=5.0,
+    mean_over="tokens",
+    divide_by_kept=True,
+    ptx_coef=0.0,
+    seed=0,
+)
+
+
 def ragged_batch() -> tuple[TrainBatch, Indices]:
     """Responses of 1 to 4 tokens after prompts of two; AMA drops the second token of each."""
     responses = [(3,), (4, 5, 6), (7, 8), (1, 9, 3, 5)]
@@ -159,16 +179,7 @@ def gradients(
 ) -> list[torch.Tensor]:
     """Of policy and critic after one minibatch of all rows, summed over ranks."""
     train, lengths = ragged_batch()
-    settings = LossSettings(
-        minibatch_size=4,
-        epochs=1,
-        clip_range=0.2,
-        value_clip_range=5.0,
-        mean_over=mean_over,
-        divide_by_kept=True,
-        ptx_coef=0.0,
-        seed=0,
-    )
+    settings = replace(SETTINGS, mean_over=mean_over)
     sums = [torch.zeros(10, dtype=torch.float64)] * 2
     for rank in range(world_size):
         models: Any = [TableModel(is_policy=True), TableModel(is_policy=False)]
@@ -213,3 +224,18 @@ def test_the_mean_over_sequences_against_a_few_lines() -> None:
     loss.backward()
     found = gradients(world_size=1, max_tokens=1000, mean_over="sequences")[0]
     torch.testing.assert_close(found, bias.grad)
+
+
+def test_minibatch_without_a_response_moves_nothing() -> None:
+    train, lengths = ragged_batch()
+    said = train.tokens.response_mask.clone()
+    said[2] = False
+    tokens = replace(train.tokens, response_mask=said)
+    train = replace(train, tokens=tokens, gradient_mask=train.gradient_mask & said)
+    models: Any = [CountingModel(is_policy=True), CountingModel(is_policy=False)]
+    own = replace(passes(0, 1, 1000), policy=models[0], critic=models[1])
+    alone = replace(SETTINGS, minibatch_size=1)
+    metrics, skipped = Update(own, train, lengths, alone, iteration=0, ptx=None).run()
+    assert [model.num_steps for model in models] == [3, 3]
+    assert not skipped
+    assert all(np.isfinite(value) for value in metrics.values())
