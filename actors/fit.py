@@ -55,6 +55,7 @@ LABELLED_BY = (
     "seed",
     "objective",
     "fdc",
+    "text",
     "max_length",
     "sandbox.seed",
     "rollout.max_new_tokens",
@@ -184,7 +185,7 @@ def train_policy(config: FitConfig, policy: Path, answers: Path, run: Path) -> N
 
 
 def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) -> None:
-    renderer = Renderer(inputs.policy)
+    renderer = Renderer(inputs.policy, config.text)
     prompts = []
     if inputs.evaluation:
         prompts = read_fitting(inputs.evaluation, renderer, config, run)
@@ -254,7 +255,7 @@ def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
         raise DataError(f"{inputs.train or 'the built-in world'}: {error}") from None
     _require_apart(columns["prompt"], inputs, config)
     table = encode_answers(
-        Renderer(inputs.policy),
+        Renderer(inputs.policy, config.text),
         answers,
         answers_per_example=objective.answers_per_example,
         max_length=config.max_length,
@@ -294,7 +295,7 @@ def _require_apart(texts: Sequence[str], inputs: FitInputs, config: FitConfig) -
     if inputs.evaluation is None:
         return
     run = Path(config.output)
-    held_out = read_fitting(inputs.evaluation, Renderer(inputs.policy), config, run)
+    held_out = read_fitting(inputs.evaluation, Renderer(inputs.policy, config.text), config, run)
     learned = (
         Prompt(prompt_id=f"row {row}", text=text, token_ids=(), category=Category.GENERAL)
         for row, text in enumerate(texts)
@@ -307,7 +308,9 @@ def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsCon
     copies = ars.copies
     source = inputs.prompts or inputs.train
     assert source is not None
-    prompts = read_fitting(source, Renderer(inputs.policy), config, Path(config.output))
+    prompts = read_fitting(
+        source, Renderer(inputs.policy, config.text), config, Path(config.output)
+    )
     chosen = choose_amounts(
         [prompt.category for prompt in prompts],
         config.fdc.amounts,

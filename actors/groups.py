@@ -168,6 +168,7 @@ class WorkerGroups:
             seed=config.seed,
             iterations=config.iterations,
             temperature=config.rollout.temperature,
+            text=config.text,
             max_length=config.rollout.max_model_len,
             parity_tolerance=config.parity_tolerance,
             learner=config.learner,

@@ -93,7 +93,9 @@ def evaluate(config: TrainConfig, run: Path, judge: Judge | None = None) -> int:
         inputs = prepare_inputs(config, stages_of(run), say)
         inputs = replace(inputs, judge=judge or inputs.judge, shared_base=None)
         with WorkerGroups(config, inputs, roles=("rollout",)) as groups:
-            assessor = _make_assessor(config, run, inputs, groups, Renderer(inputs.policy))
+            assessor = _make_assessor(
+                config, run, inputs, groups, Renderer(inputs.policy, config.text)
+            )
             # The versions that `train` measured: the same seeds, so the same answers.
             stages = (("base", inputs.policy, 0), ("aligned", run / "aligned", config.iterations))
             for name, folder, version in stages:
@@ -123,7 +125,7 @@ def _make_parts(
     store: CheckpointStore,
     stop: Callable[[], bool],
 ) -> tuple[driver.Parts, Assessor]:
-    renderer = Renderer(inputs.policy)
+    renderer = Renderer(inputs.policy, config.text)
     prompts = read_fitting(inputs.prompts, renderer, config, run)
     assessor = _make_assessor(config, run, inputs, groups, renderer)
     check_disjoint(prompts, assessor.prompts)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from actors.engine import DeepSpeedModel, export_model, folder_weights, join_group
 from actors.weights import PackedWeights, pack_weights, tied_names
+from equilibrate.config.base import TextConfig
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.learning.parity import parity_gap, require_parity
 from equilibrate.learning.passes import Passes
@@ -58,6 +59,7 @@ class LearnerSettings:
     iterations: int
     """Length of the run, over which the learning rates fall."""
     temperature: float
+    text: TextConfig
     max_length: int
     """Tokens to which pretraining text is cut."""
     parity_tolerance: float | None
@@ -95,7 +97,9 @@ class LearnerWorker:
         )
         self._ptx = None
         if settings.learner.ptx_coef > 0:
-            self._ptx = PtxData(settings.ptx, Renderer(settings.policy), settings.max_length)
+            self._ptx = PtxData(
+                settings.ptx, Renderer(settings.policy, settings.text), settings.max_length
+            )
 
     def _trained_critic(self, folder: str, kind: Literal["reward", "cost"]) -> DeepSpeedModel:
         critic = load_scorer(folder, kind, self._accelerator)

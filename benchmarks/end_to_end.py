@@ -150,7 +150,7 @@ def mean_prompt_tokens(run: Path, config: Any) -> int:
 
     path = Path(config.data.prompts or next((run / "stages").glob("world-*/prompts")))
     longest = config.rollout.max_model_len - config.rollout.max_new_tokens
-    rows = read_prompts(path, Renderer(run / "aligned").prompt_ids, max_tokens=longest)
+    rows = read_prompts(path, Renderer(run / "aligned", config.text).prompt_ids, max_tokens=longest)
     return round(fmean(len(prompt.token_ids) for prompt in rows.prompts))
 
 

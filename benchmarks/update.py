@@ -129,6 +129,7 @@ def _vocabulary_size(policy: str) -> int:
 
 def _settings(models: dict[str, str], arguments: argparse.Namespace) -> Any:
     from actors.learner import LearnerSettings
+    from equilibrate.config.base import TextConfig
     from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 
     return LearnerSettings(
@@ -140,6 +141,7 @@ def _settings(models: dict[str, str], arguments: argparse.Namespace) -> Any:
         seed=0,
         iterations=1_000_000,
         temperature=1.0,
+        text=TextConfig(),
         max_length=128,
         # The same rollouts serve every round, while the policy moves away from them.
         parity_tolerance=math.inf,

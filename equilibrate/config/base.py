@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from equilibrate.config.formats import SETTINGS_FORMAT, require_today
 from equilibrate.config.identity import Mark
@@ -50,6 +59,24 @@ def _is_folder_here(value: str) -> str:
     return value
 
 
+OUR_ARGUMENTS = (
+    "messages",
+    "add_generation_prompt",
+    "strftime_now",
+    "chat_template",
+    "tokenize",
+    "tools",
+    "documents",
+    "return_dict",
+    "return_tensors",
+    "return_assistant_tokens_mask",
+    "continue_final_message",
+    "tokenizer_kwargs",
+    "padding",
+    "truncation",
+    "max_length",
+)
+"""Names of what `Renderer` or transformers itself gives to a template or takes for it."""
 OutputFolder = Annotated[str, AfterValidator(_is_folder_here), Mark.CARRIES_OUT]
 """A folder to be written: under the working folder, or a whole path."""
 
@@ -122,6 +149,27 @@ class SandboxConfig(Config):
     evaluation_per_cell: int = Field(256, gt=0)
 
 
+class TextConfig(Config):
+    """How conversations become tokens, beside what the model folder's own chat template says."""
+
+    template_arguments: dict[str, bool | int | float | str] = {}
+    """Variables of the template, for example {enable_thinking: false}."""
+    date: dt.date = dt.date(2024, 7, 26)
+    """Day, YYYY-MM-DD, that a template which reads the clock is told. Fixed, so that no result
+    hangs on when a run was started; by default the day to which Llama 3's template falls back."""
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _are_free(cls, value: dict[str, object]) -> dict[str, object]:
+        for name in value:
+            if name in OUR_ARGUMENTS or not name.isidentifier():
+                raise ValueError(
+                    f"{name!r} must be a variable of the chat template that is not ours (ours: "
+                    f"{', '.join(OUR_ARGUMENTS)}); try enable_thinking"
+                )
+        return value
+
+
 class RunConfig(Config):
     """What every kind of run has, whatever it trains by."""
 
@@ -140,6 +188,7 @@ class RunConfig(Config):
     """Deadline of every remote call and of the reservation in the cluster."""
     max_restarts: Annotated[int, Mark.CARRIES_OUT] = Field(3, ge=0)
     """Lost workers that are replaced before the run stops."""
+    text: TextConfig = TextConfig()
     sandbox: SandboxConfig = SandboxConfig()
     rollout: SamplingConfig = SamplingConfig()
     scoring: ScoringConfig = ScoringConfig()
@@ -162,6 +211,7 @@ SAMPLED_BY = (
     "device",
     "dtype",
     "cpu_threads",
+    "text",
     *(f"rollout.{name}" for name in SamplingConfig.model_fields),
 )
 """Settings that the answers of a given policy to given prompts depend on."""

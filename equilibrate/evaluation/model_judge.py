@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from equilibrate.config.base import TextConfig
+from equilibrate.config.files import parse_settings
 from equilibrate.errors import ConfigError
 from equilibrate.evaluation.judges import RefusalMatcher, Verdict
 from equilibrate.types import Conversation, Prompt, ScorerKind, is_unsafe
@@ -28,21 +31,26 @@ class CostModelJudge:
         reward: str | Path = "",
         batch_size: int = 16,
         device: str = "cpu",
+        text: Mapping[str, Any] | None = None,
     ) -> None:
         """Args:
             folder: cost model with its sidecar and tokenizer, as `train_cost` writes it.
             reward: reward model likewise; empty for none.
             batch_size: answers of one forward pass.
             device: as torch spells it.
+            text: the settings `text` that the models were trained with, if not the defaults.
         Raises: ConfigError for an option out of its range, DataError for a folder that holds no
             such model.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size ({batch_size}) must be at least 1; try 16")
-        self._cost = AnswerScorer(folder, "cost", batch_size=batch_size, device=device)
-        self._reward: AnswerScorer | None = None
-        if reward:
-            self._reward = AnswerScorer(reward, "reward", batch_size=batch_size, device=device)
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "device": device,
+            "text": parse_settings(TextConfig, text or {}),
+        }
+        self._cost = AnswerScorer(folder, "cost", **options)
+        self._reward = AnswerScorer(reward, "reward", **options) if reward else None
         self.name = f"cost model {Path(folder).name}"
         if reward:
             self.name += f", reward model {Path(reward).name}"
@@ -68,7 +76,13 @@ class AnswerScorer:
     """
 
     def __init__(
-        self, folder: str | Path, kind: ScorerKind, *, batch_size: int = 16, device: str = "cpu"
+        self,
+        folder: str | Path,
+        kind: ScorerKind,
+        *,
+        batch_size: int = 16,
+        device: str = "cpu",
+        text: TextConfig | None = None,
     ) -> None:
         """Raises: DataError if the folder is no such scorer, as `models.folders.check_folder`, or
         its tokenizer is missing.
@@ -78,7 +92,7 @@ class AnswerScorer:
         from equilibrate.text.renderer import Renderer
 
         self._scorer = load_scorer(folder, kind, Accelerator("cpu", "float32")).to(device)
-        self._renderer = Renderer(folder)
+        self._renderer = Renderer(folder, text)
         self._device = device
         self._batch_size = batch_size
 

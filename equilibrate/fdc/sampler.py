@@ -149,7 +149,7 @@ class FdcSampler:
             raise DataError(
                 f"the saved sampler (prompts {state['data']}, classes {', '.join(state['pools'])}) "
                 f"must match this run (prompts {self._fingerprint}, classes {', '.join(classes)}); "
-                "resume with the same prompts and fdc.mixture"
+                "resume with the same prompts, tokenizer, text settings and fdc.mixture"
             )
         self._num_drawn = {c: state["num_drawn"][c.value] for c in Category}
         for category, pool in self._pools.items():
@@ -191,5 +191,7 @@ def _require_enough(
 def _fingerprint(prompts: Sequence[Prompt]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for prompt in prompts:
-        digest.update(f"{prompt.category.value} {prompt.prompt_id}\n".encode())
+        # With the ids: another template, or a day in it, makes other prompts of the same text.
+        ids = np.array(prompt.token_ids, np.int64).tobytes()
+        digest.update(f"{prompt.category.value} {prompt.prompt_id} {len(ids)}\n".encode() + ids)
     return digest.hexdigest()

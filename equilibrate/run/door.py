@@ -60,7 +60,7 @@ def _prompts(config: TrainConfig | FitConfig, run: Path | None, file: Path) -> l
     )
     return read_prompts(
         file,
-        Renderer(config.data.policy).prompt_ids,
+        Renderer(config.data.policy, config.text).prompt_ids,
         max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
         rejected=rejected,
     ).prompts

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date as Date
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
+from equilibrate.config.base import TextConfig
 from equilibrate.errors import DataError
 from equilibrate.text.ends import read_end_ids
 from equilibrate.text.plain import PlainText, Start
@@ -28,9 +28,6 @@ from equilibrate.types import Conversation, as_conversation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT_DATE = "2024-07-26"
-"""Day that a template which reads the clock is told. The one that Llama 3's template falls back to:
-a fixed day, so that no result hangs on when a run was started."""
 PLAIN_FORM = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'system' %}{{ '\\n\\n' }}{% endif %}"
@@ -54,18 +51,11 @@ class EncodedAnswer:
 class Renderer:
     """Tokenizer and chat template of one model folder. A string is a conversation of one turn."""
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        template_arguments: Mapping[str, Any] | None = None,
-        date: str = DEFAULT_DATE,
-    ) -> None:
-        """Args:
-            template_arguments: variables of the template, for example {"enable_thinking": False}.
-            date: the day, YYYY-MM-DD, that the template reads in place of the clock.
-        Raises: DataError if the folder holds no fast tokenizer, or nothing in it ends an answer.
+    def __init__(self, folder: str | Path, text: TextConfig | None = None) -> None:
+        """Args: text: None for the defaults.
+        Raises: DataError if the folder holds no fast tokenizer or nothing that ends an answer.
         """
+        text = text or TextConfig()
         self.tokenizer = load_tokenizer(folder)
         self._ends = read_end_ids(Path(folder), self.tokenizer.eos_token_id)
         control = _control_tokens(self.tokenizer, self._ends)
@@ -79,7 +69,8 @@ class Renderer:
             control,
             self._ends,
             name=str(folder),
-            arguments={**(template_arguments or {}), "strftime_now": _clock(date)},
+            # In place of the clock: always the beginning of one day.
+            arguments={**text.template_arguments, "strftime_now": text.date.strftime},
         )
 
     @property
@@ -282,12 +273,3 @@ def _template(
         opening=(bos,) if has_bos else (),
         name=name,
     )
-
-
-def _clock(date: str) -> Any:
-    """What a template calls to learn the time: always the beginning of one day."""
-    try:
-        day = Date.fromisoformat(date)
-    except ValueError:
-        raise DataError(f"text.date ({date!r}) must read YYYY-MM-DD; try {DEFAULT_DATE}") from None
-    return day.strftime

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from actors.learner import LearnerSettings, LearnerWorker
+from equilibrate.config.base import TextConfig
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.learning.scoring import ScoringWorker
 from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
@@ -116,6 +117,7 @@ def make_settings(models: Path, **changes: Any) -> LearnerSettings:
         seed=3,
         iterations=10,
         temperature=1.0,
+        text=TextConfig(),
         max_length=32,
         parity_tolerance=1e-4,
         learner=LearnerConfig(**learner),

@@ -23,7 +23,9 @@ from actors import fit, prepare
 from actors.prepare import FitInputs
 
 TRAINING = {"device", "dtype", "cpu_threads", "sandbox.seed", "sandbox.base_steps"}
+TEXT = {"text.template_arguments", "text.date"}
 SAMPLING = {
+    *TEXT,
     *("seed", "device", "dtype", "cpu_threads"),
     *(
         f"rollout.{key}"
@@ -34,6 +36,7 @@ SCORING = {
     *("device", "dtype", "cpu_threads", "scoring.num_workers", "scoring.max_tokens_per_batch"),
 }
 LABELLING = {
+    *TEXT,
     *("seed", "max_length", "sandbox.seed", "rollout.max_new_tokens", "rollout.max_model_len"),
     *("fdc.amounts", "fdc.when_short", "fdc.mislabelled_fraction"),
 }
@@ -70,7 +73,7 @@ def other(value: Any) -> Any:
     if isinstance(value, int | float):
         return value + 1
     if isinstance(value, dict):
-        return {}
+        return {} if value else {"another": 1}
     return f"{value}, but another"
 
 

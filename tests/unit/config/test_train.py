@@ -367,3 +367,22 @@ def test_every_setting_is_closed_and_frozen() -> None:
                 seen.append(type(value))
     # TrainConfig, data, sandbox, fdc, rollout, scoring, learner, ppo, kl, constraint, ama, pivots.
     assert len(seen) >= 12
+
+
+def test_the_day_that_templates_read_survives_the_run_folder(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("text:\n  date: 2026-11-29\n  template_arguments: {enable_thinking: off}\n")
+    config = load_config([file])
+    assert str(config.text.date) == "2026-11-29"
+    assert config.text.template_arguments == {"enable_thinking": False}
+    file.write_text(dump_config(config))
+    assert load_config([file]) == config
+    assert str(TrainConfig().text.date) == "2024-07-26"
+
+
+@pytest.mark.parametrize("name", ["messages", "strftime_now", "not a name"])
+def test_variables_of_a_template_that_are_ours_are_refused(name):
+    message = message_of(f"text.template_arguments={{{name}: x}}")
+    assert f"{name!r} must be a variable of the chat template that is not ours" in message
+    message = message_of("text.date=today")
+    assert message.startswith("text.date ('today'): ")

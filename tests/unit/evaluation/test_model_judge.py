@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from equilibrate.errors import DataError
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judge_plugins import load_judge
 from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
-from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
+from equilibrate.sandbox.tokenizer import EOS, build_tokenizer, encode_prompt, encode_response
 from equilibrate.types import Category, Message, Prompt
 
 TOKENIZER = build_tokenizer()
@@ -96,6 +96,18 @@ def test_answers_are_encoded_as_in_training_and_cut_where_positions_end(tmp_path
     assert scorer.encode(PROMPTS[:1], RESPONSES[1:2]) == [ids]
     (row,) = scorer.encode(PROMPTS[:1], [" ".join(["lamp"] * 99)])
     assert len(row) == 64
+
+
+def test_a_judge_reads_the_template_as_its_training_did(tmp_path):
+    folder = write_scorer(tmp_path, ScorerSidecar(kind="cost"))
+    template = "{% if brief %}item {% endif %}{{ messages[0]['content'] }}"
+    (folder / "chat_template.jinja").write_text(template)
+    judge = load_judge("cost_model", folder=str(folder), text={"template_arguments": {"brief": 1}})
+    (row,) = judge._cost.encode(["lamp"], ["it"])
+    words = ["item", "lamp", "it", EOS]
+    assert TOKENIZER.convert_ids_to_tokens(row) == words
+    with pytest.raises(ConfigError, match=r"date \('today'\)"):
+        load_judge("cost_model", folder=str(folder), text={"date": "today"})
 
 
 def test_a_conversation_is_judged_whole(tmp_path):

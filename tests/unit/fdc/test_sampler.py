@@ -219,6 +219,18 @@ def test_state_of_another_run_is_refused(change: str) -> None:
         other.load_state_dict(saved)
 
 
+def test_prompts_that_another_template_renders_are_those_of_another_run() -> None:
+    def sampler(*token_ids: int) -> FdcSampler:
+        prompt = Prompt(prompt_id="a", text="a", token_ids=token_ids, category=Category.EHD)
+        return FdcSampler(
+            [prompt], FixedSchedule({Category.EHD: 1}), prompts_per_iteration=1, iterations=1
+        )
+
+    sampler(5, 6).load_state_dict(sampler(5, 6).state_dict())
+    with pytest.raises(DataError, match=r"must match this run.*tokenizer, text settings"):
+        sampler(5, 7).load_state_dict(sampler(5, 6).state_dict())
+
+
 def test_schedule_sees_outcomes_and_is_saved() -> None:
     seen: list[object] = []
 

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from equilibrate.config.base import SamplingConfig
+from equilibrate.config.files import parse_config
 from equilibrate.data.answers import Answer
 from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.learning.ptx import PtxData
@@ -56,7 +56,8 @@ def test_ids_and_masks_are_equal_in_every_path(folder, tmp_path):
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": prompt, "category": "GENERAL"} for prompt in PROMPTS]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts = read_fitting(file, renderer, SamplingConfig(max_new_tokens=1, max_model_len=ROOM))
+    config = parse_config({"output": str(tmp_path), "rollout": {"max_model_len": ROOM}})
+    prompts = read_fitting(file, renderer, config, tmp_path)
     for prompt, (ids, said) in zip(prompts, expected, strict=True):
         assert [*prompt.token_ids, *said] == ids
 
