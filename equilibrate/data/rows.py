@@ -60,10 +60,11 @@ class RejectedRows:
         lines = [f"{row['where']}: {row['rule']}" for row in self._rows[:MAX_REPORTED]]
         if len(self) > MAX_REPORTED:
             lines.append(f"... and {len(self) - MAX_REPORTED} more")
-        if self._file is not None:
+        if self._file is not None or allowed:
             lines.append(
                 f"{len(self)} of {num_rows} rows break a rule, and data.max_rejected_fraction "
-                f"({self._max_fraction:g}) allows {allowed}; all are in {self._file}"
+                f"({self._max_fraction:g}) allows {allowed}"
+                + (f"; all are in {self._file}" if self._file is not None else "")
             )
         raise DataError("\n".join(lines))
 

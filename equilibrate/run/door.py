@@ -7,12 +7,11 @@ from pathlib import Path
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.leakage import check_disjoint
-from equilibrate.data.rows import RejectedRows
 from equilibrate.data.tables import load_columns
 from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.models.folders import check_models
-from equilibrate.run.folder import REJECTED_FILE
+from equilibrate.run.folder import rejected_rows
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt, ScorerKind
 
@@ -53,14 +52,9 @@ def require_path(key: str, path: str) -> Path:
 
 
 def _prompts(config: TrainConfig | FitConfig, run: Path | None, file: Path) -> list[Prompt]:
-    rejected = RejectedRows(
-        file,
-        max_fraction=config.data.max_rejected_fraction,
-        file=run / REJECTED_FILE if run else None,
-    )
     return read_prompts(
         file,
         Renderer(config.data.policy, config.text).prompt_ids,
         max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
-        rejected=rejected,
+        rejected=rejected_rows(file, config, run),
     ).prompts

@@ -139,11 +139,10 @@ def read_fitting(
     return rows.prompts
 
 
-def rejected_rows(path: Path, config: TrainConfig | FitConfig, run: Path) -> RejectedRows:
-    """What takes the rows of an input that break a rule."""
-    return RejectedRows(
-        path, max_fraction=config.data.max_rejected_fraction, file=run / REJECTED_FILE
-    )
+def rejected_rows(path: Path, config: TrainConfig | FitConfig, run: Path | None) -> RejectedRows:
+    """What takes the rows of an input that break a rule; None: without writing them down."""
+    file = None if run is None else run / REJECTED_FILE
+    return RejectedRows(path, max_fraction=config.data.max_rejected_fraction, file=file)
 
 
 def say(message: str) -> None:

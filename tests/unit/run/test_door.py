@@ -8,7 +8,10 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from equilibrate import cli
+from equilibrate.config.files import parse_config
+from equilibrate.errors import DataError
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.run.door import check_inputs
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
 
@@ -121,3 +124,23 @@ def test_what_this_machine_cannot_hold_is_a_warning(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cli.main(["validate", "learner.cpus=1e6"]) == 0
     assert "warning: here the run needs" in capsys.readouterr().err
+
+
+def test_rows_that_break_a_rule_are_let_pass_up_to_the_limit(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"how do i clean lamp {n} ?", "category": "GENERAL"} for n in range(100)]
+    write_rows(inputs / "prompts", [*rows[:99], {"prompt": "", "category": "GENERAL"}])
+    assert validate(inputs) == 0
+    assert validate(inputs, "data.max_rejected_fraction=0") == 3
+    assert "prompts:100: prompt ('') must not be empty" in capsys.readouterr().err
+    assert not (inputs / "rejected.jsonl").exists()
+
+
+def test_the_door_of_a_run_lists_them_there(inputs: Path) -> None:
+    write_rows(inputs / "prompts", [*ROWS, {"prompt": "", "category": "GENERAL"}])
+    data = {n: str(inputs / n) for n in ("policy", "reward", "cost", "prompts", "evaluation")}
+    config = parse_config({"data": data | {"max_rejected_fraction": 0.19}})
+    with pytest.raises(DataError, match=r"prompts:5: prompt \(''\).*\n1 of 5 rows .* allows 0"):
+        check_inputs(config, inputs)
+    assert "must not be empty" in (inputs / "rejected.jsonl").read_text()
