@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from datasets import Dataset
 
@@ -43,10 +44,11 @@ from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_of
 from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.stages import Stage, library_versions, short_hash
+from equilibrate.run.watch import ScoreWatch
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
 from equilibrate.sandbox.world import build_world
 from equilibrate.text.renderer import Renderer
-from equilibrate.types import Category, Prompt, PromptBatch
+from equilibrate.types import Category, Prompt, PromptBatch, ScorerKind
 
 KEY_FILE = "training.key"
 FIGURES_FILE = "training.json"
@@ -321,10 +323,12 @@ def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsCon
     _require_apart([prompt.text for prompt in asked], inputs, config)
     bench.load(inputs.policy, 0)
     pairs = []
+    watch = ScoreWatch({kind: {} for kind in get_args(ScorerKind) if getattr(inputs, kind)})
     with bench.scorer_of(inputs) as scorer:
         for start in range(0, len(asked), SAMPLED_TOGETHER):
             some = asked[start : start + SAMPLED_TOGETHER]
             batch = PromptBatch(iteration=0, prompts=some, copies=copies)
             scored = scorer.score(bench.generator.generate(batch, 0))
+            watch.observe(scored)
             pairs += best_and_worst(scored, copies=copies, multiplier=config.multiplier)
     return table_of_pairs(pairs, with_worst=ars.negative_coef > 0)

@@ -75,7 +75,6 @@ def settings(job: Job) -> dict[str, Any]:
         "checkpoint_every": job.iterations,
         "evaluate_every": 0,
         "max_restarts": 0,
-        "parity_tolerance": 1e-4 if job.dtype == "float32" else 1.0,
         "data": {
             "policy": job.policy,
             "reward": job.reward,

@@ -12,8 +12,9 @@ def best_and_worst(
 ) -> list[tuple[ScoredRollout, ScoredRollout]]:
     """Of the answers to each prompt the one of the highest and the one of the lowest score.
 
-    The score is `types.combined`. An answer that was cut off before its end is never the best. A
-    prompt whose answers are all alike, or all cut off, tells nothing and is left out.
+    The score is `types.combined`. An answer that was cut off before its end is never the best, one
+    without a finite score neither best nor worst. A prompt whose answers are all alike, or of which
+    none can be the best, tells nothing and is left out.
 
     Args:
         scored: the `copies` answers to one prompt follow one another.
@@ -30,7 +31,7 @@ def best_and_worst(
 
     chosen = []
     for start in range(0, len(scored), copies):
-        answers = scored[start : start + copies]
+        answers = [answer for answer in scored[start : start + copies] if not answer.broken]
         whole = [answer for answer in answers if not answer.rollout.finish_reason.is_truncated]
         if not whole:
             continue

@@ -43,7 +43,7 @@ class ScoreWatch:
             self._say(
                 f"{name} broken",
                 f"the {name} model gave {count} of {len(scored)} rollouts a number that is not "
-                "finite; they are left out of the update and counted in left_out_fraction",
+                "finite; they are left out of the training",
             )
         whole = [one for one in scored if not one.broken]
         for kind in self._kinds:

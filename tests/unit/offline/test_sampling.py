@@ -38,6 +38,13 @@ def test_best_and_worst_of_each_prompt():
     assert tokens(best_and_worst(scored, copies=2, multiplier=0.0)) == [(3, 2), (4, 5)]
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_answers_without_a_finite_score_are_no_choice(bad):
+    scored = [answer(2, bad), answer(3, 2.0), answer(4, 1.0), answer(5, 0.0, bad)]
+    assert tokens(best_and_worst(scored, copies=4, multiplier=1.0)) == [(3, 4)]
+    assert best_and_worst(scored[:1] * 2, copies=2, multiplier=1.0) == []
+
+
 @pytest.mark.parametrize(
     ("multiplier", "expected"),
     # scores R - lambda C: 3 - 2 lambda and 1
