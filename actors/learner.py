@@ -188,7 +188,12 @@ class LearnerWorker:
 
     def _collated(self, scored: Sequence[ScoredRollout]) -> ScoredBatch:
         ama = self._settings.ama
-        batch = collate(scored, pad_token_id=0, ungated=ama.ungated if ama else ())
+        batch = collate(
+            scored,
+            pad_token_id=0,
+            ungated=ama.ungated if ama else (),
+            truncated=self._settings.ppo.truncated,
+        )
         device = self._accelerator.torch_device
         return ScoredBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
 

@@ -81,6 +81,9 @@ ADVANTAGES: Mapping[AdvantageName, AdvantageNeeds] = {
 """The functions are in `equilibrate.ppo.estimators`."""
 
 
+Truncated = Literal["as_is", "mask"] | Annotated[float, Field(gt=0)]
+
+
 class PPOConfig(Config):
     minibatch_size: int = Field(32, gt=0)
     epochs: int = Field(1, gt=0)
@@ -89,6 +92,10 @@ class PPOConfig(Config):
     mean_over: Literal["tokens", "sequences"] = "tokens"
     """Policy and value losses are means over the tokens of a minibatch, or over the tokens of each
     answer and then over answers, as in Safe RLHF: a token of a short answer then weighs more."""
+    truncated: Truncated = "as_is"
+    """Answers cut at rollout.max_new_tokens. as_is: scored at the cut, which is their end; mask:
+    left out of all losses and baselines, though lambda still moves on their cost; a number: so many
+    reward units below their score."""
     gamma: float = Field(1.0, gt=0, le=1)
     advantage: AdvantageName = "gae"
     """gae trains critics. The others have none, and no use for gae_lambda, value_clip_range and

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from equilibrate.config.train import Truncated
 from equilibrate.types import Category, ScoredRollout, TokenBatch
 
 Indices = NDArray[np.int64]
@@ -53,6 +54,7 @@ def collate(
     *,
     pad_token_id: int,
     ungated: Collection[Category] = (),
+    truncated: Truncated = "as_is",
 ) -> ScoredBatch:
     """Pad rollouts on the right to the longest one.
 
@@ -60,14 +62,16 @@ def collate(
         rollouts: at least one; prompts and responses of any lengths.
         pad_token_id: filler of `token_ids`; attention_mask says where it is one.
         ungated: classes whose rows AMA leaves alone (`is_masked_row` False).
-    Returns: tensors on the CPU; int64 ids, bool masks, float32 numbers. A rollout with a score that
-        is not finite keeps its row, so that minibatches are equally large on all ranks, and counts
-        nowhere: it has no response token and no score, and is alone in its group.
+        truncated: what responses that were cut at the limit count for, see `PPOConfig`.
+    Returns: tensors on the CPU; int64 ids, bool masks, float32 numbers. A rollout that is left
+        out, for a score that is not finite or for its cut, keeps its row, so that minibatches are
+        equally large on all ranks, and counts nowhere: it has no response token and no score, and
+        is alone in its group.
     Raises: ValueError if there is no rollout.
     """
     if not rollouts:
         raise ValueError("collate needs at least one rollout")
-    rollouts = [_silenced(scored) if scored.broken else scored for scored in rollouts]
+    rollouts = [_as_learned(scored, truncated) for scored in rollouts]
     plain = [scored.rollout for scored in rollouts]
     token_ids = _pad([r.token_ids for r in plain], pad_token_id)
     lengths = torch.tensor([len(r.token_ids) for r in plain])
@@ -86,6 +90,16 @@ def collate(
             _numbered([r.prompt_id if r.response_mask.any() else i for i, r in enumerate(plain)])
         ),
     )
+
+
+def _as_learned(scored: ScoredRollout, truncated: Truncated) -> ScoredRollout:
+    if scored.broken:
+        return _silenced(scored)
+    if truncated == "as_is" or not scored.rollout.finish_reason.is_truncated:
+        return scored
+    if truncated == "mask":
+        return _silenced(scored)
+    return replace(scored, reward=scored.reward - truncated)
 
 
 def _silenced(scored: ScoredRollout) -> ScoredRollout:

@@ -16,7 +16,7 @@ from equilibrate.learning.targets import (
 )
 from equilibrate.ppo.batches import collate
 from equilibrate.seeds import derive_seed
-from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch
+from equilibrate.types import FinishReason, ScoredRollout, TokenBatch, TrainBatch
 from tests.fakes import make_prompt, make_rollout, make_scored
 
 MASK = torch.tensor([[False, True, True], [False, True, False]])
@@ -194,8 +194,9 @@ def test_seeds_depend_on_every_number_and_their_order() -> None:
 @pytest.mark.parametrize(
     "ama", [None, AmaConfig(delta=False, side="sequence", baseline="batch_mean")]
 )
-def test_rollout_with_a_broken_score_changes_nothing_for_the_others(
-    advantage: Any, ama: AmaConfig | None
+@pytest.mark.parametrize("cause", ["a broken score", "a cut"])
+def test_rollout_that_is_left_out_changes_nothing_for_the_others(
+    advantage: Any, ama: AmaConfig | None, cause: str
 ) -> None:
     prompts = [make_prompt(text) for text in ("a", "a", "a", "b", "b")]
     rows = [
@@ -203,9 +204,15 @@ def test_rollout_with_a_broken_score_changes_nothing_for_the_others(
         for i, prompt in enumerate(prompts)
     ]
     broken = [replace(rows[1], reward=math.nan), *rows, replace(rows[4], cost=math.inf)]
+    if cause == "a cut":
+        cut = [
+            replace(row, rollout=replace(row.rollout, finish_reason=FinishReason.LENGTH))
+            for row in (rows[1], rows[4])
+        ]
+        broken = [cut[0], *rows, cut[1]]
 
     def train(scored: list[ScoredRollout]) -> TrainBatch:
-        batch = collate(scored, pad_token_id=0)
+        batch = collate(scored, pad_token_id=0, truncated="mask")
         values = torch.where(batch.response_mask, 0.5, 0.0)
         outputs = {"old_log_probs": values, "values": values, "cost_values": values}
         tokens = batch.with_learner_outputs(**outputs)

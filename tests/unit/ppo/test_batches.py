@@ -16,7 +16,14 @@ from equilibrate.ppo.batches import (
 from equilibrate.types import Category, FinishReason, Rollout, ScoredRollout
 
 
-def scored(prompt, response, category=Category.GENERAL, reward=1.0, cost=-1.0):
+def scored(
+    prompt,
+    response,
+    category=Category.GENERAL,
+    reward=1.0,
+    cost=-1.0,
+    finish_reason=FinishReason.STOP,
+):
     length = len(prompt) + len(response)
     rollout = Rollout(
         prompt_id="p",
@@ -26,7 +33,7 @@ def scored(prompt, response, category=Category.GENERAL, reward=1.0, cost=-1.0):
         token_ids=np.array([*prompt, *response]),
         response_mask=np.array([False] * len(prompt) + [True] * len(response)),
         rollout_log_probs=np.array([0.0] * len(prompt) + [-0.5] * len(response), dtype=np.float32),
-        finish_reason=FinishReason.STOP,
+        finish_reason=finish_reason,
     )
     return ScoredRollout(
         rollout=rollout,
@@ -64,6 +71,31 @@ def test_collate_pads_on_the_right():
     assert batch.reward.tolist() == [1.0, 2.0]
     assert batch.cost.tolist() == [-1.0, 3.0]
     assert batch.is_masked_row.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("truncated", "reward", "num_tokens", "groups"),
+    [
+        ("as_is", 2.0, 3, [0, 0]),
+        ("mask", 0.0, 0, [0, 1]),  # alone in its group, so in nobody's baseline
+        (0.5, 1.5, 3, [0, 0]),
+    ],
+)
+def test_what_a_truncated_response_counts_for(truncated, reward, num_tokens, groups):
+    batch = collate(
+        [
+            scored([5], [7, 2]),
+            scored([5], [8, 9, 7], reward=2.0, cost=3.0, finish_reason=FinishReason.LENGTH),
+        ],
+        pad_token_id=0,
+        truncated=truncated,
+    )
+    assert batch.reward.tolist() == [1.0, reward]
+    # A penalty is about the end that is missing; what harm was done stays as it is.
+    assert batch.cost.tolist() == [-1.0, 3.0 if num_tokens else 0.0]
+    assert batch.response_mask.sum(1).tolist() == [2, num_tokens]
+    assert batch.prompt_groups.tolist() == groups
+    assert batch.token_ids.tolist() == [[5, 7, 2, 0], [5, 8, 9, 7]]
 
 
 def test_collate_dtypes():
