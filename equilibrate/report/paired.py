@@ -57,6 +57,8 @@ def _line(title: str, figures: Sequence[Sequence[Mapping[str, float]]]) -> str:
 
 
 def _shown(gap: Estimate) -> str:
+    if gap.n < 2:
+        return signed(gap.mean)
     return f"{signed(gap.mean)} [{signed(gap.low)}, {signed(gap.high)}]"
 
 

@@ -27,6 +27,14 @@ def test_differences_are_taken_seed_by_seed(tmp_path: Path):
     assert lines[-1].startswith("| malformed answers | 2.0 | 2.0 | +0.0 ")
 
 
+def test_one_seed_has_no_interval(tmp_path: Path):
+    first, second = (
+        write_side(tmp_path / name, {0: harm}) for name, harm in (("a", 0.1), ("b", 0.2))
+    )
+    lines = paired_markdown(first, second).splitlines()
+    assert lines[4] == "| harmful answers, IHD | 10.0 | 20.0 | +10.0 | +10.0 |"
+
+
 def test_equal_settings_are_said(tmp_path: Path):
     sides = [write_side(tmp_path / name, {0: 0.1, 1: 0.2}) for name in "ab"]
     assert paired_markdown(*sides).startswith("Changed: nothing. Seeds 0 / 1.")
