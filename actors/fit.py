@@ -54,11 +54,13 @@ KEY_FILE = "training.key"
 FIGURES_FILE = "training.json"
 """What the training reports about itself."""
 LABELLED_BY = (
+    "output",
     "seed",
     "objective",
     "fdc",
     "text",
     "max_length",
+    "data.max_rejected_fraction",
     "sandbox.seed",
     "rollout.max_new_tokens",
     "rollout.max_model_len",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from pydantic import BaseModel
 
 from equilibrate.config.base import RunConfig
@@ -14,7 +17,10 @@ from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import RefusalMatcher
+from equilibrate.offline.table import load_answers
 from equilibrate.run.contents import Contents
+from equilibrate.sandbox.model import build_model
+from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.types import ScorerKind
 
 pytest.importorskip("ray", reason="the stages start their trainings with it")
@@ -160,3 +166,52 @@ def test_answers_to_learn_from_are_found_by_what_makes_them(
     before = key_of(config)
     (folder / "base" / "file").write_text("another")
     assert key_of(config) != before
+
+
+class BenchReached(Exception):
+    """All that precedes sampling and scoring was done."""
+
+
+class NoBench:
+    def load(self, folder: Path, version: int) -> None:
+        raise BenchReached
+
+    def scorer_of(self, inputs: FitInputs) -> None:
+        raise BenchReached
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("objective", ["sft", "dpo", "ars"])
+def test_making_answers_reads_no_setting_that_is_not_in_their_key(
+    objective: str, own: bool, tmp_path: Path
+) -> None:
+    """Up to where processes are needed: other settings are not there to be read."""
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0).save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    asked = {"prompt": "how do i clean the lamp ?", "category": "EHD"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(asked))
+    (tmp_path / "evaluation.jsonl").write_text(json.dumps(asked | {"prompt": "what is a rope ?"}))
+    answer = "first open the lamp ."
+    pairs = {"response": [answer], "chosen": [answer], "rejected": ["i can not help ."]}
+    own_data = {name: [value] for name, value in asked.items()} | pairs
+    Dataset.from_dict(own_data).save_to_disk(str(tmp_path / "pairs"))
+    inputs = replace(
+        fit_inputs(tmp_path),
+        policy=tmp_path / "policy",
+        evaluation=tmp_path / "evaluation.jsonl",
+        reward=tmp_path / "policy",
+        cost=tmp_path / "policy",
+        train=tmp_path / "pairs" if own else None,
+        prompts=tmp_path / "prompts.jsonl",
+    )
+    config = parse_settings(
+        FitConfig, FIT | {"output": str(tmp_path), "objective": {"type": objective}, "ama": "off"}
+    )
+    stage = fit._answers_stage(config, inputs, NoBench(), Contents(tmp_path))  # type: ignore[arg-type]
+    if objective == "sft":
+        stage.make(tmp_path)
+        assert len(load_answers(tmp_path)) == 1
+    else:
+        with pytest.raises(BenchReached):
+            stage.make(tmp_path)
