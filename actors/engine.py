@@ -127,18 +127,20 @@ class DeepSpeedModel:
         self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
 
 
-def folder_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
-    """Weights by their names in a model folder, not in the `PolicyModel` around it."""
+def model_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
+    """Weights by the model's own names, without those of the module around it."""
     for name, tensor in policy.named_weights():
         yield name.removeprefix("model."), tensor
 
 
 def export_model(policy: DeepSpeedModel, folder: str | Path, *, tokenizer: str | Path) -> None:
     """Write a Hugging Face folder with the tokenizer of another; all ranks must call."""
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in folder_weights(policy)}
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in model_weights(policy)}
     if dist.get_rank() == 0:
         policy.module.model.save_pretrained(folder, state_dict=weights)
-        AutoTokenizer.from_pretrained(tokenizer, local_files_only=True).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(
+            tokenizer, local_files_only=True, trust_remote_code=False
+        ).save_pretrained(folder)
     dist.barrier()
 
 

@@ -21,7 +21,7 @@ from actors.placement import Reservation
 from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
 from actors.prepare import Models
 from actors.rollout import RolloutWorker, engine_environment
-from actors.weights import OBJECT_STORE, pack_weights, tied_names
+from actors.weights import pack_model
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig, WorkerGroup
 from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
@@ -95,8 +95,7 @@ class WorkerGroups:
         from equilibrate.models.loading import load_policy
 
         model = load_policy(folder, Accelerator("cpu", "float32")).model
-        packed = pack_weights(model.named_parameters(), aliases=tied_names(model))
-        return Weights(version=version, reference=ray.put(packed))
+        return Weights(version=version, reference=ray.put(pack_model(model)))
 
     def _pool(self, name: Role, start: Any) -> WorkerPool:
         pool = WorkerPool(
@@ -135,7 +134,6 @@ class WorkerGroups:
             max_new_tokens=config.rollout.max_new_tokens,
             max_model_len=config.rollout.max_model_len,
             kv_cache_gib=config.rollout.memory_gib if config.device == "cpu" else None,
-            transfer=OBJECT_STORE,
             enforce_eager=config.device == "cpu",
         )
         return handle

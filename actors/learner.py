@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from actors.engine import DeepSpeedModel, export_model, folder_weights, join_group
-from actors.weights import PackedWeights, pack_weights, tied_names
+from actors.engine import DeepSpeedModel, export_model, join_group, model_weights
+from actors.weights import PackedWeights, pack_weights
 from equilibrate.config.base import TextConfig
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.learning.parity import parity_gap, require_parity
@@ -33,6 +33,7 @@ from equilibrate.learning.targets import (
 from equilibrate.learning.update import LossSettings, Update
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
+from equilibrate.models.names import folder_aliases, folder_tensors
 from equilibrate.ppo.batches import ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
 from equilibrate.seeds import derive_seed
@@ -78,7 +79,7 @@ class LearnerWorker:
         self._accelerator.prepare(threads=settings.cpu_threads)
         join_group(self._accelerator)
         policy = load_policy(settings.policy, self._accelerator)
-        self._aliases = tied_names(policy.model)
+        self._aliases = folder_aliases(policy.model)
         self._policy = self._trained(policy, settings.learner.policy_lr)
         self._critics: dict[str, DeepSpeedModel] = {}
         if settings.reward:
@@ -225,7 +226,7 @@ class LearnerWorker:
 
         A tensor is whole only until the next one is asked for, and must not be written to.
         """
-        yield from folder_weights(self._policy)
+        yield from folder_tensors(self._policy.module.model, model_weights(self._policy))
 
     def pack_weights(self) -> tuple[PackedWeights | None, int]:
         """The policy for the generators, on rank 0; and this rank, as a receipt for the caller."""

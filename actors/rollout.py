@@ -17,12 +17,12 @@ import numpy as np
 from actors.weights import (
     PackedWeights,
     SyncOutcome,
-    folder_shapes,
     register_object_store_engine,
     update_with_repair,
     verify_weights,
 )
 from equilibrate.errors import DataError, NumericsError, ParityError, WorkerLostError
+from equilibrate.models.names import sent_shapes
 from equilibrate.text.renderer import end_ids_of
 from equilibrate.types import FinishReason, FloatArray, Rollout, RolloutRequest
 
@@ -69,7 +69,6 @@ class RolloutWorker:
         max_new_tokens: int,
         max_model_len: int,
         kv_cache_gib: float | None,
-        transfer: str,
         enforce_eager: bool,
     ) -> None:
         """Start the engine on a Hugging Face folder; it generates nothing until the first sync.
@@ -77,10 +76,9 @@ class RolloutWorker:
         Args:
             max_model_len: longest prompt and response together, in tokens.
             kv_cache_gib: None leaves vLLM's default share of the device.
-            transfer: `weights.OBJECT_STORE`, or `nccl` on CUDA.
-        Raises: DataError if the folder holds no safetensors.
+        Raises: DataError if the folder is not whole, as `models.folders.check_folder`.
         """
-        self._expected_shapes = folder_shapes(model_folder)
+        self._expected_shapes = sent_shapes(model_folder)
         self._max_model_len = max_model_len
         self._engine_options: dict[str, Any] = {
             "model": model_folder,
@@ -88,8 +86,9 @@ class RolloutWorker:
             "max_model_len": max_model_len,
             "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
             "enforce_eager": enforce_eager,
+            # By default it falls back to pickled weights.
+            "load_format": "safetensors",
         }
-        self._transfer = transfer
         self._sampling = {
             "temperature": temperature,
             "max_tokens": max_new_tokens,
@@ -158,15 +157,6 @@ class RolloutWorker:
                 f"policy version {version} could not be loaded: {error!r}"
             ) from error
 
-    def transfer_call(self, method: str, *arguments: object) -> None:
-        """Entry for `weights.RayTransferClient`: one step of vLLM's transfer protocol."""
-        if method == "start_weight_update":
-            self._is_tainted = True
-        getattr(self._llm, method)(*arguments)
-        if method == "finish_weight_update":
-            self._llm.reset_prefix_cache()
-            self._is_tainted = False
-
     def weight_version(self) -> int:
         """Version of the last complete update, or `UNSYNCED`."""
         version = self._llm.get_weight_version()
@@ -191,14 +181,13 @@ class RolloutWorker:
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
-        register_object_store_engine()
         return LLM(
             **self._engine_options,
             skip_tokenizer_init=True,
             # Log-probs of the distribution that is sampled from, not of the one before temperature.
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=False,
-            weight_transfer_config=WeightTransferConfig(backend=self._transfer),
+            weight_transfer_config=WeightTransferConfig(backend=register_object_store_engine()),
         )
 
     def _require_version(self, policy_version: int) -> None:

@@ -94,7 +94,7 @@ def _start_worker(model: str, longest_prompt: int, arguments: argparse.Namespace
     from transformers import AutoModelForCausalLM
 
     from actors.rollout import RolloutWorker
-    from actors.weights import OBJECT_STORE, pack_weights, tied_names
+    from actors.weights import pack_model
 
     worker = RolloutWorker(
         model_folder=model,
@@ -103,13 +103,10 @@ def _start_worker(model: str, longest_prompt: int, arguments: argparse.Namespace
         max_new_tokens=arguments.response_tokens,
         max_model_len=longest_prompt + arguments.response_tokens,
         kv_cache_gib=0.25,
-        transfer=OBJECT_STORE,
         enforce_eager=True,
     )
     policy = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).float()
-    worker.update_weights(
-        pack_weights(policy.named_parameters(), aliases=tied_names(policy)), VERSION
-    )
+    worker.update_weights(pack_model(policy), VERSION)
     return worker
 
 

@@ -98,11 +98,10 @@ class SyncPath:
         from transformers import AutoModelForCausalLM
 
         from actors.rollout import RolloutWorker, engine_environment
-        from actors.weights import OBJECT_STORE, pack_weights, tied_names
+        from actors.weights import pack_model
 
         self._policy = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).float()
-        self._pack = pack_weights
-        self._aliases = tied_names(self._policy)
+        self._pack = pack_model
         environment = engine_environment(device="cpu", threads=threads)
         self._worker = (
             ray.remote(RolloutWorker)
@@ -114,7 +113,6 @@ class SyncPath:
                 max_new_tokens=32,
                 max_model_len=96,
                 kv_cache_gib=0.125,
-                transfer=OBJECT_STORE,
                 enforce_eager=True,
             )
         )
@@ -124,7 +122,7 @@ class SyncPath:
         self.sync(-1)
 
     def _packed(self) -> Any:
-        return self._pack(self._policy.named_parameters(), aliases=self._aliases)
+        return self._pack(self._policy)
 
     def sync(self, number: int) -> None:
         import ray

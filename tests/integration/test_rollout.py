@@ -14,8 +14,9 @@ from transformers import LlamaForCausalLM
 
 import actors.weights
 from actors.rollout import UNSYNCED, RolloutWorker, engine_environment
-from actors.weights import OBJECT_STORE, PackedWeights, SyncOutcome, pack_weights, tied_names
+from actors.weights import PackedWeights, SyncOutcome, pack_model, pack_weights
 from equilibrate.errors import DataError, NumericsError, ParityError, WorkerLostError
+from equilibrate.models.names import folder_aliases
 from equilibrate.seeds import request_seed
 from equilibrate.types import Category, FinishReason, Rollout, RolloutRequest
 from tests.integration.conftest import EOS_ID
@@ -32,7 +33,6 @@ ENGINE = {
     "max_new_tokens": MAX_NEW_TOKENS,
     "max_model_len": 64,
     "kv_cache_gib": 0.125,
-    "transfer": OBJECT_STORE,
     "enforce_eager": True,
 }
 
@@ -53,7 +53,7 @@ def requests(num_prompts: int = 6, copies: int = 2, iteration: int = 0) -> list[
 
 
 def pack(model: LlamaForCausalLM) -> PackedWeights:
-    return pack_weights(model.named_parameters(), aliases=tied_names(model))
+    return pack_model(model)
 
 
 def reference_log_probs(
@@ -197,7 +197,7 @@ def test_parity_after_every_weight_moved(synced: Pair) -> None:
 def test_without_the_tied_head_in_the_update_the_old_head_stays(
     synced: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aliases = tied_names(synced.model)
+    aliases = folder_aliases(synced.model)
     synced.perturb()
     synced.version += 1
     headless = pack_weights(synced.model.named_parameters(), aliases={})

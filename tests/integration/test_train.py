@@ -14,7 +14,6 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.rollout import RolloutWorker
-from actors.weights import OBJECT_STORE
 from equilibrate.run.sinks import read_rows
 from tests.integration import runs
 
@@ -220,7 +219,6 @@ def test_vllm_and_transformers_agree_on_the_aligned_folder(straight: Path) -> No
         max_new_tokens=4,
         max_model_len=64,
         kv_cache_gib=0.1,
-        transfer=OBJECT_STORE,
         enforce_eager=True,
     )
     tokens = list(range(4, 24))

@@ -2,27 +2,23 @@
 
 import dataclasses
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from actors.weights import (
     ALIGNMENT,
     PackedWeights,
     SyncOutcome,
-    folder_shapes,
     pack_weights,
-    tied_names,
     unpack_weights,
     update_with_repair,
     verify_weights,
 )
-from equilibrate.errors import DataError, NumericsError
+from equilibrate.errors import NumericsError
 
 EMBED = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -87,15 +83,6 @@ def test_an_alias_in_the_stream_is_not_sent_twice() -> None:
     assert sorted(name for name, _ in unpack_weights(packed)) == sorted(named)
 
 
-def test_tied_names_finds_the_shared_parameter() -> None:
-    model = torch.nn.ModuleDict(
-        {"embed": torch.nn.Embedding(3, 2), "head": torch.nn.Linear(2, 3, bias=False)}
-    )
-    assert tied_names(model) == {}
-    model["head"].weight = model["embed"].weight
-    assert tied_names(model) == {"head.weight": "embed.weight"}
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_non_finite_tensor_is_refused_by_name(bad: float, dtype: torch.dtype) -> None:
@@ -134,6 +121,56 @@ def test_a_cut_bucket_is_noticed() -> None:
             verify_weights(cut, shapes(packed))
 
 
+def damaged(packed: PackedWeights, fault: str) -> PackedWeights:
+    """Each of these leaves the sum of all 8-byte words as it was."""
+    bucket, slots = packed.buckets[0].copy(), list(packed.slots)
+    words = bucket.view(np.uint64)
+    if fault == "two words swapped":
+        words[[0, 1]] = words[[1, 0]]
+    elif fault == "offset shifted":
+        slots[0] = dataclasses.replace(slots[0], offset=slots[0].offset + 8)
+    elif fault == "dtype of the same size":
+        slots[1] = dataclasses.replace(slots[1], dtype="float16")
+    elif fault == "shape of the same size":
+        slots[0] = dataclasses.replace(slots[0], shape=(1, 6))
+    elif fault == "names exchanged":
+        slots[:2] = [
+            dataclasses.replace(one, name=other.name)
+            for one, other in zip(slots[:2], slots[1::-1], strict=True)
+        ]
+    elif fault == "bucket sent twice":
+        return dataclasses.replace(packed, buckets=(packed.buckets[0],) * 2)
+    return dataclasses.replace(packed, buckets=(bucket, *packed.buckets[1:]), slots=tuple(slots))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "two words swapped",
+        "offset shifted",
+        "dtype of the same size",
+        "shape of the same size",
+        "names exchanged",
+        "bucket sent twice",
+    ],
+)
+def test_damage_that_a_sum_would_not_see_is_noticed(fault: str) -> None:
+    packed = pack_weights(tensors().items(), aliases={})
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors().items()}
+    verify_weights(packed, expected)
+    with pytest.raises(NumericsError, match="checksum"):
+        verify_weights(damaged(packed, fault), expected)
+
+
+def test_buckets_in_another_order_are_noticed() -> None:
+    packed = pack_weights([("a", torch.ones(4)), ("b", torch.zeros(4))], aliases={}, bucket_bytes=1)
+    swapped = dataclasses.replace(
+        packed, buckets=packed.buckets[::-1], digests=packed.digests[::-1]
+    )
+    with pytest.raises(NumericsError, match="bucket 1 of 2"):
+        verify_weights(swapped, {"a": (4,), "b": (4,)})
+
+
 @pytest.mark.parametrize(
     ("expected", "message"),
     [
@@ -148,20 +185,6 @@ def test_incomplete_unknown_and_misshapen_tensors_are_named(
     packed = pack_weights(tensors().items(), aliases={})
     with pytest.raises(NumericsError, match=message):
         verify_weights(packed, expected)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_folder_shapes_demands_a_tied_head(tmp_path: Path, tied: bool) -> None:
-    save_file({EMBED: torch.zeros(3, 2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(
-        f'{{"vocab_size": 3, "hidden_size": 2, "tie_word_embeddings": {str(tied).lower()}}}'
-    )
-    assert folder_shapes(tmp_path) == ({EMBED: (3, 2), HEAD: (3, 2)} if tied else {EMBED: (3, 2)})
-
-
-def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="save_pretrained"):
-        folder_shapes(tmp_path)
 
 
 def test_buckets_travel_out_of_band_and_are_read_in_place() -> None:
