@@ -52,10 +52,10 @@ class ModelShape:
 
 def shape_of(folder: str | Path) -> ModelShape:
     """Of a Hugging Face model folder; parameters that are shared count once."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from equilibrate.models.skeleton import skeleton
 
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)
+    model = skeleton(folder, "policy")
+    config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelShape(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),

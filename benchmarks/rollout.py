@@ -91,10 +91,10 @@ def measure(arguments: argparse.Namespace) -> Result:
 
 
 def _start_worker(model: str, longest_prompt: int, arguments: argparse.Namespace) -> Any:
-    from transformers import AutoModelForCausalLM
-
     from actors.rollout import RolloutWorker
     from actors.weights import pack_model
+    from equilibrate.models.device import Accelerator
+    from equilibrate.models.loading import load_policy
 
     worker = RolloutWorker(
         model_folder=model,
@@ -105,7 +105,7 @@ def _start_worker(model: str, longest_prompt: int, arguments: argparse.Namespace
         kv_cache_gib=0.25,
         enforce_eager=True,
     )
-    policy = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).float()
+    policy = load_policy(model, Accelerator("cpu", "float32")).model
     worker.update_weights(pack_model(policy), VERSION)
     return worker
 

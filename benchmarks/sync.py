@@ -95,12 +95,13 @@ class SyncPath:
 
     def __init__(self, model: str, threads: int) -> None:
         import ray
-        from transformers import AutoModelForCausalLM
 
         from actors.rollout import RolloutWorker, engine_environment
         from actors.weights import pack_model
+        from equilibrate.models.device import Accelerator
+        from equilibrate.models.loading import load_policy
 
-        self._policy = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).float()
+        self._policy = load_policy(model, Accelerator("cpu", "float32")).model
         self._pack = pack_model
         environment = engine_environment(device="cpu", threads=threads)
         self._worker = (

@@ -122,9 +122,9 @@ def _compare(scored: Sequence[Any], settings: Any, arguments: argparse.Namespace
 
 
 def _vocabulary_size(policy: str) -> int:
-    from transformers import AutoConfig
+    from equilibrate.models.skeleton import skeleton
 
-    return int(AutoConfig.from_pretrained(policy, local_files_only=True).vocab_size)
+    return int(skeleton(policy, "policy").config.vocab_size)
 
 
 def _settings(models: dict[str, str], arguments: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.ppo.batches import token_budget_batches
@@ -45,6 +46,12 @@ class ScoringWorker:
         self._reward = load_scorer(reward, "reward", self._accelerator) if reward else None
         self._cost = load_scorer(cost, "cost", self._accelerator) if cost else None
         self._reference = load_policy(reference, self._accelerator)
+        loaded = {reward: self._reward, cost: self._cost, reference: self._reference}
+        self._num_tokens = {
+            folder: model.model.get_input_embeddings().num_embeddings
+            for folder, model in loaded.items()
+            if model is not None
+        }
         self._max_tokens = max_tokens_per_batch
         self._temperature = temperature
 
@@ -53,13 +60,27 @@ class ScoringWorker:
         return True
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """One scored rollout per rollout, in the given order."""
+        """One scored rollout per rollout, in the given order.
+
+        Raises: DataError if a model does not know one of the tokens.
+        """
+        self._require_known_tokens(rollouts)
         lengths = [len(rollout.token_ids) for rollout in rollouts]
         scored: dict[int, ScoredRollout] = {}
         for rows in token_budget_batches(lengths, self._max_tokens):
             batch = [rollouts[row] for row in rows]
             scored.update(zip(rows.tolist(), self._score_batch(batch), strict=True))
         return [scored[row] for row in range(len(rollouts))]
+
+    def _require_known_tokens(self, rollouts: Sequence[Rollout]) -> None:
+        folder = min(self._num_tokens, key=lambda folder: self._num_tokens[folder])
+        num_tokens = self._num_tokens[folder]
+        for rollout in rollouts:
+            if (largest := int(rollout.token_ids.max())) >= num_tokens:
+                raise DataError(
+                    f"prompt {rollout.prompt_id!r}: token {largest} is none of the {num_tokens} "
+                    f"that {folder} knows; give models that read the policy's tokens"
+                )
 
     @torch.inference_mode()
     def _score_batch(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:

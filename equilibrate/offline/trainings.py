@@ -87,7 +87,11 @@ class SftObjective:
         table = load_columns(dataset, SFT_COLUMNS)
         tokenizer = load_tokenizer(model_folder)
         self.model = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=torch.float32, local_files_only=True
+            model_folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
         self.module: nn.Module = TokenLogits(self.model)
         self.data = encode(
@@ -219,7 +223,9 @@ class ScorerObjective:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     if tokenizer.eos_token_id is None:
         raise DataError(f"{folder}: the tokenizer must have an eos_token; it ends every response")
     return tokenizer
@@ -230,7 +236,12 @@ def load_scorer(
 ) -> PreTrainedModel:
     """The base model with a fresh bias-free head `score` in place of its vocabulary head."""
     model = AutoModelForSequenceClassification.from_pretrained(
-        base_folder, num_labels=1, dtype=torch.float32, local_files_only=True
+        base_folder,
+        num_labels=1,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear):

@@ -175,6 +175,30 @@ def test_unsafe_calls_are_absent():
     assert not found
 
 
+def trusting_loads(tree: ast.AST) -> Iterator[str]:
+    """Calls by which transformers would ask on standard input, or unpickle, what a folder holds."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and dotted(node.func).endswith(".from_pretrained")):
+            continue
+        loader, said = dotted(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        is_safe = said.get("trust_remote_code") == "False"
+        if loader.startswith("AutoModel"):
+            is_safe &= said.get("use_safetensors") == "True"
+        if loader.startswith("Auto") and not is_safe:
+            yield f"line {node.lineno}: {loader}"
+
+
+def test_no_load_asks_whether_to_run_code_or_unpickles():
+    # The scripts of others in against/ load what this benchmark has just written.
+    found = [
+        f"{name_of(path)}: {place}"
+        for path in python_files(*SOURCES)
+        if "against" not in path.parts
+        for place in trusting_loads(tree_of(path))
+    ]
+    assert not found
+
+
 def tracked_text_files() -> Iterator[tuple[str, str]]:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -268,6 +292,16 @@ def test_the_rulers_measure():
     assert list(too_long(tree, (ast.FunctionDef,), 3)) == ["f at line 1: 4 lines"]
     assert not list(too_long(tree, (ast.FunctionDef,), 4))
     assert list(missing_deadlines(tree)) == ["line 5"]
+    tree = ast.parse(
+        "AutoConfig.from_pretrained(x, trust_remote_code=False)\n"
+        "AutoModel.from_pretrained(x, trust_remote_code=False, use_safetensors=True)\n"
+        "AutoModel.from_pretrained(x, trust_remote_code=False)\n"
+        "AutoTokenizer.from_pretrained(x)\n"
+    )
+    assert list(trusting_loads(tree)) == [
+        "line 3: AutoModel.from_pretrained",
+        "line 4: AutoTokenizer.from_pretrained",
+    ]
     tree = ast.parse(
         "import vllm.config\ndef f():\n    from ray.util import x\nimport_module('a.b')"
     )
