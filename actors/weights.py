@@ -143,6 +143,22 @@ def unpack_weights(weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
         yield slot.name, region.view(dtype).view(slot.shape)
 
 
+def tensors_for(model: torch.nn.Module, weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
+    """`unpack_weights`, without the second names of tensors for which this model has no module.
+
+    vLLM's Gemma 2 has no `lm_head` beside its embeddings, and refuses one by that name.
+    """
+    modules = {name for name, _ in model.named_children()}
+    filled = [slot for slot in weights.slots if math.prod(slot.shape)]
+    first: dict[tuple[int, int], str] = {}
+    for slot in filled:
+        first.setdefault((slot.bucket, slot.offset), slot.name)
+    second = {slot.name for slot in filled} - set(first.values())
+    for name, tensor in unpack_weights(weights):
+        if name not in second or name.partition(".")[0] in modules:
+            yield name, tensor
+
+
 def verify_weights(weights: PackedWeights, expected_shapes: Mapping[str, Sequence[int]]) -> None:
     """Refuse damaged or incomplete weights before an update starts.
 
@@ -244,7 +260,7 @@ def register_object_store_engine() -> str:
             self.receive_weights(self.parse_update_info(update_info))
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
-            self.model.load_weights(unpack_weights(update_info.weights))
+            self.model.load_weights(tensors_for(self.model, update_info.weights))
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)

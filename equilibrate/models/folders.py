@@ -24,7 +24,7 @@ _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpa
 
 
 def check_folder(folder: str | Path, role: Role) -> None:
-    """Refuse a folder that cannot be what a run is going to use it as; in well under a second.
+    """Refuse a folder that cannot be what a run is going to use it as, in about a second.
 
     A scorer needs its sidecar; every tensor of the model must be in the weights with its shape, and
     no other; the tokenizer, where there is one, must not have more ids than the model has rows.

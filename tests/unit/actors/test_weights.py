@@ -14,6 +14,7 @@ from actors.weights import (
     PackedWeights,
     SyncOutcome,
     pack_weights,
+    tensors_for,
     unpack_weights,
     update_with_repair,
     verify_weights,
@@ -75,6 +76,14 @@ def test_a_tied_head_is_sent_under_both_names_and_costs_nothing() -> None:
     unpacked = dict(unpack_weights(tied))
     assert torch.equal(unpacked[HEAD], unpacked[EMBED])
     assert tied.num_bytes == plain.num_bytes
+
+
+def test_a_model_without_a_head_of_its_own_is_sent_none() -> None:
+    tied = pack_weights({"empty": torch.zeros(0), **tensors()}.items(), aliases={HEAD: EMBED})
+    model = torch.nn.ModuleDict({"model": torch.nn.Linear(1, 1), "lm_head": torch.nn.Linear(1, 1)})
+    assert [name for name, _ in tensors_for(model, tied)] == [*shapes(tied)]
+    del model["lm_head"]
+    assert [name for name, _ in tensors_for(model, tied)] == ["empty", *tensors()]
 
 
 def test_an_alias_in_the_stream_is_not_sent_twice() -> None:

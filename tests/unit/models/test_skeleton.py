@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,11 @@ def test_a_tied_head_goes_by_the_name_of_the_folder(tmp_path: Path) -> None:
     assert folder_aliases(causal_model("gemma2")) == {"lm_head.weight": "model.embed_tokens.weight"}
     assert folder_aliases(causal_model("gpt2")) == {"lm_head.weight": "transformer.wte.weight"}
     assert folder_aliases(causal_model("llama")) == {}
+    folder = write_policy(tmp_path, "gemma2")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert sent_shapes(folder)["lm_head.weight"] == (32, 16)
 
 
 def test_hub_folders_without_the_prefix_are_read(tmp_path: Path) -> None:
