@@ -160,13 +160,11 @@ def validate(
     from equilibrate.config.files import RUN_KINDS, dump_config, load_settings
     from equilibrate.run.capacity import check_this_machine
     from equilibrate.run.disk import require_writable
+    from equilibrate.run.door import check_inputs
 
     settings = load_settings(RUN_KINDS[kind], config, overrides)
     require_writable(Path(settings.output).resolve())
-    if not settings.data.is_built_in:
-        from equilibrate.run.door import check_inputs
-
-        check_inputs(settings)
+    check_inputs(settings)
     print(dump_config(settings), end="")
     try:
         check_this_machine(settings)

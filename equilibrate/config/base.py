@@ -100,8 +100,9 @@ class WorkerGroup(Config):
 class SamplingConfig(WorkerGroup):
     """How responses are sampled."""
 
-    max_new_tokens: int = Field(32, gt=0)
-    max_model_len: int = Field(128, gt=0)
+    max_new_tokens: int = Field(512, gt=0)
+    """Longest response, in tokens; most answers of chat models end before."""
+    max_model_len: int = Field(2048, gt=0)
     """Longest prompt and response together, in tokens."""
     temperature: float = Field(1.0, gt=0)
     memory_gib: Annotated[float, Mark.CARRIES_OUT] = Field(1.0, gt=0)

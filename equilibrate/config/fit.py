@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -136,6 +137,20 @@ class TrainerConfig(WorkerGroup):
     alone."""
 
 
+USUAL_LR: Mapping[str, float] = {
+    "sft": 1e-5,
+    "dpo": 5e-7,
+    "ars": 2e-6,
+    "bfpo": 5e-7,
+    "derta": 2e-5,
+    "reward": 2e-5,
+    "cost": 2e-5,
+}
+"""Peak learning rates for 1 to 8 billion parameters, all of them trained: those that Safe RLHF
+(reward, cost), OpenRLHF (dpo, ars) and the authors of bfpo and derta take, and for sft one between
+those of common recipes (5e-6 to 2e-5). Smaller models bear more."""
+
+
 class FitConfig(RunConfig):
     """Everything one offline training depends on."""
 
@@ -150,15 +165,27 @@ class FitConfig(RunConfig):
     epochs: int = Field(1, gt=0)
     batch_size: int = Field(32, gt=0)
     """Examples of one optimiser step, over all workers; a pair is one example."""
-    lr: float = Field(1.5e-4, gt=0)
-    """Peak: warm-up, then a cosine to 0."""
-    max_length: int = Field(512, gt=1)
+    lr: float = Field(USUAL_LR["dpo"], gt=0)
+    """Peak: warm-up, then a cosine to 0. Left out, it is that of the objective in `USUAL_LR`."""
+    max_length: int = Field(2048, gt=1)
     """Longest prompt and answer together, in tokens; longer ones are cut."""
 
     @property
     def needs_scorers(self) -> bool:
         """Whether anything asks for reward and cost of a token."""
         return self.ama is not None or self.objective.type == "ars"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lr_is_that_of_the_objective(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "lr" in tree:
+            return tree
+        objective = tree.get("objective")
+        if isinstance(objective, dict):
+            kind = objective.get("type")
+        else:
+            kind = getattr(objective, "type", None)
+        return {**tree, "lr": USUAL_LR.get(str(kind), USUAL_LR["dpo"])}
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

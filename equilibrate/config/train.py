@@ -40,8 +40,11 @@ class LearnerConfig(WorkerGroup):
     max_tokens_per_batch: int = Field(8192, gt=0)
     """Padded tokens of one forward and backward pass on one worker, pretraining text included; a
     longer row comes alone."""
-    policy_lr: float = Field(1e-4, gt=0)
-    critic_lr: float = Field(5e-4, gt=0)
+    policy_lr: float = Field(1e-6, gt=0)
+    """For 1 to 8 billion parameters: Safe RLHF took 1e-5, OpenRLHF takes 5e-7. Smaller models bear
+    more."""
+    critic_lr: float = Field(5e-6, gt=0)
+    """Safe RLHF took 5e-6, OpenRLHF takes 9e-6."""
     lr_schedule: Literal["constant", "linear", "cosine", "cooldown"] = "constant"
     """How both learning rates fall to zero over the run; cooldown falls in its last 30 % only."""
     ptx_coef: float = Field(0.0, ge=0)
@@ -221,7 +224,7 @@ class DataConfig(InputsConfig):
 class TrainConfig(RunConfig):
     """Everything one run of PPO depends on."""
 
-    output: OutputFolder = "runs/sandbox"
+    output: OutputFolder = "runs/train"
     iterations: Annotated[int, Mark.MAY_CHANGE] = Field(200, gt=0)
     checkpoint_every: Annotated[int, Mark.CARRIES_OUT] = Field(50, gt=0)
     keep_checkpoints: Annotated[int, Mark.CARRIES_OUT] = Field(2, gt=0)

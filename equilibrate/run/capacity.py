@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from equilibrate.config.base import RunConfig, WorkerGroup
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +55,31 @@ def check_capacity(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float
                 )
 
 
-def check_this_machine(config: RunConfig) -> None:
+def check_this_machine(config: TrainConfig | FitConfig) -> None:
     """`check_capacity` where the run would have this machine alone, so without RAY_ADDRESS.
+
+    Warns where a user's own model would train beside GPUs that stay idle.
 
     Raises: ResourceError.
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    node = {
-        "CPU": float(os.cpu_count() or 1),
-        "GPU": float(len(list(Path("/dev").glob("nvidia[0-9]*")))),
-    }
+    num_gpus = count_gpus()
+    if num_gpus and config.device == "cpu" and not config.data.is_built_in:
+        logger.warning(
+            "device is cpu and this machine has %d GPU(s); try device=cuda dtype=bfloat16, and "
+            "gpus of each group",
+            num_gpus,
+        )
+    node = {"CPU": float(os.cpu_count() or 1), "GPU": float(num_gpus)}
     for together in _held_together(config):
         demands = [Demand.of(name, getattr(config, name)) for name in together]
         check_capacity(demands, [node])
+
+
+def count_gpus() -> int:
+    """Of this machine, without loading a library that talks to them."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _held_together(config: RunConfig) -> tuple[tuple[str, ...], ...]:

@@ -8,10 +8,11 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.leakage import check_disjoint
 from equilibrate.data.tables import load_columns
-from equilibrate.errors import DataError
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.models.folders import check_models
 from equilibrate.run.folder import rejected_rows
+from equilibrate.sandbox.model import MAX_LENGTH
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt, ScorerKind
 
@@ -26,6 +27,7 @@ def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> No
     """
     data = config.data
     if data.is_built_in:
+        _require_sizes_of_the_world(config)
         return
     policy = require_path("policy", data.policy)
     scorers = {
@@ -49,6 +51,17 @@ def require_path(key: str, path: str) -> Path:
     if not Path(path).exists():
         raise DataError(f"data.{key} ({path!r}) does not exist; give an existing file or folder")
     return Path(path)
+
+
+def _require_sizes_of_the_world(config: TrainConfig | FitConfig) -> None:
+    length = config.rollout.max_model_len
+    if length > MAX_LENGTH:
+        file = "sandbox.yaml" if isinstance(config, TrainConfig) else "fit.yaml"
+        raise ConfigError(
+            f"rollout.max_model_len ({length}) must be at most {MAX_LENGTH} in the built-in world, "
+            f"which is what trains without data.policy; try --config deploy/configs/{file}, which "
+            "has its sizes and learning rates, or give data.policy"
+        )
 
 
 def _prompts(config: TrainConfig | FitConfig, run: Path | None, file: Path) -> list[Prompt]:

@@ -57,7 +57,13 @@ def write_inputs(folder: Path) -> Path:
             "num_workers": 2,
         },
         "scoring": {"cpus": 0.25},
-        "learner": {"cpus": 0.25, "max_tokens_per_batch": 192, "lr_schedule": "linear"},
+        "learner": {
+            "cpus": 0.25,
+            "max_tokens_per_batch": 192,
+            "policy_lr": 1e-4,
+            "critic_lr": 5e-4,
+            "lr_schedule": "linear",
+        },
         "ppo": {"minibatch_size": 4},
         "ama": {},
     }

@@ -9,21 +9,23 @@ import pytest
 from equilibrate import cli
 from equilibrate.errors import DataError, NumericsError, ResourceError
 
+WORLD = "deploy/configs/sandbox.yaml"
+
 
 def test_validate_prints_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("ppo: {clip_range: 0.1}\n")
-    assert cli.main(["validate", "--config", str(file), "ama=off"]) == 0
+    assert cli.main(["validate", "--config", WORLD, "--config", str(file), "ama=off"]) == 0
     printed = capsys.readouterr().out
     assert "clip_range: 0.1" in printed
     assert "ama: null" in printed
 
 
 def test_validate_knows_the_settings_of_a_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    amounts = "fdc.amounts={GENERAL: 8, EHD: 4}"
-    assert cli.main(["validate", "--kind", "fit", amounts, "objective.type=sft"]) == 0
+    of_fit = ("validate", "--kind", "fit", "--config", "deploy/configs/fit.yaml")
+    assert cli.main([*of_fit, "objective.type=sft"]) == 0
     assert "type: sft" in capsys.readouterr().out
-    assert cli.main(["validate", "--kind", "fit", amounts, "objective.type=stf"]) == 2
+    assert cli.main([*of_fit, "objective.type=stf"]) == 2
     assert "objective.type" in capsys.readouterr().err
 
 

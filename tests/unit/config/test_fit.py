@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from equilibrate.config.files import load_run_config, load_settings, parse_settings
-from equilibrate.config.fit import FitConfig
+from equilibrate.config.fit import USUAL_LR, FitConfig
 from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.errors import ConfigError
+from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.types import Category
 
 WORLD = {"fdc": {"amounts": {"EHD": 10}}}
@@ -53,7 +54,7 @@ def test_a_key_of_an_objective_keeps_the_default_type():
         ),
         (OWN | {"ama": {}}, "data.reward must be given too"),
         (OWN | {"fdc": {"mislabelled_fraction": 0.1}}, r"fdc.mislabelled_fraction \(0.1\)"),
-        (WORLD | {"rollout": {"max_new_tokens": 128}}, "rollout.max_new_tokens"),
+        (WORLD | {"rollout": {"max_new_tokens": 2048}}, "rollout.max_new_tokens"),
     ],
 )
 def test_what_breaks_a_rule_is_named(tree, message):
@@ -80,3 +81,21 @@ def test_a_run_folder_says_what_kind_of_run_it_holds(tmp_path):
     assert isinstance(load_run_config(tmp_path), FitConfig)
     (tmp_path / "config.yaml").write_text(f"settings_format: {SETTINGS_FORMAT}\niterations: 3\n")
     assert load_run_config(tmp_path).iterations == 3
+
+
+@pytest.mark.parametrize(
+    ("objective", "lr"), [({}, 5e-7), ({"type": "sft"}, 1e-5), ({"type": "derta"}, 2e-5)]
+)
+def test_the_learning_rate_is_that_of_the_objective_unless_it_is_given(objective, lr):
+    assert parse(**OWN, objective=objective).lr == lr
+    assert parse(**OWN, objective=objective, lr=3e-4).lr == 3e-4
+
+
+def test_every_objective_has_its_learning_rate():
+    assert set(OBJECTIVES) <= set(USUAL_LR)
+
+
+def test_a_broken_objective_is_told_as_ever():
+    for broken in ("dpo", 3, None, {"type": ["dpo"]}, {"type": "dop"}):
+        with pytest.raises(ConfigError, match=r"^objective"):
+            parse(**OWN, objective=broken)

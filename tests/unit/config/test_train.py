@@ -196,8 +196,8 @@ def test_every_broken_rule_has_its_line() -> None:
             "try learner.num_workers=16",
         ),
         (
-            ("rollout.max_new_tokens=128",),
-            "rollout.max_new_tokens (128) must be below rollout.max_model_len (128); try 64",
+            ("rollout.max_new_tokens=2048",),
+            "rollout.max_new_tokens (2048) must be below rollout.max_model_len (2048); try 1024",
         ),
         (
             ("constraint.init=3", "constraint.max=2"),

@@ -7,6 +7,7 @@ import pytest
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError
+from equilibrate.run import capacity
 from equilibrate.run.capacity import Demand, check_capacity, check_this_machine
 
 NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
@@ -62,3 +63,28 @@ def test_groups_of_offline_training_take_turns() -> None:
 def test_another_cluster_is_not_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check_this_machine(train_config(cpus=99))
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize(
+    ("num_gpus", "device", "policy", "warns"),
+    [
+        (1, "cpu", "own", True),
+        (0, "cpu", "own", False),
+        (1, "cuda", "own", False),
+        (1, "cpu", "", False),  # the built-in world is made for a CPU
+    ],
+)
+def test_gpus_that_stay_idle_beside_an_own_model_are_a_warning(
+    num_gpus: int,
+    device: str,
+    policy: str,
+    warns: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(capacity, "count_gpus", lambda: num_gpus)
+    own = dict.fromkeys(("policy", "reward", "cost", "prompts"), policy)
+    tree = {"device": device, "data": own, "rollout": {"cpus": 0.5}, "learner": {"cpus": 0.5}}
+    check_this_machine(TrainConfig.model_validate(tree))
+    assert ("try device=cuda dtype=bfloat16" in caplog.text) is warns

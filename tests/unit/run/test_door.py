@@ -122,7 +122,9 @@ def test_what_this_machine_cannot_hold_is_a_warning(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert cli.main(["validate", "learner.cpus=1e6"]) == 0
+    assert (
+        cli.main(["validate", "--config", "deploy/configs/sandbox.yaml", "learner.cpus=1e6"]) == 0
+    )
     assert "warning: here the run needs" in capsys.readouterr().err
 
 
@@ -144,3 +146,16 @@ def test_the_door_of_a_run_lists_them_there(inputs: Path) -> None:
     with pytest.raises(DataError, match=r"prompts:5: prompt \(''\).*\n1 of 5 rows .* allows 0"):
         check_inputs(config, inputs)
     assert "must not be empty" in (inputs / "rejected.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("kind", "file"), [("train", "sandbox.yaml"), ("fit", "fit.yaml")])
+def test_the_built_in_world_is_refused_without_its_sizes(
+    kind: str, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The defaults are those of a chat model."""
+    amounts = ["fdc.amounts={EHD: 4}"] if kind == "fit" else []
+    assert cli.main(["validate", "--kind", kind, *amounts]) == 2
+    told = capsys.readouterr().err
+    assert "rollout.max_model_len (2048) must be at most 128 in the built-in world" in told
+    assert f"try --config deploy/configs/{file}" in told
+    assert cli.main(["validate", "--kind", kind, "--config", f"deploy/configs/{file}"]) == 0
