@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ def read_prompts(
     encode: Callable[[str], list[int]],
     *,
     max_tokens: int,
-    control_ids: Collection[int] = (),
     rejected: RejectedRows | None = None,
 ) -> PromptRows:
     """Read rows with `prompt`, `category` and optionally `id` and `cell`; other columns stay out.
@@ -55,15 +54,13 @@ def read_prompts(
         path: a JSON-lines file, or a folder written by `datasets.Dataset.save_to_disk`.
         encode: text to token ids, exactly as the policy will see the prompt.
         max_tokens: longest prompt that leaves room for a response.
-        control_ids: ids that no text may produce (end of sequence, turn markers): a prompt that
-            contains one could end its own turn.
         rejected: takes the rows that break a rule; by default none may.
 
     Raises: DataError with file:line, value and rule of the first broken rows, if they are too many;
         also if the file cannot be read or no usable row is left.
     """
     path = Path(path)
-    reader = _Reader(encode, max_tokens, frozenset(control_ids))
+    reader = _Reader(encode, max_tokens)
     rejected = RejectedRows(path) if rejected is None else rejected
     num_rows = 0
     for where, row in read_rows(path, _COLUMNS):
@@ -85,14 +82,11 @@ def read_prompts(
 class _Reader:
     """Turns rows into prompts, one after another, and remembers what it has seen."""
 
-    def __init__(
-        self, encode: Callable[[str], list[int]], max_tokens: int, control_ids: frozenset[int]
-    ) -> None:
+    def __init__(self, encode: Callable[[str], list[int]], max_tokens: int) -> None:
         self.prompts: list[Prompt] = []
         self.dropped: Counter[str] = Counter()
         self._encode = encode
         self._max_tokens = max_tokens
-        self._control_ids = control_ids
         self._first_by_text: dict[str, tuple[str, Category]] = {}
         self._where_by_id: dict[str, str] = {}
 
@@ -143,8 +137,6 @@ class _Reader:
             return "without tokens"
         if len(token_ids) > self._max_tokens:
             return f"longer than {self._max_tokens} tokens"
-        if not self._control_ids.isdisjoint(token_ids):
-            return "with a control token in its text"
         return ""
 
     def _new_id(self, row: Mapping[str, Any], text: str, where: str) -> str:

@@ -13,15 +13,10 @@ from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import PromptRows, read_prompts
 from equilibrate.types import Category, Prompt
 
-END = 2
-
 
 def encode(text: str) -> list[int]:
-    """One id per character, and a control id for a marker: what a careless tokenizer does."""
-    ids: list[int] = []
-    for part in text.split("</s>"):
-        ids += [*(ord(character) + 10 for character in part), END]
-    return ids[:-1]
+    """One id per character."""
+    return [ord(character) + 10 for character in text]
 
 
 def write_lines(path: Path, *rows: object) -> Path:
@@ -38,7 +33,7 @@ def row(prompt: object = "hi", category: object = "GENERAL", **others: object) -
 def read(tmp_path: Path) -> Callable[..., PromptRows]:
     def read(*rows: object, **overrides: Any) -> PromptRows:
         path = write_lines(tmp_path / "rows.jsonl", *rows)
-        arguments: dict[str, Any] = {"max_tokens": 8, "control_ids": {END}} | overrides
+        arguments: dict[str, Any] = {"max_tokens": 8} | overrides
         return read_prompts(path, encode, **arguments)
 
     return read
@@ -74,14 +69,12 @@ def test_useless_rows_are_dropped_and_counted(read: Callable[..., PromptRows]) -
         row("ok", "no risk"),
         row("x" * 9),
         row("x" * 8),
-        row("a</s>b"),
         row("who knows", "OTHER"),
     )
     assert [prompt.text for prompt in rows.prompts] == ["ok", "x" * 8]
     assert rows.dropped == {
         "a second copy": 2,
         "longer than 8 tokens": 1,
-        "with a control token in its text": 1,
         "of no class (OTHER)": 1,
     }
 

@@ -16,6 +16,7 @@ from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.learning.ptx import PtxData
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.offline.table import AnswerTable, encode_answers
+from equilibrate.preference.derta import derta_answers
 from equilibrate.run.folder import read_fitting
 from equilibrate.text.renderer import Renderer, end_ids_of
 from tests.unit.text.folders import FOLDERS
@@ -94,6 +95,26 @@ def write_scorer(folder, vocabulary: int) -> None:
     )
     LlamaForSequenceClassification(config).save_pretrained(folder)
     write_sidecar(folder, ScorerSidecar(kind="cost"))
+
+
+def test_what_was_begun_and_the_turn_back_lose_no_text(folder):
+    renderer = Renderer(folder)
+    columns = {
+        "prompt": ["what is it ?"],
+        "chosen": ["it is fine ."],
+        "rejected": ["x\n\n- how\tdo  i clean"],
+        "is_chosen_safe": [True],
+        "is_rejected_safe": [False],
+    }
+    turns = [derta_answers(columns, refusal="it", seed=seed)[0] for seed in range(9)]
+    assert len({turn.given for turn in turns}) > 2
+    table = encode_answers(renderer, turns, answers_per_example=1, max_length=ROOM)
+    prompt = renderer.prompt_ids("what is it ?")
+    for turn, (ids, learned) in zip(turns, rows_of(table), strict=True):
+        said = renderer.tokenizer.decode(ids[len(prompt) : -1], clean_up_tokenization_spaces=False)
+        assert said.strip() == turn.given + turn.response
+        told = renderer.tokenizer.decode(learned[:-1], clean_up_tokenization_spaces=False)
+        assert told.strip() == turn.response.strip()
 
 
 def test_training_teaches_an_id_at_which_sampling_stops(folder):
