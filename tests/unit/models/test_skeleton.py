@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,3 +97,46 @@ def test_two_heads_under_a_config_that_ties_them_are_refused(tmp_path: Path) -> 
     save_file(tensors | {"lm_head.weight": embeddings + 1}, folder / WEIGHT_FILE)
     with pytest.raises(DataError, match=r"tie_word_embeddings must be false: .*lm_head\.weight"):
         load_policy(folder, CPU)
+
+
+def drop(name: str) -> Any:
+    return lambda tensors: tensors.pop(name)
+
+
+def add(name: str) -> Any:
+    return lambda tensors: tensors.update({name: torch.ones(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("llama", drop("model.layers.1.mlp.up_proj.weight")),
+        ("llama", drop("lm_head.weight")),
+        ("llama", add("value_head.weight")),
+        ("llama", add("model.norm.weight")),
+        ("llama", add("model.layers.0.self_attn.rotary_emb.inv_freq")),
+        ("llama-tied", drop("model.embed_tokens.weight")),
+        ("gpt-neox", drop("embed_out.weight")),
+        ("mixtral", drop("model.layers.0.block_sparse_moe.experts.3.w2.weight")),
+        ("mixtral", drop("model.layers.0.block_sparse_moe.gate.weight")),
+        ("qwen2-moe", add("model.layers.0.mlp.experts.0.gate.weight")),
+    ],
+)
+def test_gaps_are_those_that_transformers_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, damage: Any
+) -> None:
+    folder = write_policy(tmp_path, kind)
+    tensors = load_file(folder / WEIGHT_FILE)
+    damage(tensors)
+    save_file(tensors, folder / WEIGHT_FILE, {"format": "pt"})
+    _, wanted = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "equilibrate.models.skeleton.refuse_gaps", lambda *given: found.append(given[-1])
+    )
+    skeleton(folder, "policy")
+    for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert sorted(found[0][keys]) == sorted(wanted[keys]), keys
+    assert any(wanted.values()) or kind == "llama"
