@@ -98,7 +98,9 @@ class FitDataConfig(InputsConfig):
     policy: InputPath = ""
     """Model folder to train."""
     reward: InputPath = ""
+    """Folder of a causal model with one label, its sidecar and the policy's tokenizer."""
     cost: InputPath = ""
+    """Likewise."""
     train: InputPath = ""
     """Saved data set: `prompt` with `response`, or with `chosen` and `rejected`, or with both
     responses in PKU-SafeRLHF columns; `category` where amounts are asked for. ars: `prompt`
