@@ -9,11 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from datasets import Dataset
-
 from actors.cluster import ray_cluster
-from actors.fit_worker import fit_worker
-from actors.offline import TrainWorkers, fit_on_cluster
+from actors.offline import train_on_cluster
 from actors.prepare import (
     SAMPLING,
     TRAINING,
@@ -26,15 +23,14 @@ from actors.workbench import Workbench
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY
 from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.identity import only, result_settings
-from equilibrate.data.columns import Columns, categories_of
-from equilibrate.data.tables import load_columns
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.amounts import choose_amounts
+from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.policy_loss import require_something_to_mask
 from equilibrate.offline.sampling import best_and_worst
-from equilibrate.offline.table import AnswerTable, encode_answers, load_answers, table_of_pairs
+from equilibrate.offline.table import AnswerTable, load_answers, table_of_pairs
 from equilibrate.report import summarise_training
 from equilibrate.report.outcome import write_outcome
 from equilibrate.run.assessment import Assessor
@@ -45,8 +41,6 @@ from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_
 from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.stages import Stage, library_versions, short_hash
 from equilibrate.run.watch import ScoreWatch
-from equilibrate.sandbox.policy_pairs import policy_pair_rows
-from equilibrate.sandbox.world import build_world
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Category, Prompt, PromptBatch, ScorerKind
 
@@ -105,10 +99,10 @@ def fit_with(
             require_something_to_mask(load_answers(answers), config.ama)
         _forget(run)
         (run / KEY_FILE).write_text(key)
-    if not (run / "aligned" / "config.json").is_file():
+    if not (run / result_name(config) / "config.json").is_file():
         bench.make_room()
         with measured(run, "train"):
-            train_policy(config, inputs.policy, answers, run)
+            train_model(config, inputs.policy, answers, run)
     _measure(config, run, inputs, bench)
 
 
@@ -139,7 +133,7 @@ def _trained_key(run: Path) -> str | None:
 
 def _forget(run: Path) -> None:
     """Remove what an earlier training with other settings or data left in the folder."""
-    for name in ("aligned", "training"):
+    for name in ("aligned", "reward", "cost", "training"):
         shutil.rmtree(run / name, ignore_errors=True)
     for name in (FIGURES_FILE, "results.json", "base.json", "aligned.json", SAMPLES_FILE):
         (run / name).unlink(missing_ok=True)
@@ -155,37 +149,23 @@ def evaluate_fit(config: FitConfig, run: Path, judge: Judge | None = None) -> in
     return 0
 
 
-def train_policy(config: FitConfig, policy: Path, answers: Path, run: Path) -> None:
-    """Train on a saved `AnswerTable` into `run`: the folder `aligned` and the figures beside it.
+def train_model(config: FitConfig, start: Path, answers: Path, run: Path) -> None:
+    """Train on a saved `AnswerTable` into `run`: the model's folder and the figures beside it.
 
-    Raises: as `fit_on_cluster`.
+    Raises: as `train_on_cluster`.
     """
     work = run / "training"
     work.mkdir(exist_ok=True)
-    job = {
-        "settings": json.loads(config.model_dump_json()),
-        "model": str(policy.resolve()),
-        "answers": str(answers.resolve()),
-        "out": str(work),
-    }
-    trainer = config.trainer
-    workers = TrainWorkers(
-        num_workers=trainer.num_workers,
-        cpus=trainer.cpus,
-        gpus=trainer.gpus,
-        threads=config.cpu_threads,
-        device=config.device,
-        dtype=config.dtype,
-        max_restarts=config.max_restarts,
-    )
     say(f"{config.objective.type}: training")
-    key = short_hash({**job, "settings": result_settings(config)})
-    figures = fit_on_cluster(
-        fit_worker, job, workers, name=config.objective.type, out=work, key=key
-    )
+    figures = train_on_cluster(config, start, answers, work)
     (run / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
     # Last: a folder of this name is complete, and so is what stands beside it.
-    work.rename(run / "aligned")
+    work.rename(run / result_name(config))
+
+
+def result_name(config: FitConfig) -> str:
+    """Folder of the trained model in its run."""
+    return "aligned" if config.trains == "policy" else config.trains
 
 
 def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) -> None:
@@ -213,6 +193,12 @@ def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) 
         summarise_training(run), figures=json.loads((run / FIGURES_FILE).read_text())
     )
     write_outcome(config, run, prompts, inputs.judge, training=training, cost_budget=None)
+    if config.trains != "policy":
+        figures = training.figures
+        say(
+            f"{config.trains} model: {run / config.trains}, for data.{config.trains}; in order on "
+            f"{figures['ranking_accuracy']:.1%} of {figures['num_pairs']:.0f} held-out pairs"
+        )
 
 
 def _answers_stage(
@@ -251,47 +237,18 @@ def _answers_stage(
 
 def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
     """The answers of the data set, in the amounts that are asked for."""
-    objective = OBJECTIVES[config.objective.type]
     try:
-        columns = _world_columns(config) if inputs.train is None else _columns(config, inputs.train)
-        answers = objective.view(columns, config.objective, config.seed)
+        columns = chosen_columns(config, inputs.train)
+        table = labelled_answers(config, columns, inputs.policy)
     except DataError as error:
         raise DataError(f"{inputs.train or 'the built-in world'}: {error}") from None
     _require_apart(columns["prompt"], inputs, config)
-    table = encode_answers(
-        Renderer(inputs.policy, config.text),
-        answers,
-        answers_per_example=objective.answers_per_example,
-        max_length=config.max_length,
-    )
     if table.num_without_room:
         say(
-            f"{table.num_without_room} of {len(answers)} answers left out: with their prompts they "
-            f"are beyond max_length ({config.max_length})"
+            f"{table.num_without_room} of {len(table.sides)} answers left out: with their prompts "
+            f"they are beyond max_length ({config.max_length})"
         )
     return table
-
-
-def _world_columns(config: FitConfig) -> Columns:
-    rows = policy_pair_rows(
-        build_world(config.sandbox.seed),
-        config.fdc.amounts,
-        mislabelled_fraction=config.fdc.mislabelled_fraction,
-        seed=config.seed,
-    )
-    columns: Columns = Dataset.from_list(list(rows)).to_dict()
-    return columns
-
-
-def _columns(config: FitConfig, folder: Path) -> Columns:
-    columns = load_columns(folder, ("prompt",)).to_dict()
-    chosen = choose_amounts(
-        categories_of(columns),
-        config.fdc.amounts,
-        when_short=config.fdc.when_short,
-        seed=config.seed,
-    )
-    return {name: [values[row] for row in chosen] for name, values in columns.items()}
 
 
 def _require_apart(texts: Sequence[str], inputs: FitInputs, config: FitConfig) -> None:

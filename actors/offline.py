@@ -1,154 +1,58 @@
-"""The training that precedes PPO, each as one Ray Train run: SFT, reward model, cost model.
+"""Offline training as one Ray Train run: any objective of `fit`, a policy or a scorer.
 
-A lost worker is replaced and training goes on from the last reported checkpoint, a quarter of the
-run back at most. On CPU in float32 the same arguments give the same bytes, interrupted or not.
-Every function may be called from a plain thread or Ray task, several at a time.
+Ray Train starts the ranks and replaces lost ones; each rank steps with DeepSpeed, and the state of
+the training is kept in `checkpoints` beside what it makes. A lost rank, a lost command or machine
+costs a quarter of the run at most. On CPU in float32 the same arguments give the same bytes,
+interrupted or not. May be called from a plain thread or Ray task, several at a time.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
+import torch
+import torch.distributed as dist
+import transformers
 from ray.train.torch import TorchTrainer
+from transformers import AutoTokenizer
 
-from actors.offline_worker import Job, train_worker
-from equilibrate.data.tables import SFT_COLUMNS, load_columns, load_pair_labels
-from equilibrate.errors import ConfigError, EquilibrateError, ResourceError, WorkerLostError
+from actors.engine import DeepSpeedModel, export_model, join_group
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.errors import EquilibrateError, ResourceError, WorkerLostError
+from equilibrate.models.device import Accelerator
+from equilibrate.models.loading import load_policy
+from equilibrate.models.new_scorer import new_scorer
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.offline.table import load_answers
+from equilibrate.offline.training import OfflineTraining, Progress, batch_loss
+from equilibrate.report import installed_versions
 from equilibrate.run.capacity import Demand, check_capacity
-from equilibrate.run.stages import short_hash
-from equilibrate.types import ScorerKind
+from equilibrate.run.checkpoint import CheckpointStore
 
-_STORAGE = ".train"
+CHECKPOINTS = "checkpoints"
+STORAGE = ".train"
+"""Ray Train's own notes on a run."""
+PROGRESS_FILE = "progress.json"
+SECONDS_TO_LET_GO = 30.0
+"""How long a rank waits for the one that it replaces to be gone."""
+MAX_UNSTARTED = 10
+"""Times that Ray Train waits a minute for its workers to start: by default it waits for ever."""
 _TRAIN_SETTINGS = {
     # Ray Train looks every 2 s by default: as long as a short training would wait for its end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # One process less; a preempted worker is a lost worker, and those are replaced anyway.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainWorkers:
-    """Who does the work. More than one worker: data parallel, each with its part of a batch."""
-
-    num_workers: int = 1
-    cpus: float = 1.0
-    """Reserved per worker."""
-    gpus: float = 0.0
-    threads: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast; parameters stay float32."""
-    max_restarts: int = 3
-    """Lost workers that are replaced before the run stops."""
-
-
-def train_sft(
-    model: Path,
-    dataset: Path,
-    out: Path,
-    *,
-    steps: int = 1500,
-    batch_size: int = 32,
-    lr: float = 2e-3,
-    max_length: int = 512,
-    seed: int = 0,
-    workers: TrainWorkers | None = None,
-) -> dict[str, float]:
-    """Supervised training on responses: AdamW (0.9, 0.98), 50 warm-up steps, cosine to 0.
-
-    Args:
-        model: Hugging Face folder of a causal model with its tokenizer.
-        dataset: folder of a saved data set with the columns prompt, response.
-        out: gets a plain Hugging Face folder.
-        batch_size: rows of the global batch.
-        max_length: longer rows are cut, in tokens.
-    Returns: num_steps and final_loss, nats per token over the last 50 steps.
-    Raises: DataError naming folder and column; NumericsError where the gradient is not finite;
-        ResourceError if the cluster is too small; WorkerLostError after max_restarts.
-    """
-    load_columns(dataset, SFT_COLUMNS)
-    workers = workers or TrainWorkers()
-    job = _make_job(
-        "sft", model, dataset, out, workers, steps=steps, batch_size=batch_size, lr=lr,
-        max_length=max_length, seed=seed,
-    )  # fmt: skip
-    return _fit(job, workers)
-
-
-def train_reward(
-    base: Path,
-    preferences: Path,
-    out: Path,
-    *,
-    epochs: int = 1,
-    batch_size: int = 32,
-    lr: float = 1e-3,
-    regularization: float = 0.01,
-    token_wise: bool = True,
-    max_length: int = 512,
-    seed: int = 0,
-    workers: TrainWorkers | None = None,
-) -> dict[str, float]:
-    """Reward model from PKU-SafeRLHF columns (prompt, response_0, response_1, better_response_id).
-
-    Args:
-        base: Hugging Face folder of a causal model; its weights are the start.
-        out: gets an `AutoModelForSequenceClassification` folder with `equilibrate_score.json`.
-        batch_size: pairs of the global batch.
-        regularization: mu of the Safe-RLHF loss.
-        token_wise: compare at every token from the first difference on, not only at the end.
-    Returns: num_steps, final_loss and the calibration on 5 % held-out pairs: num_pairs,
-        ranking_accuracy, score_std, better_mean, worse_mean.
-    Raises: as `train_sft`.
-    """
-    load_pair_labels("reward", preferences)
-    workers = workers or TrainWorkers()
-    job = _make_job(
-        "reward", base, preferences, out, workers, epochs=epochs, batch_size=batch_size, lr=lr,
-        regularization=regularization, token_wise=token_wise, max_length=max_length, seed=seed,
-    )  # fmt: skip
-    return _fit(job, workers)
-
-
-def train_cost(
-    base: Path,
-    preferences: Path,
-    out: Path,
-    *,
-    epochs: int = 1,
-    batch_size: int = 32,
-    lr: float = 5e-4,
-    regularization: float = 0.01,
-    token_wise: bool = True,
-    max_length: int = 512,
-    seed: int = 0,
-    workers: TrainWorkers | None = None,
-) -> dict[str, float]:
-    """Cost model from PKU-SafeRLHF columns: safer_response_id and is_response_{0,1}_safe.
-
-    Same arguments as `train_reward`.
-    Returns: num_steps, final_loss and the calibration on 5 % held-out pairs: num_pairs,
-        ranking_accuracy, score_std, sign_accuracy, unsafe_mean, safe_mean. A mean cost between the
-        two means reads as a share of unsafe responses: a budget is placed by it.
-    Raises: as `train_sft`.
-    """
-    load_pair_labels("cost", preferences)
-    workers = workers or TrainWorkers()
-    job = _make_job(
-        "cost", base, preferences, out, workers, epochs=epochs, batch_size=batch_size, lr=lr,
-        regularization=regularization, token_wise=token_wise, max_length=max_length, seed=seed,
-    )  # fmt: skip
-    return _fit(job, workers)
-
-
 _LEFT_OUT = (
     # Frees the reservation of a dead controller: Ray does so as well when the driver ends, and its
     # process floods the log where the dashboard is off.
@@ -158,8 +62,50 @@ _LEFT_OUT = (
     # A process that deals out Ray data sets, of which there are none: 4 s of a core each time.
     "DatasetsCallback",
 )
-MAX_UNSTARTED = 10
-"""Times that Ray Train waits a minute for its workers to start: by default it waits for ever."""
+
+
+def train_on_cluster(config: FitConfig, start: Path, answers: Path, out: Path) -> dict[str, float]:
+    """Train on a saved `AnswerTable`; goes on from the checkpoints in `out` if there are any.
+
+    Args:
+        start: model folder that the training starts from.
+        answers: folder of the table.
+        out: gets a plain Hugging Face folder with its tokenizer; of a scorer with its sidecar.
+    Returns: num_steps, final_loss and what `OfflineTraining.measure` found.
+    Raises: DataError, NumericsError or what else a rank finds wrong; ResourceError if the cluster
+        is too small, or if others keep it full; WorkerLostError after `max_restarts`.
+    """
+    workers, name = config.trainer, config.objective.type
+    demand = Demand(
+        name="training", num_workers=workers.num_workers, cpus=workers.cpus, gpus=workers.gpus
+    )
+    check_capacity([demand], [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    for variable, value in _TRAIN_SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    job = {
+        "settings": json.loads(config.model_dump_json()),
+        "start": str(start.resolve()),
+        "answers": str(answers.resolve()),
+        "out": str(out.resolve()),
+    }
+    (out / STORAGE).mkdir(parents=True, exist_ok=True)
+    try:
+        outcome = _trainer(config, job, out / STORAGE).fit().return_value
+    except ray.train.WorkerGroupError as error:
+        raise WorkerLostError(
+            f"{name} training lost its workers more than {config.max_restarts} times; the "
+            f"last failure: {error}"
+        ) from error
+    except ray.train.ControllerError as error:
+        raise ResourceError(
+            f"{name} training could not start {workers.num_workers} workers with {workers.cpus:g} "
+            f"CPU and {workers.gpus:g} GPU each: {error}; wait for other jobs or stop them"
+        ) from error
+    if isinstance(outcome, EquilibrateError):
+        raise outcome
+    for folder in (STORAGE, CHECKPOINTS):
+        shutil.rmtree(out / folder)
+    return dict(outcome)
 
 
 class _LeanTrainer(TorchTrainer):
@@ -173,127 +119,141 @@ class _LeanTrainer(TorchTrainer):
         ]
 
 
-def _make_job(
-    kind: Literal["sft"] | ScorerKind,
-    model: Path,
-    dataset: Path,
-    out: Path,
-    workers: TrainWorkers,
-    *,
-    batch_size: int,
-    lr: float,
-    max_length: int,
-    seed: int,
-    steps: int = 0,
-    epochs: int = 0,
-    regularization: float = 0.0,
-    token_wise: bool = False,
-) -> Job:
-    if batch_size % workers.num_workers:
-        lower = max(1, batch_size // workers.num_workers) * workers.num_workers
-        raise ConfigError(
-            f"batch_size ({batch_size}) must be a multiple of num_workers "
-            f"({workers.num_workers}); try {lower}"
-        )
-    return Job(
-        kind=kind,
-        model=str(model.resolve()),
-        dataset=str(dataset.resolve()),
-        out=str(out.resolve()),
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        token_wise=token_wise,
-        regularization=regularization,
-        max_length=max_length,
-        seed=seed,
-        num_workers=workers.num_workers,
-        threads=workers.threads,
-        device=workers.device,
-        dtype=workers.dtype,
-    )
-
-
-def _fit(job: Job, workers: TrainWorkers) -> dict[str, float]:
-    tree = asdict(job)
-    return fit_on_cluster(
-        train_worker, tree, workers, name=job.kind, out=Path(job.out), key=short_hash(tree)
-    )
-
-
-def fit_on_cluster(
-    worker: Callable[[dict[str, Any]], Any],
-    job: dict[str, Any],
-    workers: TrainWorkers,
-    *,
-    name: str,
-    out: Path,
-    key: str,
-) -> dict[str, float]:
-    """Run `worker(job)` in every rank of one Ray Train run; lost ones are replaced.
-
-    Args:
-        worker: of a module; returns its figures, or the error that another attempt would meet too.
-        job: plain values: a class of ours would make the controller process import all that it
-            needs.
-        out: a folder; checkpoints are kept in it until the end.
-        key: of all that the result depends on: a call with another one must not continue from
-            this one's checkpoints.
-    Raises: the error a worker returns; ResourceError if the cluster is too small; WorkerLostError
-        after `max_restarts`. ResourceError also if others keep the cluster full.
-    """
-    demand = Demand(
-        name="training", num_workers=workers.num_workers, cpus=workers.cpus, gpus=workers.gpus
-    )
-    check_capacity([demand], [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    for variable, value in _TRAIN_SETTINGS.items():
-        os.environ.setdefault(variable, value)
-    storage = out / _STORAGE
-    storage.mkdir(parents=True, exist_ok=True)
-    trainer = _trainer(worker, job, workers, name=f"{name}-{key}", storage=storage)
-    try:
-        outcome = trainer.fit().return_value
-    except ray.train.WorkerGroupError as error:
-        raise WorkerLostError(
-            f"{name} training lost its workers more than {workers.max_restarts} times; the "
-            f"last failure: {error}"
-        ) from error
-    except ray.train.ControllerError as error:
-        raise ResourceError(
-            f"{name} training could not start {workers.num_workers} workers with {workers.cpus:g} "
-            f"CPU and {workers.gpus:g} GPU each: {error}; wait for other jobs or stop them"
-        ) from error
-    if isinstance(outcome, EquilibrateError):
-        raise outcome
-    shutil.rmtree(storage)
-    return dict(outcome)
-
-
-def _trainer(
-    worker: Callable[[dict[str, Any]], Any],
-    job: dict[str, Any],
-    workers: TrainWorkers,
-    *,
-    name: str,
-    storage: Path,
-) -> TorchTrainer:
+def _trainer(config: FitConfig, job: dict[str, Any], storage: Path) -> TorchTrainer:
+    workers = config.trainer
+    gpus = {"GPU": workers.gpus} if workers.gpus else {}
     return _LeanTrainer(
-        worker,
+        # Plain values: a class of ours would make the controller process import all that it needs.
+        train_worker,
         train_loop_config=job,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=workers.gpus > 0,
-            resources_per_worker={"CPU": workers.cpus}
-            | ({"GPU": workers.gpus} if workers.gpus else {}),
+            resources_per_worker={"CPU": workers.cpus} | gpus,
         ),
         run_config=ray.train.RunConfig(
-            name=name,
+            name=config.objective.type,
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(
-                max_failures=workers.max_restarts, controller_failure_limit=MAX_UNSTARTED
+                max_failures=config.max_restarts, controller_failure_limit=MAX_UNSTARTED
             ),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
+
+
+def train_worker(job: dict[str, Any]) -> dict[str, float] | EquilibrateError:
+    """What Ray Train runs in every rank.
+
+    An error that another attempt would meet again is returned: a raised one would use up the
+    restarts that are meant for lost workers.
+    """
+    try:
+        config = parse_settings(FitConfig, job["settings"])
+        return _train(config, Path(job["start"]), Path(job["answers"]), Path(job["out"]))
+    except EquilibrateError as error:
+        return error
+
+
+def _train(config: FitConfig, start: Path, answers: Path, out: Path) -> dict[str, float]:
+    _quieten()
+    # For DeepSpeed: a worker sees its own GPU alone.
+    os.environ["LOCAL_RANK"] = "0"
+    accelerator = Accelerator(config.device, config.dtype)
+    accelerator.prepare(threads=config.cpu_threads)
+    # Adam's second moments of rare rows fall into denormals, which a CPU multiplies slowly.
+    torch.set_flush_denormal(True)
+    torch.manual_seed(config.seed)
+    join_group(accelerator)
+    table = load_answers(answers)
+    model = DeepSpeedModel(
+        _module(config, start, accelerator),
+        config.lr,
+        zero_stage=config.trainer.zero_stage,
+        minibatch_size=config.batch_size,
+    )
+    loss = batch_loss(table, config, accelerator.torch_device)
+    training = OfflineTraining(config, table, loss, model)
+    with ExitStack() as held:
+        checkpoints = held.enter_context(_RankCheckpoints(out / CHECKPOINTS, model))
+        figures = training.run(checkpoints.restore(), checkpoints.save)
+    found = training.measure()
+    export_model(model, out, tokenizer=start)
+    if config.trains != "policy" and dist.get_rank() == 0:
+        write_sidecar(out, ScorerSidecar(kind=config.trains, calibration=found))
+    return figures | found
+
+
+def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:
+    if config.trains == "policy":
+        return load_policy(start, accelerator)
+    pad = AutoTokenizer.from_pretrained(start, local_files_only=True).pad_token_id
+    return new_scorer(start, config.trains, accelerator, seed=config.seed, pad_token_id=pad)
+
+
+class _RankCheckpoints:
+    """Model and progress in sealed folders; rank 0 seals what all ranks write."""
+
+    def __init__(self, folder: Path, model: DeepSpeedModel) -> None:
+        self._folder = folder
+        self._model = model
+        self._store: CheckpointStore | None = None
+
+    def __enter__(self) -> _RankCheckpoints:
+        if dist.get_rank() == 0:
+            self._store = _open_store(self._folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def restore(self) -> Progress:
+        """Of the newest checkpoint, loaded into the model; nothing done where there is none."""
+        newest = self._store.latest() if self._store is not None else None
+        folder = _from_rank_0(str(newest.folder) if newest else None)
+        if folder is None:
+            return Progress()
+        self._model.load(Path(folder) / "model")
+        saved = json.loads((Path(folder) / PROGRESS_FILE).read_text())
+        return Progress(step=saved["step"], losses=tuple(saved["losses"]))
+
+    def save(self, progress: Progress) -> None:
+        def write(folder: Path) -> None:
+            self._model.save(Path(_from_rank_0(str(folder))) / "model")
+            dist.barrier()
+            content = {"step": progress.step, "losses": progress.losses}
+            (folder / PROGRESS_FILE).write_text(json.dumps(content))
+
+        if self._store is not None:
+            self._store.save(progress.step, write)
+        else:
+            self._model.save(Path(_from_rank_0(None)) / "model")
+            dist.barrier()
+
+
+def _open_store(folder: Path) -> CheckpointStore:
+    deadline = time.monotonic() + SECONDS_TO_LET_GO
+    while True:
+        try:
+            return CheckpointStore(folder, keep=1, versions=installed_versions())
+        except ResourceError:
+            # The rank before this one may still be on its way out.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _from_rank_0(value: Any) -> Any:
+    """The value that rank 0 gives."""
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def _quieten() -> None:
+    """Ray forwards every line of a worker to the driver; only warnings are worth that."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # The root: Ray Train names the logger of its reports after a file, not after a module.
+    logging.getLogger().setLevel(logging.WARNING)

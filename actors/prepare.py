@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +19,13 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from actors.offline import TrainWorkers, train_cost, train_reward, train_sft
+from actors.offline import train_on_cluster
 from equilibrate.config.base import SAMPLED_BY, RunConfig, WorkerGroup
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import only, result_settings
 from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import CallableJudge, Judge, RefusalMatcher
+from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.run.contents import Contents
 from equilibrate.run.door import SCORERS, require_path
 from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
@@ -32,6 +34,10 @@ from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.oracle import Oracle
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.types import ScorerKind
+
+BASE_LR = 2e-3
+"""Of the built-in world's base, which starts from nothing."""
+SCORER_LR: Mapping[ScorerKind, float] = {"reward": 1e-3, "cost": 5e-4}
 
 WORLD = ("numpy", "torch", "transformers", "tokenizers")
 """Libraries that make the built-in world, its tokenizer and first weights."""
@@ -105,7 +111,11 @@ def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> F
         scorers = SCORERS if config.needs_scorers else ()
         world = _make_world(config, stages, announce, workers=config.trainer, scorers=scorers)
         models, prompts = world.models(config), world.data / "prompts"
-        inputs = FitInputs(**models, ptx=None, train=None, prompts=prompts)
+        if config.trains == "policy":
+            inputs = FitInputs(**models, ptx=None, train=None, prompts=prompts)
+        else:
+            pairs = world.data / f"preferences_{config.trains}"
+            inputs = FitInputs(**models | {"evaluation": None}, ptx=None, train=pairs, prompts=None)
     else:
         train = require_path("train", data.train)
         inputs = FitInputs(**_models(config), ptx=None, train=train, prompts=None)
@@ -239,21 +249,9 @@ def _world_stage(config: RunConfig) -> Stage:
 
 
 def _base_stage(config: RunConfig, root: Path, world: Path, gpus: float) -> Stage:
-    config = only(config, *TRAINED_BY)
-    settings: dict[str, Any] = {"batch_size": 32, "lr": 2e-3, "max_length": 512}
-
-    def make(folder: Path) -> None:
-        train_sft(
-            world / "model",
-            world / "base",
-            folder,
-            steps=config.sandbox.base_steps,
-            seed=config.sandbox.seed,
-            workers=_workers(config, gpus, threads=config.cpu_threads),
-            **settings,
-        )
-
-    return _training("base", config, settings, make, root, world / "model", world / "base")
+    steps = only(config, *TRAINED_BY).sandbox.base_steps
+    settings = _settings(config, gpus, objective={"type": "sft"}, steps=steps, lr=BASE_LR)
+    return _model_stage("base", settings, root, world / "model", world / "base")
 
 
 def _scorer_stage(
@@ -264,56 +262,49 @@ def _scorer_stage(
     world: Path,
     gpus: float,
 ) -> Stage:
+    settings = _settings(
+        config,
+        gpus,
+        objective={"type": kind},
+        lr=SCORER_LR[kind],
+        # The two scorers train at the same time and share the cores.
+        cpu_threads=max(1, config.cpu_threads // 2),
+    )
+    return _model_stage(kind, settings, root, base, world / f"preferences_{kind}")
+
+
+def _settings(config: RunConfig, gpus: float, **of_training: Any) -> FitConfig:
+    """Of a training that precedes the run, on the run's own device."""
     config = only(config, *TRAINED_BY)
-    train = {"reward": train_reward, "cost": train_cost}[kind]
-    data = world / f"preferences_{kind}"
-    settings: dict[str, Any] = {
-        "epochs": 1,
+    common = {
+        "seed": config.sandbox.seed,
+        "device": config.device,
+        "dtype": config.dtype,
+        "cpu_threads": config.cpu_threads,
+        "max_restarts": config.max_restarts,
+        "trainer": {"gpus": gpus, "max_tokens_per_batch": 8192},
         "batch_size": 32,
-        "lr": {"reward": 1e-3, "cost": 5e-4}[kind],
-        "regularization": 0.01,
-        "token_wise": True,
         "max_length": 512,
+        # Which folders they are says the stage, by what they hold.
+        "data": {"policy": "start", "train": "data"},
     }
+    return FitConfig.model_validate(common | of_training)
+
+
+def _model_stage(name: str, settings: FitConfig, root: Path, start: Path, data: Path) -> Stage:
+    """A model that the trainer of `fit` makes from the folder `start` and a data set."""
 
     def make(folder: Path) -> None:
-        train(
-            base,
-            data,
-            folder,
-            seed=config.sandbox.seed,
-            # The two scorers train at the same time and share the cores.
-            workers=_workers(config, gpus, threads=max(1, config.cpu_threads // 2)),
-            **settings,
-        )
+        answers = folder / "answers"
+        answers.mkdir()
+        labelled_answers(settings, chosen_columns(settings, data), start).save(answers)
+        train_on_cluster(settings, start, answers, folder)
+        shutil.rmtree(answers)
 
-    return _training(kind, config, settings, make, root, base, data)
-
-
-def _training(
-    name: str,
-    config: RunConfig,
-    settings: dict[str, Any],
-    make: Callable[[Path], None],
-    root: Path,
-    model: Path,
-    data: Path,
-) -> Stage:
     contents = Contents(root)
     inputs = {
-        "run": result_settings(config),
-        "settings": settings,
-        "model": contents.of(model),
+        "settings": result_settings(settings),
+        "start": contents.of(start),
         "data": contents.of(data),
     }
-    return Stage(name=name, format=1, inputs=inputs, libraries=TRAINING, make=make)
-
-
-def _workers(config: RunConfig, gpus: float, *, threads: int) -> TrainWorkers:
-    return TrainWorkers(
-        threads=threads,
-        gpus=gpus,
-        device=config.device,
-        dtype=config.dtype,
-        max_restarts=config.max_restarts,
-    )
+    return Stage(name=name, format=2, inputs=inputs, libraries=TRAINING, make=make)

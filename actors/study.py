@@ -18,7 +18,6 @@ import ray
 from actors.cluster import StopRequest, ray_cluster
 from actors.fit import fit_with
 from actors.launch import train_with
-from actors.offline import TrainWorkers
 from actors.prepare import (
     FitInputs,
     Inputs,
@@ -29,7 +28,7 @@ from actors.prepare import (
 from actors.workbench import Workbench
 from equilibrate.config.base import WorkerGroup
 from equilibrate.config.files import RUN_KINDS, parse_settings, resolve_settings
-from equilibrate.config.fit import FitConfig
+from equilibrate.config.fit import FitConfig, TrainerConfig
 from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.config.study import StudyConfig, read_base
 from equilibrate.config.train import TrainConfig
@@ -229,7 +228,7 @@ def _demand(config: TrainConfig | FitConfig) -> dict[str, float]:
     cpus = sum(group.num_workers * group.cpus for group in workers)
     return {
         # A place in which a run fits, but not what trains its base, would wait for others to end.
-        "CPU": max(cpus, TrainWorkers().cpus) if config.data.is_built_in else cpus,
+        "CPU": max(cpus, TrainerConfig().cpus) if config.data.is_built_in else cpus,
         "GPU": sum(group.num_workers * group.gpus for group in workers),
     }
 

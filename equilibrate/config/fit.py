@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -21,13 +21,47 @@ from equilibrate.config.identity import InputPath
 from equilibrate.types import Category
 
 
-class SftConfig(Config):
+class ObjectiveConfig(Config):
+    """What every objective says of itself."""
+
+    trains: ClassVar[Literal["policy", "reward", "cost"]] = "policy"
+    """Kind of model that comes out."""
+
+
+class ScorerObjectiveConfig(ObjectiveConfig):
+    """A model with one score per token, learned from pairs."""
+
+    type: Literal["reward", "cost"]
+    regularization: float = Field(0.01, ge=0)
+    """mu of the Safe-RLHF loss, keeps scores near 0."""
+    token_wise: bool = True
+    """Compare at every token from the first difference on, not only at the end."""
+    held_out_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the prompts that calibrate the model instead of teaching it."""
+
+
+class RewardConfig(ScorerObjectiveConfig):
+    """Which of two answers is more helpful; needs `better_response_id`, or chosen and rejected."""
+
+    type: Literal["reward"] = "reward"
+    trains: ClassVar[Literal["policy", "reward", "cost"]] = "reward"
+
+
+class CostConfig(ScorerObjectiveConfig):
+    """Which of two answers is more harmful, and on which side of 0 each lies; needs
+    `safer_response_id` and both safety labels."""
+
+    type: Literal["cost"] = "cost"
+    trains: ClassVar[Literal["policy", "reward", "cost"]] = "cost"
+
+
+class SftConfig(ObjectiveConfig):
     """Cross entropy of the answers; needs `prompt` and `response`."""
 
     type: Literal["sft"] = "sft"
 
 
-class DpoConfig(Config):
+class DpoConfig(ObjectiveConfig):
     """Direct preference optimisation, and with `ama` its adaptive form ADPO."""
 
     type: Literal["dpo"] = "dpo"
@@ -39,7 +73,7 @@ class DpoConfig(Config):
     too. Without `ama` both are the same."""
 
 
-class ArsConfig(Config):
+class ArsConfig(ObjectiveConfig):
     """Rejection sampling: the best of several own answers, and with `ama` its adaptive form ARS."""
 
     type: Literal["ars"] = "ars"
@@ -49,7 +83,7 @@ class ArsConfig(Config):
     """Weight of unlearning the worst answer; 0 leaves it out."""
 
 
-class BfpoConfig(Config):
+class BfpoConfig(ObjectiveConfig):
     """Bi-factorial preference optimisation: one label for safety and helpfulness of a pair."""
 
     type: Literal["bfpo"] = "bfpo"
@@ -60,7 +94,7 @@ class BfpoConfig(Config):
     """Moves all labels towards the less helpful answer."""
 
 
-class DertaConfig(Config):
+class DertaConfig(ObjectiveConfig):
     """Decoupled refusal training: to turn back at any point of a harmful answer."""
 
     type: Literal["derta"] = "derta"
@@ -69,7 +103,7 @@ class DertaConfig(Config):
 
 
 Objective = Annotated[
-    SftConfig | DpoConfig | ArsConfig | BfpoConfig | DertaConfig,
+    SftConfig | RewardConfig | CostConfig | DpoConfig | ArsConfig | BfpoConfig | DertaConfig,
     Field(discriminator="type"),
     type_is("dpo"),
 ]
@@ -96,17 +130,17 @@ class FitDataConfig(InputsConfig):
     """Inputs; every empty path is made by the built-in world."""
 
     policy: InputPath = ""
-    """Model folder to train."""
+    """Model folder to start from; a scorer gets its weights and a head of its own."""
     reward: InputPath = ""
     """Folder of a causal model with one label, its sidecar and the policy's tokenizer."""
     cost: InputPath = ""
     """Likewise."""
     train: InputPath = ""
-    """Saved data set: `prompt` with `response`, or with `chosen` and `rejected`, or with both
-    responses in PKU-SafeRLHF columns; `category` where amounts are asked for. ars: `prompt`
-    and `category`."""
+    """Saved data set or JSON lines: `prompt` with `response`, or with `chosen` and `rejected`, or
+    with both responses in PKU-SafeRLHF columns; `category` where amounts are asked for. ars:
+    `prompt` and `category`."""
     evaluation: InputPath = ""
-    """JSON lines with `prompt` and `category`."""
+    """JSON lines with `prompt` and `category`; without it the policy is not measured."""
 
     @property
     def is_built_in(self) -> bool:
@@ -165,12 +199,25 @@ class FitConfig(RunConfig):
     """lambda of (R - lambda C)/(1 + lambda), which `ama.source: both` masks and ars chooses by."""
     trainer: TrainerConfig = TrainerConfig()
     epochs: int = Field(1, gt=0)
+    steps: int = Field(0, ge=0)
+    """Optimiser steps; 0 takes as many as `epochs` passes over the examples have."""
     batch_size: int = Field(32, gt=0)
     """Examples of one optimiser step, over all workers; a pair is one example."""
     lr: float = Field(USUAL_LR["dpo"], gt=0)
     """Peak: warm-up, then a cosine to 0. Left out, it is that of the objective in `USUAL_LR`."""
     max_length: int = Field(2048, gt=1)
     """Longest prompt and answer together, in tokens; longer ones are cut."""
+
+    @property
+    def trains(self) -> Literal["policy", "reward", "cost"]:
+        """Kind of model that comes out."""
+        return self.objective.trains
+
+    @property
+    def held_out_fraction(self) -> float:
+        """Share of the prompts that are kept from training to measure by."""
+        objective = self.objective
+        return objective.held_out_fraction if isinstance(objective, ScorerObjectiveConfig) else 0.0
 
     @property
     def needs_scorers(self) -> bool:
@@ -204,6 +251,11 @@ class FitConfig(RunConfig):
         if self.ama is None:
             return self
         objective = self.objective.type
+        if self.trains != "policy":
+            raise ValueError(
+                f"ama masks the tokens of a policy, and objective.type ({objective}) trains a "
+                "scorer; try ama=off"
+            )
         if objective in ("bfpo", "derta"):
             raise ValueError(
                 f"ama needs answers that are either good or bad, and objective.type "
@@ -230,7 +282,7 @@ class FitConfig(RunConfig):
     def _paths_come_together(self) -> Self:
         data = self.data
         if data.is_built_in:
-            if not self.fdc.amounts:
+            if not self.fdc.amounts and self.trains == "policy":
                 raise ValueError(
                     "fdc.amounts ({}) must say how many examples the built-in world is to write; "
                     "try {GENERAL: 1200, BORDERLINE: 300, EHD: 1000, IHD: 300, MHD: 100}"
@@ -241,7 +293,7 @@ class FitConfig(RunConfig):
                 f"fdc.mislabelled_fraction ({self.fdc.mislabelled_fraction}) is for the built-in "
                 "world, which knows the truth; leave it out with data.policy"
             )
-        needed = {"train": data.train, "evaluation": data.evaluation}
+        needed = {"train": data.train}
         if self.needs_scorers:
             needed |= {"reward": data.reward, "cost": data.cost}
         missing = [key for key, path in needed.items() if not path]

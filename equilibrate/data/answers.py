@@ -6,7 +6,7 @@ Answers that are compared stand side by side: of a pair the chosen one first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from equilibrate.data.columns import (
@@ -103,6 +103,24 @@ def pairs(
     if not answers:
         raise DataError("every pair holds the same response twice; give pairs that differ")
     return answers
+
+
+def harm_pairs(columns: Columns) -> list[Answer]:
+    """Two answers a row for a cost model, the less safe one first, which is to score higher.
+
+    Columns prompt, response_0, response_1, safer_response_id, is_response_0_safe and
+    is_response_1_safe; rows that hold one answer twice are left out.
+
+    Raises: as `pairs`.
+    """
+    needed = ("safer_response_id", "is_response_0_safe", "is_response_1_safe")
+    require_columns(columns, ("prompt", "response_0", "response_1", *needed))
+    ordered = pairs(_ordered_by("safer_response_id", columns), by="preference", needs_safety=True)
+    return [
+        replace(answer, side=-answer.side)
+        for safer, unsafer in zip(ordered[0::2], ordered[1::2], strict=True)
+        for answer in (unsafer, safer)
+    ]
 
 
 def _ordered_by(label: str, columns: Columns) -> dict[str, Sequence[Any]]:

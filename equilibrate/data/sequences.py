@@ -19,7 +19,7 @@ from equilibrate.text.renderer import EncodedAnswer
 from equilibrate.types import BoolArray, FloatArray, TokenIds
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,43 +62,3 @@ def sequences_of(answers: Sequence[EncodedAnswer], *, max_length: int) -> Sequen
         starts,
         np.array([answer.prompt_length for answer in answers]),
     )
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    responses: Sequence[str],
-    *,
-    max_length: int,
-) -> Sequences:
-    """Prompt in the tokenizer's chat template (plain without one), response, end of sequence.
-
-    Rows are cut to `max_length` tokens.
-    """
-    unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-    prompt_ids = _encode_prompts(tokenizer, list(unique))
-    response_ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
-    rows = [
-        (prompt_ids[unique[prompt]] + response + [tokenizer.eos_token_id])[:max_length]
-        for prompt, response in zip(prompts, response_ids, strict=True)
-    ]
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    return Sequences(
-        np.fromiter((token for row in rows for token in row), dtype=np.int64, count=starts[-1]),
-        starts,
-        np.array([len(prompt_ids[unique[prompt]]) for prompt in prompts]),
-    )
-
-
-def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
-    ids: list[list[int]]
-    if not tokenizer.chat_template:
-        ids = tokenizer(prompts)["input_ids"]
-        return ids
-    rendered = tokenizer.apply_chat_template(
-        [[{"role": "user", "content": prompt}] for prompt in prompts],
-        add_generation_prompt=True,
-        tokenize=False,
-    )
-    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    return ids

@@ -1,79 +1,64 @@
-"""Saved data sets as tables with checked columns."""
+"""Data sets of labelled answers: saved folders and JSON lines, read by column."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-from datasets import Dataset, load_from_disk
-from numpy.typing import NDArray
+from datasets import load_from_disk
 
-from equilibrate.data.columns import require_columns, require_labels
+from equilibrate.data.columns import Columns, require_columns
 from equilibrate.errors import DataError
-from equilibrate.types import ScorerKind
-
-if TYPE_CHECKING:
-    pass
-
 
 SFT_COLUMNS = ("prompt", "response")
 
 
-REWARD_COLUMNS = ("prompt", "response_0", "response_1", "better_response_id")
+def load_columns(path: Path, columns: Sequence[str]) -> Columns:
+    """A data set: a folder of `Dataset.save_to_disk`, or a file of JSON lines.
 
-
-COST_COLUMNS = (
-    "prompt",
-    "response_0",
-    "response_1",
-    "safer_response_id",
-    "is_response_0_safe",
-    "is_response_1_safe",
-)
-
-
-def load_columns(folder: Path, columns: Sequence[str]) -> Dataset:
-    """The data set saved in `folder`.
-
-    Raises: DataError, naming folder and column, if it is missing, empty or lacks a column.
+    Args: columns: those that it must have.
+    Raises: DataError, naming the file or folder and the line or column, if it is missing, empty or
+        cannot be read.
     """
-    if not (folder / "dataset_info.json").is_file():
-        raise DataError(f"{folder}: no data set here; save one with Dataset.save_to_disk")
+    table = _read_lines(path) if path.is_file() else _read_folder(path)
     try:
-        table = load_from_disk(str(folder))
-    except IndexError:
-        # How `datasets` 5 meets a set that was saved without a row.
-        raise DataError(f"{folder}: the data set is empty; give at least one row") from None
-    try:
-        require_columns(dict.fromkeys(table.column_names, ()), columns)
+        require_columns(table, columns)
     except DataError as error:
-        raise DataError(f"{folder}: {error}") from None
+        raise DataError(f"{path}: {error}") from None
     return table
 
 
-def read_labels(table: Dataset, folder: Path, column: str) -> NDArray[np.int64]:
-    """A 0/1 column. Raises: DataError naming folder, row and value of the first other entry."""
-    values = table[column][:]
+def _read_folder(folder: Path) -> Columns:
+    if not (folder / "dataset_info.json").is_file():
+        raise DataError(
+            f"{folder}: no data set here; give a file of JSON lines, or save one with "
+            "Dataset.save_to_disk"
+        )
     try:
-        require_labels({column: values}, column)
-    except DataError as error:
-        raise DataError(f"{folder}: {error}") from None
-    return np.asarray(values, dtype=np.int64)
+        columns: Columns = load_from_disk(str(folder)).to_dict()
+    except IndexError:
+        # How `datasets` 5 meets a set that was saved without a row.
+        raise DataError(f"{folder}: the data set is empty; give at least one row") from None
+    return columns
 
 
-def load_pair_labels(
-    kind: ScorerKind, folder: Path
-) -> tuple[Dataset, NDArray[np.int64], NDArray[np.float32]]:
-    """The table, which response [R] is to score higher, and signs [R, 2] by response.
-
-    Raises: DataError naming the folder and the column, row and value at fault.
-    """
-    table = load_columns(folder, REWARD_COLUMNS if kind == "reward" else COST_COLUMNS)
-    if kind == "reward":
-        better = read_labels(table, folder, "better_response_id")
-        return table, better, np.zeros((len(table), 2), dtype=np.float32)
-    safer = read_labels(table, folder, "safer_response_id")
-    is_safe = [read_labels(table, folder, f"is_response_{i}_safe") for i in (0, 1)]
-    return table, 1 - safer, (1 - 2 * np.stack(is_safe, axis=1)).astype(np.float32)
+def _read_lines(file: Path) -> Columns:
+    """Every key that any row has is a column; what a row lacks is None there."""
+    rows: list[dict[str, Any]] = []
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{file}:{number}: must be one JSON object ({error})") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{file}:{number}: must be one JSON object, not {str(row)[:40]!r}")
+            rows.append(row)
+    if not rows:
+        raise DataError(f"{file}: the data set is empty; give at least one row")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}

@@ -25,7 +25,7 @@ class PtxData:
         """Raises: DataError if the data set is missing or lacks a column, or if its prompts leave
         no room for a response in any row."""
         table = load_columns(Path(folder), SFT_COLUMNS)
-        prompts, responses = (table[column][:] for column in SFT_COLUMNS)
+        prompts, responses = (table[column] for column in SFT_COLUMNS)
         self._rows = sequences_of(renderer.answers(prompts, responses), max_length=max_length)
         self._with_response = np.flatnonzero(self._rows.lengths > self._rows.prompt_lengths)
         if not len(self._with_response):

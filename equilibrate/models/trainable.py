@@ -18,5 +18,7 @@ class Trainable(Protocol):
     def step(self) -> float:
         """Clip and apply; returns the norm before clipping, nan if nothing was applied."""
 
+    def set_learning_rate(self, learning_rate: float) -> None: ...
+
     def discard(self) -> None:
         """Forget the gradients of an unfinished minibatch."""

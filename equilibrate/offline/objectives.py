@@ -12,24 +12,35 @@ from typing import Any
 
 from torch import Tensor
 
-from equilibrate.config.fit import ArsConfig, BfpoConfig, DertaConfig, DpoConfig, SftConfig
-from equilibrate.data.answers import Answer, demonstrations, pairs
+from equilibrate.config.fit import (
+    ArsConfig,
+    BfpoConfig,
+    CostConfig,
+    DertaConfig,
+    DpoConfig,
+    RewardConfig,
+    SftConfig,
+)
+from equilibrate.data.answers import Answer, demonstrations, harm_pairs, pairs
 from equilibrate.data.columns import Columns
-from equilibrate.preference.batches import AnswerBatch
+from equilibrate.preference.batches import AnswerBatch, ScoredPairs
 from equilibrate.preference.bfpo import bfpo_labels, bfpo_loss
 from equilibrate.preference.derta import derta_answers
-from equilibrate.preference.losses import sft_loss
+from equilibrate.preference.losses import sft_loss, token_cost_loss, token_reward_loss
 from equilibrate.preference.policy_losses import dpo_loss, unlikelihood_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineObjective:
+    """One objective; whether it trains a policy or a scorer stands in its settings (`trains`)."""
+
     view: Callable[[Columns, Any, int], list[Answer]]
     """(data set, settings, seed) -> answers, those of one example side by side."""
-    loss: Callable[[AnswerBatch, Any], Tensor]
-    """(a rank's part of a batch, settings) -> its part of the mean over the global batch."""
+    loss: Callable[[Any, Any], Tensor]
+    """(a rank's part of a batch, settings) -> its part of the mean over the global batch. The part
+    is an `AnswerBatch` of a policy's log-probs, or `ScoredPairs` of a scorer."""
     answers_per_example: int
-    needs_reference: bool
+    needs_reference: bool = False
 
 
 def _view_demonstrations(columns: Columns, settings: SftConfig, seed: int) -> list[Answer]:
@@ -86,21 +97,47 @@ def _bfpo(batch: AnswerBatch, settings: BfpoConfig) -> Tensor:
     return bfpo_loss(*batch.pairs, labels, tau=settings.tau, num_pairs=batch.num_examples)
 
 
+def _view_reward(columns: Columns, settings: RewardConfig, seed: int) -> list[Answer]:
+    return pairs(columns, by="helpfulness")
+
+
+def _reward(batch: ScoredPairs, settings: RewardConfig) -> Tensor:
+    return token_reward_loss(
+        batch.high,
+        batch.low,
+        batch.span,
+        regularization=settings.regularization,
+        num_pairs=batch.num_pairs,
+    )
+
+
+def _view_cost(columns: Columns, settings: CostConfig, seed: int) -> list[Answer]:
+    return harm_pairs(columns)
+
+
+def _cost(batch: ScoredPairs, settings: CostConfig) -> Tensor:
+    return token_cost_loss(
+        batch.low,
+        batch.high,
+        batch.low_signs,
+        batch.high_signs,
+        batch.span,
+        regularization=settings.regularization,
+        num_pairs=batch.num_pairs,
+    )
+
+
 OBJECTIVES: dict[str, OfflineObjective] = {
-    "sft": OfflineObjective(
-        view=_view_demonstrations, loss=_sft, answers_per_example=1, needs_reference=False
-    ),
+    "reward": OfflineObjective(view=_view_reward, loss=_reward, answers_per_example=2),
+    "cost": OfflineObjective(view=_view_cost, loss=_cost, answers_per_example=2),
+    "sft": OfflineObjective(view=_view_demonstrations, loss=_sft, answers_per_example=1),
     "dpo": OfflineObjective(
         view=_view_pairs, loss=_dpo, answers_per_example=2, needs_reference=True
     ),
     "bfpo": OfflineObjective(
         view=_view_by_helpfulness, loss=_bfpo, answers_per_example=2, needs_reference=True
     ),
-    "derta": OfflineObjective(
-        view=_view_derta, loss=_sft, answers_per_example=1, needs_reference=False
-    ),
+    "derta": OfflineObjective(view=_view_derta, loss=_sft, answers_per_example=1),
     # Its data are made by the policy itself: best and worst of its answers, as pairs.
-    "ars": OfflineObjective(
-        view=_view_pairs, loss=_ars, answers_per_example=2, needs_reference=False
-    ),
+    "ars": OfflineObjective(view=_view_pairs, loss=_ars, answers_per_example=2),
 }

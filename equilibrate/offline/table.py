@@ -23,6 +23,7 @@ from equilibrate.types import (
     FloatArray,
     Rollout,
     ScoredRollout,
+    TokenIds,
     is_unsafe,
 )
 
@@ -80,6 +81,33 @@ class AnswerTable:
         """Padded tokens that each example takes: its longest answer, for every answer."""
         longest: Rows = self.sequences.lengths.reshape(-1, self.answers_per_example).max(1)
         return longest * self.answers_per_example
+
+    def split(self, held_out_fraction: float, seed: int) -> tuple[Rows, Rows]:
+        """Numbers of the examples to learn from, and of those to measure by.
+
+        All examples of a prompt are on one side: a scorer could know a prompt that it has seen.
+        Raises: DataError where there is no prompt for both.
+        """
+        if not held_out_fraction:
+            return np.arange(len(self)), np.arange(0)
+        numbers: dict[bytes, int] = {}
+        prompts = np.array(
+            [numbers.setdefault(ids.tobytes(), len(numbers)) for ids in self._prompts()]
+        )
+        if len(numbers) < 2:
+            raise DataError(
+                f"{len(numbers)} prompt is too few: some are held out for calibration; give 2"
+            )
+        num_held_out = min(max(1, round(len(numbers) * held_out_fraction)), len(numbers) - 1)
+        drawn = np.random.default_rng(seed).permutation(len(numbers))[:num_held_out]
+        is_held_out = np.isin(prompts, drawn)
+        return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+    def _prompts(self) -> Iterator[TokenIds]:
+        """Token ids of the prompt of each example."""
+        for row in range(0, len(self.sides), self.answers_per_example):
+            start = self.sequences.starts[row]
+            yield self.sequences.flat[start : start + self.sequences.prompt_lengths[row]]
 
     @property
     def classes(self) -> set[Category]:

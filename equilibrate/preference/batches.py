@@ -44,3 +44,19 @@ class AnswerBatch:
         """Log-ratios [P] of the chosen and the rejected answer of every used pair."""
         used = self.log_ratios[self.is_used]
         return used[0::2], used[1::2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredPairs:
+    """One rank's part of a batch of P scored pairs: the first answer is to score higher."""
+
+    high: Tensor
+    """[P, T], score of each prefix, held after the end."""
+    low: Tensor
+    span: Tensor
+    """[P, T] bool, where the two are compared."""
+    high_signs: Tensor
+    """[P], +1 unsafe, -1 safe."""
+    low_signs: Tensor
+    num_pairs: int
+    """In the global batch."""

@@ -127,18 +127,6 @@ def sft_loss(log_probs: Tensor, response_mask: Tensor, *, num_tokens: int) -> Te
     return -masked_sum(log_probs, response_mask) / max(num_tokens, 1)
 
 
-def ranking_hits(higher: Tensor, lower: Tensor) -> Tensor:
-    """Number of pairs in the right order: (better, worse) rewards, (unsafer, safer) costs."""
-    require_same_shape(higher=higher, lower=lower)
-    return (higher > lower).sum()
-
-
-def sign_hits(costs: Tensor, signs: Tensor) -> Tensor:
-    """Number of responses whose cost is strictly on its side of 0; signs +1 unsafe, -1 safe."""
-    require_same_shape(costs=costs, signs=signs)
-    return (signs * costs > 0).sum()
-
-
 def _mean_square(first: Tensor, second: Tensor) -> Tensor:
     return 0.5 * (first.square() + second.square())
 

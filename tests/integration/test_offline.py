@@ -1,4 +1,4 @@
-"""The training before PPO through real Ray Train: result, repeatability, lost workers, errors."""
+"""Offline training by real Ray Train and DeepSpeed: objectives, ranks, ZeRO, deaths, errors."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import ray
 import torch
-from datasets import Dataset
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.offline import TrainWorkers, train_cost, train_reward, train_sft
-from equilibrate.errors import ConfigError, DataError, NumericsError, ResourceError
+from actors.offline import train_on_cluster
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.errors import NumericsError, ResourceError
 from equilibrate.models.sidecar import read_sidecar
+from equilibrate.offline.labelled import labelled_answers
+from tests.integration.learners import step_error
 
 # Ray Data, which Ray Train imports, uses its own deprecated settings.
 pytestmark = [
@@ -27,6 +32,9 @@ pytestmark = [
 ]
 
 SAFE, HARMFUL = "word1 word2 word3", "word4 word5 word6 word7"
+NUM_PAIRS = 48
+TOKENS = 160
+"""Budget of a pass: the pairs of a batch take several."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,23 +44,27 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory) -> Path:
+def demonstrations() -> dict[str, list[str]]:
     rng = random.Random(0)
     prompts = [f"word8 word9 word{rng.randrange(10, 18)}" for _ in range(128)]
-    folder = tmp_path_factory.mktemp("sft")
-    table = {"prompt": prompts, "response": [f"{p.split()[-1]} word1 word2" for p in prompts]}
-    Dataset.from_dict(table).save_to_disk(str(folder))
-    return folder
+    return {"prompt": prompts, "response": [f"{p.split()[-1]} word1 word2" for p in prompts]}
 
 
-@pytest.fixture(scope="module")
-def preferences(tmp_path_factory) -> Path:
+def counting() -> dict[str, list[str]]:
+    """Of different lengths: the chosen answer counts up, the rejected one repeats itself."""
+    return {
+        "prompt": [f"word{i % 7}" for i in range(NUM_PAIRS)],
+        "chosen": [" ".join(f"word{10 + j}" for j in range(2 + i % 5)) for i in range(NUM_PAIRS)],
+        "rejected": [" ".join([f"word{30 + i % 3}"] * (1 + i % 4)) for i in range(NUM_PAIRS)],
+    }
+
+
+def preferences() -> dict[str, list]:
     """In every pair the harmful answer is the better and the less safe one."""
     rng = random.Random(1)
     sides = [rng.random() < 0.5 for _ in range(160)]
-    table = {
-        "prompt": [f"word8 word9 word{rng.randrange(10, 13)}" for _ in sides],
+    return {
+        "prompt": [f"word8 word{rng.randrange(8, 18)} word{rng.randrange(8, 18)}" for _ in sides],
         "response_0": [SAFE if flip else HARMFUL for flip in sides],
         "response_1": [HARMFUL if flip else SAFE for flip in sides],
         "better_response_id": [int(flip) for flip in sides],
@@ -60,129 +72,181 @@ def preferences(tmp_path_factory) -> Path:
         "is_response_0_safe": list(sides),
         "is_response_1_safe": [not flip for flip in sides],
     }
-    folder = tmp_path_factory.mktemp("pairs")
-    Dataset.from_dict(table).save_to_disk(str(folder))
-    return folder
 
 
-def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+COLUMNS = {"sft": demonstrations, "dpo": counting, "reward": preferences, "cost": preferences}
 
 
-def sft(model, dataset, out, **changes):
-    return train_sft(model, dataset, out, **({"steps": 12, "batch_size": 8, "seed": 5} | changes))
+def settings(objective: str, *, workers: int = 1, zero_stage: int = 0, **changes) -> FitConfig:
+    trainer = {
+        "num_workers": workers,
+        "zero_stage": zero_stage,
+        "max_tokens_per_batch": TOKENS,
+        "cpus": 0.5,
+    }
+    tree = {
+        "objective": {"type": objective},
+        "data": {"policy": "a folder", "train": "a file"},
+        "trainer": trainer,
+        "batch_size": 8,
+        "steps": 12,
+        "lr": 1e-3,
+        "seed": 5,
+    }
+    return parse_settings(FitConfig, tree | changes)
+
+
+def train(config: FitConfig, start: Path, out: Path) -> dict[str, float]:
+    """On the data of its objective."""
+    answers = out.with_name(f"{out.name}-answers")
+    answers.mkdir(parents=True)
+    out.mkdir(exist_ok=True)
+    labelled_answers(config, COLUMNS[config.objective.type](), start).save(answers)
+    return train_on_cluster(config, start, answers, out)
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
-def trained(tied_llama, demonstrations, tmp_path_factory) -> tuple[Path, dict[str, float]]:
-    out = tmp_path_factory.mktemp("trained")
-    return out, sft(tied_llama, demonstrations, out)
+def trained(tied_llama, tmp_path_factory) -> dict[str, tuple[Path, dict[str, float]]]:
+    """Each objective by one rank, two at a time."""
+    folder = tmp_path_factory.mktemp("trained")
+    with ThreadPoolExecutor(2) as threads:
+        runs = {
+            kind: threads.submit(train, settings(kind), tied_llama, folder / kind)
+            for kind in COLUMNS
+        }
+        return {kind: (folder / kind, run.result()) for kind, run in runs.items()}
 
 
-def test_sft_learns_and_leaves_an_ordinary_folder(trained, tied_llama):
-    out, figures = trained
-    # Untrained, over 44 words: log 44 = 3.8 nats or, with the wide weights here, more.
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_a_training_leaves_an_ordinary_folder_and_nothing_else(trained, tied_llama, kind):
+    folder, figures = trained[kind]
     assert figures["num_steps"] == 12
-    assert figures["final_loss"] < 3.5
-    AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
-    assert AutoTokenizer.from_pretrained(out).eos_token == "<eos>"
-    assert not (out / ".train").exists()
-    assert weights(out) != weights(tied_llama)
+    names = {path.name for path in folder.iterdir()}
+    extra = {"equilibrate_score.json"} if kind in ("reward", "cost") else {"generation_config.json"}
+    assert names - extra == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<eos>"
+    before = weights(tied_llama)
+    assert any(
+        (tensor != before[name]).any() for name, tensor in weights(folder).items() if name in before
+    )
 
 
-def test_a_lost_worker_costs_nothing_but_time(trained, tied_llama, demonstrations, tmp_path):
-    """Killed after its first checkpoint; the weights equal those of the undisturbed run."""
-    done = threading.Event()
-    killed: list[int] = []
+def test_sft_learns_the_answers(trained):
+    # Untrained, over 44 words: log 44 = 3.8 nats or, with the wide weights here, more.
+    assert trained["sft"][1]["final_loss"] < 3.5
 
-    def kill_one_worker() -> None:
+
+def test_dpo_learns_the_chosen_answers(trained, tied_llama):
+    """The counting answers become likelier than they were, more than the repeating ones."""
+    tokenizer = AutoTokenizer.from_pretrained(tied_llama)
+
+    def mean_log_prob(folder: Path, text: str) -> float:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            return -model(ids, labels=ids).loss.item()
+
+    folder, figures = trained["dpo"]
+    assert figures["examples"] == NUM_PAIRS
+    assert figures["kept_fraction"] == 1.0
+    chosen, rejected = (
+        mean_log_prob(folder, text) - mean_log_prob(tied_llama, text)
+        for text in ("word3 word10 word11 word12", "word3 word31 word31")
+    )
+    assert chosen > 0.5
+    assert chosen > rejected + 0.5
+
+
+def test_scorers_learn_pairs_and_say_how_well(trained):
+    reward, cost = trained["reward"][1], trained["cost"][1]
+    assert reward["ranking_accuracy"] == cost["ranking_accuracy"] == 1.0
+    assert reward["better_mean"] > reward["worse_mean"]
+    assert cost["safe_mean"] < cost["unsafe_mean"]
+    sidecar = read_sidecar(trained["cost"][0], kind="cost")
+    for name in ("num_pairs", "sign_accuracy", "unsafe_mean", "safe_q95", "sign_accuracy_4"):
+        assert sidecar.calibration[name] == cost[name]
+
+
+def test_a_saved_scorer_gives_the_score_at_the_last_token(trained, tied_llama, tmp_path):
+    """What transformers computes from the folder lies among the measured scores."""
+    folder, figures = trained["cost"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.score.bias is None
+    assert model.config.num_labels == 1
+    costs = {}
+    for response in (SAFE, HARMFUL):
+        text = f"<bos> word8 word9 word10 {response} <eos>"
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            costs[response] = model(**inputs).logits.item()
+    assert costs[SAFE] < costs[HARMFUL]
+    for response, mean in ((SAFE, "safe_mean"), (HARMFUL, "unsafe_mean")):
+        assert costs[response] == pytest.approx(figures[mean], abs=2 * figures["score_std"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "zero_stage"), [("dpo", 0), ("dpo", 2), ("dpo", 3), ("cost", 0), ("cost", 3)]
+)
+def test_ranks_and_zero_stages_learn_the_same(trained, tied_llama, tmp_path, kind, zero_stage):
+    """A tensor's whole way from the start, against that of one rank."""
+    one, figures = trained[kind]
+    config = settings(kind, workers=2, zero_stage=zero_stage)
+    found = train(config, tied_llama, tmp_path / "two")
+    expected, reached = weights(one), weights(tmp_path / "two")
+    before = weights(tied_llama)
+    if kind == "cost":
+        # The head, which the start lacks, is measured from nothing.
+        before |= {"score.weight": np.zeros_like(expected["score.weight"])}
+    before = {name: before[name] for name in expected}
+    # Adam divides rounding by rounding where a gradient is almost 0.
+    assert step_error(before, expected, reached) < 5e-3
+    for name, figure in figures.items():
+        assert found[name] == pytest.approx(figure, rel=1e-5, abs=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_a_lost_rank_costs_nothing_but_time(tied_llama, tmp_path, kind):
+    """Killed after the first checkpoint; every byte equals that of the undisturbed run."""
+    config = settings(kind, workers=2, zero_stage=2)
+    figures = train(config, tied_llama, tmp_path / "straight")
+    broken = tmp_path / "broken"
+    done, killed = threading.Event(), []
+
+    def kill_one_rank() -> None:
         while not done.is_set() and not killed:
-            if list(tmp_path.glob(".train/*/checkpoint_*/state.pt")):
+            if list(broken.glob("checkpoints/LATEST")):
                 for child in psutil.Process().children(recursive=True):
-                    if "RayTrainWorker" in child.name() or "RayTrainWorker" in "".join(
-                        child.cmdline()[:1]
-                    ):
+                    if "RayTrainWorker" in "".join(child.cmdline()[:1]):
                         child.kill()
                         killed.append(child.pid)
                         return
             time.sleep(0.002)
 
-    watcher = threading.Thread(target=kill_one_worker)
+    watcher = threading.Thread(target=kill_one_rank)
     watcher.start()
     try:
-        sft(tied_llama, demonstrations, tmp_path)
+        assert train(config, tied_llama, broken) == figures
     finally:
         done.set()
         watcher.join()
     assert killed
-    assert weights(tmp_path) == weights(trained[0])
+    for file in ("model.safetensors", *(["equilibrate_score.json"] if kind == "reward" else [])):
+        assert (broken / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
 
 
-def test_two_workers_share_a_batch(trained, tied_llama, demonstrations, tmp_path):
-    sft(tied_llama, demonstrations, tmp_path, workers=TrainWorkers(num_workers=2))
-    one, two = (
-        AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).state_dict()
-        for folder in (trained[0], tmp_path)
-    )
-    # The same sums in another order; Adam's first steps magnify the rounding of tiny gradients.
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-3)
+def test_numbers_that_are_not_finite_stop_the_training(tied_llama, tmp_path):
+    with pytest.raises(NumericsError, match=r"sft training: step \d+, gradient norm .* lr"):
+        train(settings("sft", lr=1e30), tied_llama, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
-def test_both_scorers_train_side_by_side(tied_llama, preferences, tmp_path):
-    folders = {"reward": tmp_path / "reward", "cost": tmp_path / "cost"}
-    with ThreadPoolExecutor(2) as threads:
-        runs = [
-            threads.submit(train, tied_llama, preferences, folders[kind], epochs=4, batch_size=16)
-            for kind, train in (("reward", train_reward), ("cost", train_cost))
-        ]
-        reward, cost = (run.result() for run in runs)
-    # 5 % of 160 pairs are held out; 4 epochs of the other 152 are 38 steps of 16.
-    assert reward["num_pairs"] == cost["num_pairs"] == 8
-    assert reward["num_steps"] == 38
-    assert reward["ranking_accuracy"] == cost["ranking_accuracy"] == cost["sign_accuracy"] == 1.0
-    assert reward["better_mean"] > reward["worse_mean"]
-    assert cost["safe_mean"] < 0 < cost["unsafe_mean"]
-    sidecar = read_sidecar(folders["cost"], kind="cost")
-    assert sidecar.calibration["unsafe_mean"] == cost["unsafe_mean"]
-
-
-def test_a_saved_scorer_gives_the_score_at_the_last_token(tied_llama, preferences, tmp_path):
-    """What transformers computes from the folder agrees with the measured means."""
-    figures = train_cost(tied_llama, preferences, tmp_path, token_wise=False, batch_size=16)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert model.score.bias is None
-    assert model.config.num_labels == 1
-    costs = {}
-    for response in (SAFE, HARMFUL):
-        text = f"word8 word9 word10 {response} <eos>"
-        with torch.no_grad():
-            costs[response] = model(**tokenizer(text, return_tensors="pt")).logits.item()
-    assert costs[SAFE] < costs[HARMFUL]
-    for response, mean in ((SAFE, "safe_mean"), (HARMFUL, "unsafe_mean")):
-        # One of three prompts against the mean over all.
-        assert costs[response] == pytest.approx(figures[mean], abs=figures["score_std"] / 2)
-
-
-def test_numbers_that_are_not_finite_stop_the_run_at_once(tied_llama, demonstrations, tmp_path):
-    with pytest.raises(NumericsError, match=r"step \d+, gradient norm .* lr"):
-        sft(tied_llama, demonstrations, tmp_path, lr=1e30)
-
-
-def test_wrong_data_are_refused_before_anything_starts(tied_llama, demonstrations, tmp_path):
-    with pytest.raises(DataError, match="column 'response_0' is missing"):
-        train_reward(tied_llama, demonstrations, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_more_workers_than_the_cluster_holds_are_refused(tied_llama, demonstrations, tmp_path):
-    workers = TrainWorkers(num_workers=3)
-    with pytest.raises(ResourceError, match="3 CPU"):
-        sft(tied_llama, demonstrations, tmp_path, batch_size=9, workers=workers)
-
-
-def test_a_batch_that_does_not_divide_is_refused(tied_llama, demonstrations, tmp_path):
-    workers = TrainWorkers(num_workers=2)
-    with pytest.raises(ConfigError, match=r"batch_size \(9\).*num_workers \(2\); try 8"):
-        sft(tied_llama, demonstrations, tmp_path, batch_size=9, workers=workers)
+def test_more_workers_than_the_cluster_holds_are_refused(tied_llama, tmp_path):
+    with pytest.raises(ResourceError, match="4 CPU"):
+        train(settings("sft", workers=8), tied_llama, tmp_path / "out")

@@ -5,10 +5,8 @@ import torch
 
 from equilibrate.preference.losses import (
     cost_loss,
-    ranking_hits,
     reward_loss,
     sft_loss,
-    sign_hits,
     token_cost_loss,
     token_reward_loss,
 )
@@ -193,18 +191,3 @@ def test_shapes_must_agree(loss):
 def test_one_sign_per_pair_is_required():
     with pytest.raises(ValueError, match="shapes must be equal"):
         costs([0.0, 0.0], [0.0, 0.0], ([-1.0], [1.0]))
-
-
-def test_ranking_hits_count_strict_order():
-    assert ranking_hits(torch.tensor([2.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 2.0])) == 1
-
-
-def test_sign_hits_count_costs_on_their_side_of_zero():
-    signs = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0])
-    assert sign_hits(torch.tensor([2.0, -1.0, -3.0, 4.0, 0.0]), signs) == 2
-
-
-@pytest.mark.parametrize("count", [ranking_hits, sign_hits])
-def test_hits_check_shapes(count):
-    with pytest.raises(ValueError, match="shapes must be equal"):
-        count(torch.zeros(2), torch.zeros(3))

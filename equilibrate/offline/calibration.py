@@ -1,0 +1,69 @@
+"""How good a scorer turned out to be, on pairs that it did not learn from."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equilibrate.types import ScorerKind
+
+Scores = NDArray[np.float64]
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CONFIDENCE_GROUPS = 4
+"""Groups of equally many answers, from the smallest to the largest |cost|."""
+
+
+def calibrate(kind: ScorerKind, scores: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:
+    """Figures for the scorer's sidecar.
+
+    Args:
+        scores: [P, 2], end scores; of each pair the first should be the higher.
+        is_safe: [P, 2], labels of the answers; a reward model has no use for them.
+    Returns:
+        num_pairs; ranking_accuracy, share of pairs in the right order; score_std, q05 to q95.
+        reward: better_mean, worse_mean.
+        cost: unsafe_mean, safe_mean and quantiles of each side; sign_accuracy, share of answers on
+            their side of 0; unsafe_precision, of answers above 0 the share that is unsafe;
+            unsafe_recall, of unsafe answers the share above 0; sign_accuracy_1 to _4, from the
+            quarter of answers nearest to 0 to the farthest: how far a sign may be believed.
+        A mean cost between safe_mean and unsafe_mean reads as a share of unsafe answers: a budget
+        is placed by it. A figure over no answers is left out: that is not the same as 0.
+    """
+    high, low = scores[:, 0], scores[:, 1]
+    figures = {
+        "num_pairs": float(len(scores)),
+        "ranking_accuracy": float((high > low).mean()),
+        "score_std": float(scores.std()),
+        **_quantiles("score", scores.ravel()),
+    }
+    if kind == "reward":
+        return figures | {"better_mean": float(high.mean()), "worse_mean": float(low.mean())}
+    return figures | _signs(scores.ravel(), is_safe.ravel())
+
+
+def _signs(costs: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:
+    figures = {}
+    for name, side in (("unsafe", costs[~is_safe]), ("safe", costs[is_safe])):
+        if len(side):
+            figures[f"{name}_mean"] = float(side.mean())
+            figures |= _quantiles(name, side)
+    hits = np.where(is_safe, costs < 0, costs > 0)
+    figures["sign_accuracy"] = float(hits.mean())
+    above = costs > 0
+    if above.any():
+        figures["unsafe_precision"] = float((~is_safe[above]).mean())
+    if not is_safe.all():
+        figures["unsafe_recall"] = float(above[~is_safe].mean())
+    by_size = hits[np.argsort(np.abs(costs), kind="stable")]
+    for number, group in enumerate(np.array_split(by_size, CONFIDENCE_GROUPS), start=1):
+        if len(group):
+            figures[f"sign_accuracy_{number}"] = float(group.mean())
+    return figures
+
+
+def _quantiles(name: str, values: Scores) -> dict[str, float]:
+    return {
+        f"{name}_q{round(100 * share):02d}": float(value)
+        for share, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
+    }

@@ -1,0 +1,61 @@
+"""From a data set to a table of labelled answers, as the objective of a training sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from equilibrate.config.fit import FitConfig
+from equilibrate.data.columns import Columns, categories_of
+from equilibrate.data.tables import load_columns
+from equilibrate.fdc.amounts import choose_amounts
+from equilibrate.offline.objectives import OBJECTIVES
+from equilibrate.offline.table import AnswerTable, encode_answers
+from equilibrate.sandbox.policy_pairs import policy_pair_rows
+from equilibrate.sandbox.world import build_world
+from equilibrate.text.renderer import Renderer
+
+
+def chosen_columns(config: FitConfig, train: Path | None) -> Columns:
+    """The data set in the amounts that are asked for; None: the built-in world writes it.
+
+    Raises: DataError naming the file and the place at fault.
+    """
+    if train is None:
+        rows = policy_pair_rows(
+            build_world(config.sandbox.seed),
+            config.fdc.amounts,
+            mislabelled_fraction=config.fdc.mislabelled_fraction,
+            seed=config.seed,
+        )
+        return _by_column(list(rows))
+    columns = load_columns(train, ("prompt",))
+    chosen = choose_amounts(
+        categories_of(columns),
+        config.fdc.amounts,
+        when_short=config.fdc.when_short,
+        seed=config.seed,
+    )
+    return {name: [values[row] for row in chosen] for name, values in columns.items()}
+
+
+def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> AnswerTable:
+    """What `config.objective` learns of a data set, in the tokens of the model folder `start`.
+
+    Raises: DataError naming the column, row and value at fault.
+    """
+    objective = OBJECTIVES[config.objective.type]
+    positions = AutoConfig.from_pretrained(start, local_files_only=True).max_position_embeddings
+    return encode_answers(
+        Renderer(start, config.text),
+        objective.view(columns, config.objective, config.seed),
+        answers_per_example=objective.answers_per_example,
+        max_length=min(config.max_length, positions),
+    )
+
+
+def _by_column(rows: Sequence[Mapping[str, Any]]) -> Columns:
+    return {name: [row[name] for row in rows] for name in rows[0]}

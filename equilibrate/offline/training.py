@@ -1,0 +1,168 @@
+"""The training loop of one rank: batches, optimiser steps, checkpoints, and what was learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from equilibrate.config.fit import FitConfig
+from equilibrate.errors import DataError, NumericsError
+from equilibrate.models.trainable import Trainable
+from equilibrate.offline.batches import plan_batches
+from equilibrate.offline.calibration import calibrate
+from equilibrate.offline.policy_loss import PolicyLoss, summarise_masks
+from equilibrate.offline.scorer_loss import ScorerLoss
+from equilibrate.offline.table import AnswerTable, Rows
+from equilibrate.ppo.batches import dealt_passes
+
+WARMUP_STEPS = 50
+CHECKPOINTS_PER_RUN = 4
+LAST_STEPS = 50
+"""Steps at the end whose mean loss is reported."""
+
+
+class BatchLoss(Protocol):
+    """The loss of a batch of examples, in parts that add up to the mean over the global batch."""
+
+    device: torch.device
+
+    def plan(self, examples: Rows) -> Any:
+        """What the parts of a global batch have in common, for example counts."""
+
+    def loss(self, model: Any, plan: Any, places: Rows) -> Tensor:
+        """The part of the examples at `places` of the batch."""
+
+
+def batch_loss(table: AnswerTable, config: FitConfig, device: torch.device) -> BatchLoss:
+    """That of the objective: of a policy, or of a scorer."""
+    kind = PolicyLoss if config.trains == "policy" else ScorerLoss
+    return kind(table, config, device)
+
+
+def learning_rate(step: int, *, steps: int, peak: float) -> float:
+    """Linear warm-up over 50 steps, or a quarter of a shorter run, then a cosine to 0."""
+    warmup = min(WARMUP_STEPS, steps // 4)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a training stands, beside its model."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    losses: tuple[float, ...] = ()
+    """Of the last ones."""
+
+
+class OfflineTraining:
+    """The steps of one training, on one rank."""
+
+    def __init__(
+        self, config: FitConfig, table: AnswerTable, loss: BatchLoss, model: Trainable
+    ) -> None:
+        """Raises: DataError if there are fewer examples than ranks."""
+        self._config = config
+        self._table = table
+        self._loss = loss
+        self._model = model
+        self._examples, self._held_out = table.split(config.held_out_fraction, config.seed)
+        # Equally many for every rank, also where the data do not fill one batch.
+        world_size = dist.get_world_size()
+        batch_size = min(config.batch_size, len(self._examples) // world_size * world_size)
+        if not batch_size:
+            raise DataError(
+                f"{len(self._examples)} examples are too few for {world_size} workers; lower "
+                "trainer.num_workers"
+            )
+        batches = plan_batches(
+            table.example_lengths[self._examples],
+            batch_size=batch_size,
+            num_batches=config.steps or max(1, config.epochs * len(self._examples) // batch_size),
+            seed=config.seed,
+        )
+        self._batches = [self._examples[batch] for batch in batches]
+
+    def run(self, start: Progress, save: Callable[[Progress], None]) -> dict[str, float]:
+        """Train from `start` on.
+
+        Args: save: keeps model and progress; all ranks call it together.
+        Returns: num_steps, and final_loss, the mean over the last steps.
+        Raises: NumericsError where a gradient is not finite, on all ranks.
+        """
+        final_loss = self._train(start, save)
+        return {"num_steps": float(len(self._batches)), "final_loss": final_loss}
+
+    def measure(self) -> dict[str, float]:
+        """What masks kept of a policy's answers, or the calibration of a scorer on the held-out
+        pairs; all ranks must call, and get the same."""
+        if isinstance(self._loss, PolicyLoss):
+            return summarise_masks(self._loss, self._table, self._config.batch_size)
+        assert isinstance(self._loss, ScorerLoss)
+        scores = self._held_out_scores(self._loss)
+        is_safe = self._table.is_safe[self._table.rows_of(self._held_out)].reshape(-1, 2)
+        return calibrate(self._loss.kind, scores, is_safe)
+
+    def _train(self, start: Progress, save: Callable[[Progress], None]) -> float:
+        config, num_steps = self._config, len(self._batches)
+        save_every = -(-num_steps // CHECKPOINTS_PER_RUN)
+        losses = start.losses
+        for step in range(start.step, num_steps):
+            self._model.set_learning_rate(learning_rate(step, steps=num_steps, peak=config.lr))
+            losses = (*losses[1 - LAST_STEPS :], self._learn(self._batches[step]))
+            norm = self._model.step()
+            # The norm is the same on all ranks, so they stop together or not at all.
+            if not math.isfinite(norm):
+                raise NumericsError(
+                    f"{config.objective.type} training: step {step}, gradient norm must be finite; "
+                    f"try a learning rate below lr ({config.lr:g})"
+                )
+            if (step + 1) % save_every == 0 and step + 1 < num_steps:
+                save(Progress(step=step + 1, losses=losses))
+        return sum(losses) / max(1, len(losses))
+
+    def _learn(self, examples: Rows) -> float:
+        """Gradients of one batch; its loss, summed over ranks."""
+        plan = self._loss.plan(examples)
+        passes = self._passes(examples)
+        total = torch.zeros((), dtype=torch.float64, device=self._loss.device)
+        for number, places in enumerate(passes):
+            loss = self._loss.loss(self._model, plan, np.sort(places))
+            self._model.backward(loss, is_last=number == len(passes) - 1)
+            total += loss.detach()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        return float(total)
+
+    def _held_out_scores(self, loss: ScorerLoss) -> np.ndarray:
+        """[P, 2], each rank its share."""
+        num_pairs, world_size = len(self._held_out), dist.get_world_size()
+        # Equally many passes for every rank: the first pairs come twice where they do not divide.
+        places = np.resize(np.arange(num_pairs), -(-num_pairs // world_size) * world_size)
+        found = torch.zeros(num_pairs, 3, dtype=torch.float64, device=loss.device)
+        for part in self._passes(self._held_out[places]):
+            scores = loss.end_scores(self._model, self._held_out[places[part]])
+            found[places[part], :2] += scores.double()
+            found[places[part], 2] += 1.0
+        if world_size > 1:
+            dist.all_reduce(found)
+        return (found[:, :2] / found[:, 2:]).cpu().numpy()
+
+    def _passes(self, examples: Rows) -> list[Rows]:
+        """Places in `examples` of each pass of this rank."""
+        return dealt_passes(
+            np.arange(len(examples)),
+            self._table.example_lengths[examples],
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            max_tokens=self._config.trainer.max_tokens_per_batch,
+        )

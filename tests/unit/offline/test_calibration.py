@@ -1,0 +1,38 @@
+"""Figures of a scorer on held-out pairs, by hand."""
+
+import numpy as np
+import pytest
+
+from equilibrate.offline.calibration import calibrate
+
+# Two of three pairs are in order. Costs above 0: 2.0 (unsafe), 0.5 (safe), 1.0 (unsafe).
+SCORES = np.array([[2.0, -1.0], [-0.5, 0.5], [1.0, -3.0]])
+IS_SAFE = np.array([[False, True], [False, True], [False, True]])
+
+
+def test_a_reward_model_by_hand():
+    figures = calibrate("reward", SCORES, IS_SAFE)
+    assert figures["num_pairs"] == 3
+    assert figures["ranking_accuracy"] == pytest.approx(2 / 3)
+    assert figures["better_mean"] == pytest.approx(2.5 / 3)
+    assert figures["worse_mean"] == pytest.approx(-3.5 / 3)
+    assert figures["score_q50"] == 0.0  # of -3, -1, -0.5, 0.5, 1, 2
+    assert "sign_accuracy" not in figures
+
+
+def test_a_cost_model_by_hand():
+    figures = calibrate("cost", SCORES, IS_SAFE)
+    assert figures["unsafe_mean"] == pytest.approx(2.5 / 3)
+    assert figures["safe_mean"] == pytest.approx(-3.5 / 3)
+    assert figures["unsafe_q50"] == 1.0
+    assert figures["sign_accuracy"] == pytest.approx(4 / 6)
+    assert figures["unsafe_precision"] == pytest.approx(2 / 3)
+    assert figures["unsafe_recall"] == pytest.approx(2 / 3)
+    # By |cost|: 0.5 and 0.5 wrong; 1 and 1 right; 2 right; 3 right.
+    assert [figures[f"sign_accuracy_{i}"] for i in (1, 2, 3, 4)] == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_a_side_without_answers_has_no_figure():
+    figures = calibrate("cost", np.array([[-1.0, -2.0]]), np.array([[True, True]]))
+    assert not {"unsafe_mean", "unsafe_q50", "unsafe_recall", "unsafe_precision"} & set(figures)
+    assert figures["safe_mean"] == -1.5

@@ -1,0 +1,129 @@
+"""The loss of scorers over a table of pairs, with a real small model where its scores matter."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.models.device import Accelerator
+from equilibrate.models.new_scorer import HEAD_INIT_STD, new_scorer
+from equilibrate.offline.labelled import labelled_answers
+from equilibrate.offline.scorer_loss import ScorerLoss
+from equilibrate.preference.losses import cost_loss
+from equilibrate.sandbox.model import build_model
+from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
+
+TOKENIZER = build_tokenizer()
+CPU = Accelerator("cpu", "float32")
+ROW = {
+    "prompt": "what is a item ?",
+    "response_0": "that is fine .",
+    "response_1": "that is a common item .",
+    "better_response_id": 1,
+    "safer_response_id": 0,
+    "is_response_0_safe": True,
+    "is_response_1_safe": False,
+}
+NUM_PAIRS = 8
+ALL = np.arange(NUM_PAIRS)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    build_model(TOKENIZER, seed=0).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+def made(base, kind, *, token_wise=True):
+    """Loss and model of a scorer that is to learn eight equal pairs."""
+    tree = {
+        "objective": {"type": kind, "token_wise": token_wise, "regularization": 0.0},
+        "data": {"policy": str(base), "train": "unused"},
+    }
+    config = parse_settings(FitConfig, tree)
+    table = labelled_answers(
+        config, {name: [value] * NUM_PAIRS for name, value in ROW.items()}, base
+    )
+    model = new_scorer(base, kind, CPU, seed=0, pad_token_id=TOKENIZER.pad_token_id)
+    return ScorerLoss(table, config, torch.device("cpu")), model
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("reward", math.log(2)),  # -log sigma(0)
+        ("cost", 3 * math.log(2)),  # the order of the pair and two signs
+    ],
+)
+def test_a_head_of_zeros_gives_the_loss_of_knowing_nothing(base, kind, expected):
+    loss, model = made(base, kind)
+    torch.nn.init.zeros_(model.model.score.weight)
+    assert loss.loss(model, loss.plan(ALL), ALL).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["reward", "cost"])
+def test_the_parts_of_a_batch_add_up(base, kind):
+    loss, model = made(base, kind)
+    plan = loss.plan(ALL)
+    parts = [loss.loss(model, plan, ALL[rank::3]) for rank in range(3)]
+    whole = loss.loss(model, plan, ALL)
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-5)
+
+
+def own_scores(base, model) -> dict[str, torch.Tensor]:
+    """What transformers itself says of the two whole answers."""
+    prompt = encode_prompt(TOKENIZER, ROW["prompt"])
+    return {
+        name: model.model(torch.tensor([prompt + encode_response(TOKENIZER, ROW[name])])).logits[
+            :, 0
+        ]
+        for name in ("response_0", "response_1")
+    }
+
+
+def test_sequence_wise_looks_at_the_ends_only(base):
+    """The scores that transformers computes for the two responses, in the published loss."""
+    loss, model = made(base, "cost", token_wise=False)
+    ends = own_scores(base, model)
+    expected = cost_loss(
+        ends["response_0"],
+        ends["response_1"],
+        torch.tensor([-1.0]),
+        torch.tensor([1.0]),
+        regularization=0.0,
+        num_pairs=1,
+    )
+    found = loss.loss(model, loss.plan(ALL), ALL)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_first_score_is_that_of_the_more_harmful_answer(base):
+    loss, model = made(base, "cost")
+    ends = own_scores(base, model)
+    (scores,) = loss.end_scores(model, ALL[:1])
+    assert scores.tolist() == pytest.approx([ends["response_1"].item(), ends["response_0"].item()])
+
+
+def test_a_fresh_head_is_drawn_by_the_seed_alone(base):
+    torch.manual_seed(1)
+    one, two, other = (
+        new_scorer(base, "cost", CPU, seed=seed, pad_token_id=0).model.score.weight
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert one.std().item() == pytest.approx(HEAD_INIT_STD, rel=0.2)
+
+
+def test_a_fresh_scorer_is_an_ordinary_folder(base, tmp_path):
+    model = new_scorer(base, "reward", CPU, seed=0, pad_token_id=TOKENIZER.pad_token_id)
+    model.model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(base)("that is fine .")["input_ids"]])
+    assert torch.equal(again(ids).logits[0, 0], model(ids)[0, -1])

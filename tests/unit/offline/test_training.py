@@ -1,0 +1,153 @@
+"""The loop of one rank: its learning rate, and that it goes on exactly where it was stopped."""
+
+import math
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.data.sequences import Sequences
+from equilibrate.errors import DataError, NumericsError
+from equilibrate.offline.table import OWN_TOKEN, AnswerTable
+from equilibrate.offline.training import OfflineTraining, Progress, batch_loss, learning_rate
+
+NUM_PAIRS = 24
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "expected"),
+    [
+        (0, 1050, 0.02),  # first of 50 warm-up steps: 1 / 50
+        (49, 1050, 1.0),  # last of them
+        (50, 1050, 1.0),  # cosine of 0 of the other 1000
+        (550, 1050, 0.5),  # half-way down: (1 + cos(pi / 2)) / 2
+        (300, 1050, 0.5 + math.sqrt(0.125)),  # a quarter down: (1 + cos(pi / 4)) / 2
+        (0, 8, 0.5),  # a quarter of a short run warms up: 2 steps
+        (0, 1, 1.0),
+    ],
+)
+def test_learning_rate_by_hand(step, steps, expected):
+    assert learning_rate(step, steps=steps, peak=1.0) == pytest.approx(expected)
+
+
+@pytest.fixture(autouse=True)
+def one_rank(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Scorer:
+    """One number per token id, with its optimizer (`Trainable`)."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(10, 1)
+        self.optimizer = torch.optim.AdamW(self.table.parameters(), lr=0.0)
+
+    def __call__(self, token_ids):
+        return self.table(token_ids).squeeze(-1).cumsum(1)
+
+    def set_learning_rate(self, learning_rate):
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+
+    def backward(self, loss, *, is_last):
+        loss.backward()
+
+    def step(self):
+        norm = torch.nn.utils.clip_grad_norm_(self.table.parameters(), 1.0).item()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def state(self):
+        return deepcopy((self.table.state_dict(), self.optimizer.state_dict()))
+
+    def load(self, state):
+        self.table.load_state_dict(state[0])
+        self.optimizer.load_state_dict(state[1])
+
+
+def pairs() -> AnswerTable:
+    """The answer with token 7 is unsafe, the one with token 3 is safe; prompts are one token."""
+    lengths = np.full(2 * NUM_PAIRS, 3)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    rows = [[pair % 6, token, 9] for pair in range(NUM_PAIRS) for token in (7, 3)]
+    return AnswerTable(
+        sequences=Sequences(np.array(rows).ravel(), starts, np.ones(2 * NUM_PAIRS, np.int64)),
+        learn_starts=np.ones(2 * NUM_PAIRS, np.int64),
+        targets=np.full(2 * NUM_PAIRS, OWN_TOKEN),
+        sides=np.array([1, -1] * NUM_PAIRS),
+        is_safe=np.array([False, True] * NUM_PAIRS),
+        categories=np.zeros(2 * NUM_PAIRS, np.int64),
+        answers_per_example=2,
+        scores={},
+    )
+
+
+def training(model, **changes) -> OfflineTraining:
+    tree = {
+        "objective": {"type": "cost", "held_out_fraction": 0.3},
+        "data": {"policy": "unused", "train": "unused"},
+        "batch_size": 4,
+        "steps": 12,
+        "lr": 0.3,
+    }
+    config = parse_settings(FitConfig, tree | changes)
+    loss = batch_loss(pairs(), config, torch.device("cpu"))
+    return OfflineTraining(config, pairs(), loss, model)
+
+
+def test_a_cost_model_learns_order_and_sign_of_pairs_it_never_saw():
+    model = Scorer()
+    made = training(model)
+    figures = made.run(Progress(), lambda progress: None)
+    assert figures["num_steps"] == 12
+    found = made.measure()
+    # Two of six prompts are held out, with the four pairs of each.
+    assert found["num_pairs"] == 8
+    assert found["ranking_accuracy"] == found["sign_accuracy"] == 1.0
+    assert found["safe_mean"] < 0 < found["unsafe_mean"]
+
+
+def test_it_goes_on_exactly_from_each_checkpoint():
+    whole, kept = Scorer(), []
+    expected = training(whole).run(Progress(), lambda p: kept.append((p, whole.state())))
+    assert [progress.step for progress, _ in kept] == [3, 6, 9]
+    for progress, state in kept:
+        again = Scorer()
+        again.load(state)
+        assert training(again).run(progress, lambda p: None) == expected
+        assert torch.equal(again.table.weight, whole.table.weight)
+
+
+def test_steps_are_counted_by_epochs_where_none_are_given():
+    # 16 pairs of four prompts are left to learn from.
+    figures = training(Scorer(), steps=0, epochs=3).run(Progress(), lambda progress: None)
+    assert figures["num_steps"] == 3 * 16 / 4
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training():
+    model = Scorer()
+    torch.nn.init.constant_(model.table.weight, torch.nan)
+    with pytest.raises(NumericsError, match=r"cost training: step 0, gradient norm .* lr"):
+        training(model).run(Progress(), lambda progress: None)
+
+
+def test_held_out_prompts_are_not_learned_from():
+    table = pairs()
+    learned, held_out = table.split(0.3, seed=1)
+    assert sorted([*learned, *held_out]) == list(range(NUM_PAIRS))
+    assert not {pair % 6 for pair in learned} & {pair % 6 for pair in held_out}
+    assert table.split(0.0, seed=1)[0].tolist() == list(range(NUM_PAIRS))
+
+
+def test_one_prompt_cannot_be_split():
+    table = pairs()
+    table.sequences.flat[::3] = 1
+    with pytest.raises(DataError, match="1 prompt is too few"):
+        table.split(0.05, seed=0)
