@@ -1,4 +1,4 @@
-"""From text columns to padded batches: tokenized once, grouped by length, fixed by the seed.
+"""Token sequences of different lengths, and padded batches of them.
 
 Rows are right-padded. A causal model's outputs on real tokens do not depend on what follows them,
 so no attention mask is passed to the models here.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from torch import Tensor
 
 from equilibrate.text.renderer import EncodedAnswer
 from equilibrate.types import BoolArray, FloatArray, TokenIds
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
