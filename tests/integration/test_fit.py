@@ -1,8 +1,9 @@
-"""Offline training through real Ray Train, DeepSpeed and vLLM: ranks, ZeRO, deaths, whole runs."""
+"""Whole offline runs of the command line, by real Ray Train, DeepSpeed and vLLM."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from datasets import Dataset
 from actors.prepare import prepare_fit_inputs, shared_base
 from equilibrate.config.files import merge_settings, parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.sandbox.data import cost_pair_rows, reward_pair_rows
+from equilibrate.sandbox.world import build_world
 from tests.integration import runs
 
 # Ray Data, which Ray Train imports, uses its own deprecated settings.
@@ -129,3 +132,47 @@ def test_evaluation_prompts_do_not_train(inputs: Path, tmp_path: Path) -> None:
     code = run_fit(inputs, output, "objective={type: ars}", f"data.train={evaluation}")
     assert code == 3
     assert "must not be in the training prompts" in output.with_suffix(".log").read_text()
+
+
+def test_scorers_trained_on_a_file_of_pairs_are_what_train_takes(
+    inputs: Path, tmp_path: Path
+) -> None:
+    """The cost model's training is killed once, and ends in the same bytes."""
+    world = build_world(0)
+    for kind, rows in (("reward", reward_pair_rows), ("cost", cost_pair_rows)):
+        lines = [json.dumps(row) for row in rows(world, 96)]
+        (tmp_path / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+    policy = yaml.safe_load(inputs.read_text())["data"]["policy"]
+
+    def command(kind: str, output: Path) -> subprocess.Popen[str]:
+        settings = (
+            f"objective.type={kind}",
+            f"data.policy={policy}",
+            f"data.train={tmp_path / kind}.jsonl",
+            f"output={output}",
+            "batch_size=8",
+            "steps=12",
+            "trainer={cpus: 0.5, zero_stage: 2}",
+        )
+        return runs.command("fit", *settings, log=output)
+
+    for kind in ("reward", "cost"):
+        assert runs.finish(command(kind, tmp_path / kind)) == 0
+    killed = tmp_path / "killed"
+    run = command("cost", killed)
+    runs.wait_until((killed / "training" / "checkpoints" / "LATEST").exists, run)
+    run.kill()
+    run.wait()
+    assert not (killed / "cost").exists()
+    assert runs.finish(command("cost", killed)) == 0
+    for file in ("model.safetensors", "equilibrate_score.json"):
+        straight = tmp_path / "cost" / "cost" / file
+        assert (killed / "cost" / file).read_bytes() == straight.read_bytes()
+    figures = json.loads((killed / "training.json").read_text())
+    assert figures == json.loads((tmp_path / "cost" / "training.json").read_text())
+    assert figures["num_steps"] == 12
+    taken = (f"data.reward={tmp_path / 'reward/reward'}", f"data.cost={killed / 'cost'}",
+             "iterations=1", "evaluate_every=0")  # fmt: skip
+    ppo = runs.start(inputs.parent / "run.yaml", tmp_path / "ppo", *taken)
+    assert runs.finish(ppo) == 0, (tmp_path / "ppo.log").read_text()
+    assert runs.num_rows(tmp_path / "ppo") == 1
