@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 import transformers
 from ray.train.torch import TorchTrainer
-from transformers import AutoTokenizer
 
 from actors.engine import DeepSpeedModel, export_model, join_group
 from equilibrate.config.files import parse_settings
@@ -38,6 +37,7 @@ from equilibrate.offline.training import OfflineTraining, Progress, batch_loss
 from equilibrate.report import installed_versions
 from equilibrate.run.capacity import Demand, check_capacity
 from equilibrate.run.checkpoint import CheckpointStore
+from equilibrate.text.renderer import load_tokenizer
 
 CHECKPOINTS = "checkpoints"
 STORAGE = ".train"
@@ -187,7 +187,7 @@ def _train(config: FitConfig, start: Path, answers: Path, out: Path) -> dict[str
 def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:
     if config.trains == "policy":
         return load_policy(start, accelerator)
-    pad = AutoTokenizer.from_pretrained(start, local_files_only=True).pad_token_id
+    pad = load_tokenizer(start).pad_token_id
     return new_scorer(start, config.trains, accelerator, seed=config.seed, pad_token_id=pad)
 
 

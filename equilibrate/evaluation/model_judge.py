@@ -34,7 +34,7 @@ class CostModelJudge:
         text: Mapping[str, Any] | None = None,
     ) -> None:
         """Args:
-            folder: cost model with its sidecar and tokenizer, as `fit objective.type=cost` writes it.
+            folder: cost model with its sidecar and tokenizer, as `fit` writes it.
             reward: reward model likewise; empty for none.
             batch_size: answers of one forward pass.
             device: as torch spells it.

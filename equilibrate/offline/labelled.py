@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from equilibrate.config.fit import FitConfig
 from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.tables import load_columns
 from equilibrate.fdc.amounts import choose_amounts
+from equilibrate.models.folders import read_config
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.table import AnswerTable, encode_answers
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
@@ -48,7 +47,7 @@ def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> Answer
     Raises: DataError naming the column, row and value at fault.
     """
     objective = OBJECTIVES[config.objective.type]
-    positions = AutoConfig.from_pretrained(start, local_files_only=True).max_position_embeddings
+    positions = read_config(start).get("max_position_embeddings") or config.max_length
     return encode_answers(
         Renderer(start, config.text),
         objective.view(columns, config.objective, config.seed),
