@@ -22,7 +22,7 @@ from equilibrate.config.base import TextConfig
 from equilibrate.errors import DataError
 from equilibrate.text.ends import read_end_ids
 from equilibrate.text.plain import PlainText, Start
-from equilibrate.text.template import ChatTemplate, Control, Form, Markers, Roles, roles_of
+from equilibrate.text.template import ChatTemplate, Control, Form, Markers, ReplyForm, roles_of
 from equilibrate.types import Conversation, as_conversation
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ class Renderer:
         ):
             turns = as_conversation(conversation)
             heads.append(self._prompt(turns))
-            bodies.append(self._answer(roles_of(turns), begun, self._cut(response), ends))
+            form = self._template.reply(roles_of(turns))
+            start = _start_after(heads[-1])
+            bodies.append(_reply(form, start, begun, self._cut(response), ends))
         encoded = zip(self._encode(heads), self._encode(bodies), strict=True)
         return [
             EncodedAnswer([*head, *body], len(head), len(head) + said.count(False))
@@ -132,7 +134,8 @@ class Renderer:
         if last.role != "assistant":
             raise DataError(f"the last turn ({last.role}) must be the assistant's; leave it out")
         head = self._prompt(tuple(turns))
-        body = self._answer(roles_of(tuple(turns)), "", self._cut(last.content), True)
+        form = self._template.reply(roles_of(tuple(turns)))
+        body = _reply(form, _start_after(head), "", self._cut(last.content), True)
         return self._encode([head + body])[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -149,21 +152,6 @@ class Renderer:
             for turn in conversation
         ]
         return _filled(self._template.prompt(roles_of(conversation)), contents)
-
-    def _answer(self, roles: Roles, given: str, response: str, has_end: bool) -> list[_Piece]:
-        form = self._template.reply(roles)
-        pieces: list[_Piece] = []
-        start, before = form.start, form.before
-        if given:
-            given = given.lstrip() if form.slot.trims_left else given
-            pieces.append(((start, before + given), False))
-            start, before = Start.TEXT, ""
-        elif form.slot.trims_left:
-            response = response.lstrip()
-        if has_end:
-            response = (response.rstrip() if form.slot.trims_right else response) + form.after
-        pieces.append(((start, before + response), True))
-        return [*pieces, (form.end_id, True)] if has_end else pieces
 
     def _cut(self, response: str) -> str:
         """Without the ends that it already carries."""
@@ -192,6 +180,33 @@ def _filled(form: Form, contents: Sequence[str]) -> list[_Piece]:
         (part.token_id if isinstance(part, Control) else part.fill(contents), part.is_said)
         for part in form
     ]
+
+
+def _start_after(prompt: Sequence[_Piece]) -> Start:
+    """Of an answer: what stands before it, where nothing was said what stands before that."""
+    start = None
+    for piece, _ in reversed(prompt):
+        if isinstance(piece, int):
+            return start or Start.TURN
+        if piece[1]:
+            return Start.TEXT
+        start = piece[0]
+    return start or Start.INPUT
+
+
+def _reply(form: ReplyForm, start: Start, given: str, response: str, has_end: bool) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    before = form.before
+    if given:
+        given = given.lstrip() if form.slot.trims_left else given
+        pieces.append(((start, before + given), False))
+        start, before = Start.TEXT, ""
+    elif form.slot.trims_left:
+        response = response.lstrip()
+    if has_end:
+        response = (response.rstrip() if form.slot.trims_right else response) + form.after
+    pieces.append(((start, before + response), True))
+    return [*pieces, (form.end_id, True)] if has_end else pieces
 
 
 def end_ids_of(folder: str | Path) -> list[int]:

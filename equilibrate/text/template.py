@@ -69,7 +69,6 @@ Form = tuple[Control | Run, ...]
 class ReplyForm:
     """How the template writes the answer that follows a prompt."""
 
-    start: Start
     before: str
     """White space between the prompt and the answer, which is part of what the model says."""
     after: str
@@ -157,10 +156,8 @@ class ChatTemplate:
         return self._replies[roles]
 
     def _reply(self, roles: Roles) -> ReplyForm:
-        last = self.prompt(roles)[-1:]
-        start = Start.TEXT if last and isinstance(last[0], Run) else Start.TURN
         untouched = Slot(len(roles), False, False)
-        form = ReplyForm(start=start, before="", after="", slot=untouched, end_id=self.eos_id)
+        form = ReplyForm(before="", after="", slot=untouched, end_id=self.eos_id)
         try:
             whole = self._rendered((*roles, "assistant"), is_prompt=False)
         except DataError:
@@ -171,7 +168,6 @@ class ChatTemplate:
         end_id, end, _ = self._end_of_turn(whole, slots[0].end())
         begin = self._begin_of_turn(whole, slots[0].start(), roles)
         return ReplyForm(
-            start=start,
             before=whole[begin : slots[0].start()],
             after=whole[slots[0].end() : end],
             slot=_slot(slots[0]),

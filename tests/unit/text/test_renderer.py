@@ -106,6 +106,12 @@ def test_without_a_template_contents_stand_as_they_are(tmp_path):
     assert text == "<s> be kind<0x0A><0x0A>a lamp it is</s> thank you"
 
 
+def test_plain_text_after_an_empty_prompt_is_as_if_it_stood_alone(tmp_path):
+    renderer = Renderer(written("no_template", tmp_path))
+    (answer,) = renderer.answers([""], ["it is"])
+    assert answer.token_ids == [*renderer.tokenizer("it is")["input_ids"], renderer.end_of_turn]
+
+
 def test_only_what_the_tokenizer_itself_begins_with_comes_first(tmp_path):
     # It knows a beginning of sequence, but puts none before a text.
     renderer = Renderer(with_template(tmp_path, None))
