@@ -17,6 +17,8 @@ MAX_ROW_BYTES = 8 * 2**20
 CHARACTERS_PER_TOKEN = 50
 """A text with more than this for each token there is room for is too long, without tokenizing it
 (10 MB take 20 s). Ordinary text has 2 to 6."""
+REJECTED_FILE = "rejected.jsonl"
+"""In the folder of a run: rows of its inputs that break a rule, with the rule."""
 
 _HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -138,7 +140,7 @@ def _parse_line(line: bytes) -> object:
     except UnicodeDecodeError as error:
         return DataError(f"({shown(line[error.start : error.end])}) must be UTF-8 text")
     except (ValueError, RecursionError) as error:
-        return DataError(f"({shown(line[:40])}) must be one JSON object ({error})")
+        return DataError(f"({shown(line[:40].rstrip())}) must be one JSON object ({error})")
 
 
 def _folder_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

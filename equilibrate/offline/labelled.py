@@ -8,7 +8,8 @@ from typing import Any
 
 from equilibrate.config.fit import FitConfig
 from equilibrate.data.columns import Columns, categories_of
-from equilibrate.data.tables import load_columns
+from equilibrate.data.rows import REJECTED_FILE, RejectedRows
+from equilibrate.data.tables import load_table
 from equilibrate.fdc.amounts import choose_amounts
 from equilibrate.models.folders import read_config
 from equilibrate.offline.objectives import OBJECTIVES
@@ -31,7 +32,7 @@ def chosen_columns(config: FitConfig, train: Path | None) -> Columns:
             seed=config.seed,
         )
         return _by_column(list(rows))
-    columns = load_columns(train, ("prompt",))
+    columns = readable_columns(config, train, Path(config.output))
     chosen = choose_amounts(
         categories_of(columns),
         config.fdc.amounts,
@@ -39,6 +40,23 @@ def chosen_columns(config: FitConfig, train: Path | None) -> Columns:
         seed=config.seed,
     )
     return {name: [values[row] for row in chosen] for name, values in columns.items()}
+
+
+def readable_columns(config: FitConfig, train: Path, run: Path | None) -> Columns:
+    """The rows of a data set that `config.objective` can read.
+
+    Args: run: folder that takes the list of the others; None writes none.
+    Raises: DataError as `load_table`, or naming the first of the others, if they are too many.
+    """
+    file = None if run is None else run / REJECTED_FILE
+    rejected = RejectedRows(train, max_fraction=config.data.max_rejected_fraction, file=file)
+    view = OBJECTIVES[config.objective.type].view
+
+    def read(columns: Columns) -> None:
+        categories_of(columns)
+        view(columns, config.objective, config.seed)
+
+    return load_table(train, ("prompt",), rejected).readable(read, rejected)
 
 
 def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> AnswerTable:

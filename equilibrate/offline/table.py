@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from equilibrate.data.answers import Answer
+from equilibrate.data.rows import CHARACTERS_PER_TOKEN
 from equilibrate.data.sequences import Sequences, sequences_of
 from equilibrate.errors import DataError
 from equilibrate.text.renderer import Renderer
@@ -220,11 +221,13 @@ def encode_answers(
     Where all tokens are taught one target there is no end: it would be one token more to teach.
     Raises: DataError if a target is no token of the tokenizer, or no answer has room.
     """
+    # What lies beyond is cut off in any case, and a text of 10 MB takes 20 s.
+    longest = CHARACTERS_PER_TOKEN * max_length
     encoded = renderer.answers(
-        [answer.prompt for answer in answers],
-        [answer.response for answer in answers],
-        given=(answer.given for answer in answers),
-        has_end=(not answer.target for answer in answers),
+        [answer.prompt[:longest] for answer in answers],
+        [answer.response[:longest] for answer in answers],
+        given=(answer.given[:longest] for answer in answers),
+        has_end=(not answer.target and len(answer.response) <= longest for answer in answers),
     )
     targets = {text: _target(renderer, text) for text in {answer.target for answer in answers}}
     categories = {category: number for number, category in enumerate(Category)}

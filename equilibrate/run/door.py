@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from equilibrate.config.fit import FitConfig
+from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.train import TrainConfig
+from equilibrate.data.columns import require_text
 from equilibrate.data.leakage import check_disjoint
-from equilibrate.data.tables import load_columns
+from equilibrate.data.rows import RejectedRows
+from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.models.folders import check_models
+from equilibrate.offline.labelled import readable_columns
 from equilibrate.run.folder import rejected_rows
 from equilibrate.sandbox.model import MAX_LENGTH
 from equilibrate.text.renderer import Renderer
@@ -38,9 +41,9 @@ def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> No
     if isinstance(config, TrainConfig):
         training = _prompts(config, run, require_path("prompts", config.data.prompts))
         if config.data.ptx:
-            load_columns(require_path("ptx", config.data.ptx), ("prompt", "response"))
+            _check_texts(require_path("ptx", config.data.ptx))
     else:
-        load_columns(require_path("train", config.data.train), ("prompt",))
+        _check_answers(config, run, require_path("train", config.data.train))
     if data.evaluation:
         held_out = _prompts(config, run, require_path("evaluation", data.evaluation))
         check_disjoint(training, held_out)
@@ -51,6 +54,19 @@ def require_path(key: str, path: str) -> Path:
     if not Path(path).exists():
         raise DataError(f"data.{key} ({path!r}) does not exist; give an existing file or folder")
     return Path(path)
+
+
+def _check_texts(data: Path) -> None:
+    rejected = RejectedRows(data)
+    table = load_table(data, SFT_COLUMNS, rejected)
+    table.readable(lambda columns: require_text(columns, SFT_COLUMNS), rejected)
+
+
+def _check_answers(config: FitConfig, run: Path | None, data: Path) -> None:
+    if isinstance(config.objective, ArsConfig):
+        _prompts(config, run, data)  # their answers are sampled
+        return
+    readable_columns(config, data, run)
 
 
 def _require_sizes_of_the_world(config: TrainConfig | FitConfig) -> None:

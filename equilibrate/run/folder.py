@@ -18,7 +18,7 @@ from equilibrate.config.identity import (
     result_settings,
 )
 from equilibrate.config.train import TrainConfig
-from equilibrate.data.rows import RejectedRows
+from equilibrate.data.rows import REJECTED_FILE, RejectedRows
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.run.checkpoint import LATEST, FolderLock
@@ -28,8 +28,6 @@ from equilibrate.run.sinks import JsonlFile, read_rows, write_whole
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt
 
-REJECTED_FILE = "rejected.jsonl"
-"""Rows of the inputs that break a rule, with the rule."""
 PHASES_FILE = "phases.jsonl"
 """Seconds spent outside the loop."""
 INPUTS_FILE = "inputs.json"

@@ -193,3 +193,19 @@ def test_the_worst_answer_is_kept_only_where_it_is_unlearned():
 def test_no_pair_at_all_is_refused():
     with pytest.raises(DataError, match=r"no prompt has two different answers.*copies"):
         table_of_pairs([], with_worst=True)
+
+
+def test_of_a_text_beyond_all_room_only_the_beginning_is_tokenized(monkeypatch):
+    renderer, seen = world_renderer(), []
+    answers_of = renderer.answers
+
+    def watched(conversations, responses, **options):
+        seen.extend([*conversations, *responses])
+        return answers_of(conversations, responses, **options)
+
+    monkeypatch.setattr(renderer, "answers", watched)
+    long = Answer(prompt=PROMPT, response="that is fine . " * 100_000)
+    table = encode_answers(renderer, [long], answers_per_example=1, max_length=16)
+    assert max(map(len, seen)) == 50 * 16
+    whole = encode(Answer(prompt=PROMPT, response="that is fine . " * 200), max_length=16)
+    assert table.sequences.flat.tolist() == whole.sequences.flat.tolist()

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from equilibrate import cli
-from equilibrate.config.files import parse_config
+from equilibrate.config.files import parse_config, parse_settings
+from equilibrate.config.fit import FitConfig
 from equilibrate.errors import DataError
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.run.door import check_inputs
@@ -159,3 +161,37 @@ def test_the_built_in_world_is_refused_without_its_sizes(
     assert "rollout.max_model_len (2048) must be at most 128 in the built-in world" in told
     assert f"try --config deploy/configs/{file}" in told
     assert cli.main(["validate", "--kind", kind, "--config", f"deploy/configs/{file}"]) == 0
+
+
+@pytest.mark.parametrize("objective", ["dpo", "sft"])
+def test_broken_rows_of_labelled_answers_are_known_at_the_door(
+    inputs: Path, objective: str
+) -> None:
+    pairs = {"prompt": ["p", "q"], "chosen": ["a", None], "rejected": ["b", "c"]}
+    Dataset.from_dict(pairs).save_to_disk(str(inputs / "pairs"))
+    data = {"train": str(inputs / "pairs"), "max_rejected_fraction": 0.1} | {
+        n: str(inputs / n) for n in ("policy", "evaluation")
+    }
+    config = parse_settings(FitConfig, {"data": data, "objective": {"type": objective}})
+    with pytest.raises(DataError, match=r"pairs:1: chosen \(None\) must be text.*\n1 of 2 rows"):
+        check_inputs(config, inputs)
+    assert "chosen (None)" in (inputs / "rejected.jsonl").read_text()
+
+
+def test_prompts_whose_answers_are_sampled_are_read_as_prompts(inputs: Path) -> None:
+    data = {n: str(inputs / n) for n in ("policy", "reward", "cost", "evaluation")}
+    data["train"] = str(inputs / "prompts")
+    config = parse_settings(FitConfig, {"data": data, "objective": {"type": "ars"}})
+    check_inputs(config, inputs)
+    write_rows(inputs / "prompts", [{"prompt": "p", "category": "EHF"}])
+    with pytest.raises(DataError, match=r"prompts:1: category \('EHF'\)"):
+        check_inputs(config, inputs)
+
+
+def test_a_text_of_pretraining_that_is_none_is_known_at_the_door(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "", "response": "a lamp is a thing ."}, {"prompt": "", "response": None}]
+    Dataset.from_list(rows).save_to_disk(str(inputs / "texts"))
+    assert validate(inputs, f"data.ptx={inputs / 'texts'}", "learner.ptx_coef=1") == 3
+    assert "texts:1: response (None) must be text" in capsys.readouterr().err
