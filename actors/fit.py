@@ -32,7 +32,7 @@ from equilibrate.offline.policy_loss import require_something_to_mask
 from equilibrate.offline.sampling import best_and_worst
 from equilibrate.offline.table import AnswerTable, load_answers, table_of_pairs
 from equilibrate.report import summarise_training
-from equilibrate.report.outcome import write_outcome
+from equilibrate.report.results import write_outcome
 from equilibrate.run.assessment import Assessor
 from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.contents import Contents

@@ -19,7 +19,7 @@ from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
 from equilibrate.models.sidecar import read_sidecar
 from equilibrate.report import installed_versions, summarise_training
-from equilibrate.report.outcome import write_outcome
+from equilibrate.report.results import write_outcome
 from equilibrate.run.assessment import Assessor
 from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.checkpoint import CheckpointStore

@@ -1,17 +1,17 @@
 """How harmful, how willing and how helpful a policy is, always with its interval.
 
-judges             prompts and answers -> verdicts, by phrases or any function
-judge_plugins      a judge by its name: ours below, or one that another package registers
-model_judge        verdicts of a cost model; scores of answers
-endpoint_judge     verdicts of a language model behind a chat endpoint
-served_model       conversations -> replies of such an endpoint
-statistics         numbers -> an estimate with a 95 % interval
-tables             verdicts -> the table of a report; two tables -> their paired difference
-arena              scores of two policies -> who wins where, and how safely
-refusal_positions  answers -> at which word their refusals begin
-strategies         prompts -> answers under an instruction, exemplars or self-check; what it costs
-pareto             policies -> those that no other beats, the area they dominate, their height
-leakage            evaluation prompts never train
+judges           prompts and answers -> verdicts, by phrases or any function; at which word
+                 refusals begin
+judge_plugins    a judge by its name: ours below, or one that another package registers
+model_judge      verdicts of a cost model; scores of answers
+endpoint_judge   verdicts of a language model behind a chat endpoint
+served_model     conversations -> replies of such an endpoint
+statistics       numbers -> an estimate with a 95 % interval
+tables           verdicts -> the table of a report; two tables -> their paired difference
+arena            scores of two policies -> who wins where, and how safely
+strategies       prompts -> answers under an instruction, exemplars or self-check; what it costs
+pareto           policies -> those that no other beats, the area they dominate, their height
+leakage          evaluation prompts never train
 
 Nothing here imports torch, transformers or openai before it is used.
 """
@@ -19,10 +19,16 @@ Nothing here imports torch, transformers or openai before it is used.
 from equilibrate.data.leakage import check_disjoint
 from equilibrate.evaluation.arena import Arena, arena
 from equilibrate.evaluation.judge_plugins import judge_names, load_judge
-from equilibrate.evaluation.judges import CallableJudge, Judge, RefusalMatcher, Verdict
+from equilibrate.evaluation.judges import (
+    CallableJudge,
+    Judge,
+    RefusalMatcher,
+    RefusalPosition,
+    Verdict,
+    refusal_histogram,
+)
 from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.evaluation.pareto import gap_at_equal_harm, hypervolume, pareto_front
-from equilibrate.evaluation.refusal_positions import RefusalPosition, refusal_histogram
 from equilibrate.evaluation.served_model import Message, Messages, ServedModel
 from equilibrate.evaluation.statistics import (
     MIN_CLAIMED,

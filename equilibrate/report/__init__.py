@@ -1,8 +1,7 @@
 """What people look at after a run: `results.json` for scripts, `report.html` for eyes."""
 
 from equilibrate.report.page import write_report
-from equilibrate.report.paired import paired_markdown
-from equilibrate.report.pooled import pooled_markdown
+from equilibrate.report.pooled import paired_markdown, pooled_markdown
 from equilibrate.report.results import (
     TrainingSummary,
     installed_versions,

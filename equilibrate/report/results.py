@@ -1,4 +1,4 @@
-"""`results.json`: what scripts read of a finished run."""
+"""`results.json`: what scripts read of a finished run, and the step that writes it last."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from equilibrate.evaluation import EvaluationTable
-from equilibrate.run.sinks import METRICS_FILE, TIMINGS_FILE, Row, read_rows, write_whole
+from equilibrate.config.base import RunConfig
+from equilibrate.evaluation import EvaluationTable, Judge
+from equilibrate.report.page import write_report
+from equilibrate.run.assessment import difference, read_assessment, sample_rows
+from equilibrate.run.folder import say, stage_seconds
+from equilibrate.run.sinks import (
+    METRICS_FILE,
+    SAMPLES_FILE,
+    TIMINGS_FILE,
+    Row,
+    read_rows,
+    write_whole,
+)
 from equilibrate.run.stages import library_versions
+from equilibrate.types import Prompt
 
 LAST_ITERATIONS = 20
 """Iterations at the end of a run whose cost is averaged: one is too noisy to judge a budget by."""
@@ -130,3 +142,32 @@ def _numbers(rows: Sequence[Row], name: str) -> list[float]:
 def _significant(value: float | None) -> float | None:
     """Six significant digits; null for a number that is not finite."""
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+
+
+def write_outcome(
+    config: RunConfig,
+    run: Path,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    *,
+    training: TrainingSummary,
+    cost_budget: float | None,
+) -> None:
+    """Results, samples and report of what `base.json` and `aligned.json` hold."""
+    if prompts:
+        base, aligned = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
+        rows = sample_rows({"base": base, "aligned": aligned})
+        write_whole(run / SAMPLES_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+        write_results(
+            run / "results.json",
+            base=base.table,
+            aligned=aligned.table,
+            difference=difference(base, aligned),
+            training=training,
+            cost_budget=cost_budget,
+            stage_seconds=stage_seconds(run),
+            judge=judge.name,
+            versions=installed_versions(),
+            seed=config.seed,
+        )
+    say(f"report: {write_report(run)}")

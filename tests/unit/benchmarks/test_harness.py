@@ -1,11 +1,13 @@
 """Pairs, quartiles, the roof and the result file, without a clock that matters."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import harness
+from benchmarks import harness, keep
 from benchmarks.harness import Pairs, Quartiles, Result, make_parser, settle_roof
 from benchmarks.limits import Roof
 
@@ -115,3 +117,19 @@ def test_help_needs_no_heavy_library(name: str, capsys: pytest.CaptureFixture[st
         module.main(["--help"])
     assert exit_info.value.code == 0
     assert "--json FILE" in capsys.readouterr().out
+
+
+def test_a_row_a_label(tmp_path: Path):
+    kept, file = tmp_path / "measured.jsonl", tmp_path / "sync.json"
+    for label, ratio in (("sync", 1.0), ("rollout", 2.0), ("sync", 3.0)):
+        file.write_text(json.dumps({"ratio": ratio}, indent=1))
+        keep.keep(file, label, kept)
+    assert kept.read_text() == (
+        '{"label": "rollout", "ratio": 2.0}\n{"label": "sync", "ratio": 3.0}\n'
+    )
+
+
+def test_what_is_kept_here_is_sorted_and_has_one_row_a_label():
+    labels = [json.loads(line)["label"] for line in keep.KEPT.read_text().splitlines()]
+    assert labels == sorted(set(labels))
+    assert {"against", "against-noisy", "simulate", "update"} <= set(labels)

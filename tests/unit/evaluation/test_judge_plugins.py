@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -101,3 +102,20 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
 def test_messages_name_what_is_wrong_and_what_is_right(name, options, message):
     with pytest.raises(ConfigError, match=message):
         load_judge(name, **options)
+
+
+HEAVY = {"torch", "transformers", "openai", "ray", "datasets"}
+
+
+def test_evaluation_imports_without_anything_heavy():
+    code = "import equilibrate.evaluation, sys; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert not HEAVY & loaded

@@ -21,10 +21,11 @@ from equilibrate.study import (
     packed,
     plan_runs,
     read_results,
+    results_by_arm,
     take_in,
     write_result,
 )
-from tests.unit.study.studies import plan, resolve, result, study
+from tests.unit.study.studies import HARMS, plan, resolve, result, results, study
 
 RUN, OTHER = plan(study())[:2]
 MADE = result(RUN, harm=0.25, seconds=12.5)
@@ -285,3 +286,29 @@ def test_a_result_is_found_by_what_its_inputs_held(tmp_path: Path):
     write_result(file, made)
     assert read_results(file, resolve) == {key: made}
     assert key != MADE.key
+
+
+def test_results_find_their_arms():
+    config = study(seeds=[0, 1])
+    made = results(config, {"few": [0.3, 0.4], "many": [0.2]})
+    by_arm = results_by_arm(plan(config), {**made, "of another study": MADE})
+    assert {arm: list(seeds) for arm, seeds in by_arm.items()} == {
+        "few": [0, 1],
+        "many": [0],
+        "offline": [],
+    }
+    assert by_arm["few"][1].aligned.mean_harm == pytest.approx(0.4)
+
+
+def test_arms_that_share_a_run_share_its_result():
+    arms = {"one": {"kind": "train"}, "two": {"kind": "train", "set": {"rows": 50}}}
+    config = study(arms=arms, questions=[], seeds=[0])
+    by_arm = results_by_arm(plan(config), results(config, {"one": [0.3]}))
+    assert by_arm["one"] == by_arm["two"]
+    assert list(by_arm["two"]) == [0]
+
+
+def test_missing_runs_keep_their_order():
+    config = study()
+    missing = missing_runs(plan(config), results(config, HARMS))
+    assert [(run.arms, run.seed) for run in missing] == [(("offline",), 3), (("offline",), 4)]
