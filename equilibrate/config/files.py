@@ -193,6 +193,18 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else ""
 
 
+def require_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Raises: ConfigError with the nearest known name and all of them, unless `name` is known."""
+    choices = sorted(known)
+    if name in choices:
+        return
+    hint = nearest(name, choices)
+    raise ConfigError(
+        f"{what} ({name!r}) is unknown; {hint + ' ' if hint else ''}"
+        f"known: {', '.join(choices) or 'none at all'}"
+    )
+
+
 def _quoted(text: str) -> list[str]:
     return re.findall("'([^']*)'", text)
 

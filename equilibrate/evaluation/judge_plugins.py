@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from equilibrate.config.files import require_known
 from equilibrate.errors import ConfigError
 from equilibrate.evaluation.judges import CallableJudge, Judge
-from equilibrate.evaluation.names import require_known
 from equilibrate.sandbox.oracle import Oracle
 
 GROUP = "equilibrate.judges"

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from equilibrate.config.files import require_known
 from equilibrate.errors import DataError
 from equilibrate.evaluation.judges import Verdict
-from equilibrate.evaluation.names import require_known
 from equilibrate.evaluation.served_model import Message, Messages
 from equilibrate.evaluation.statistics import Estimate, wilson_interval
 from equilibrate.types import Prompt

@@ -5,7 +5,7 @@ from math import nan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equilibrate.study.labels import place_labels
+from equilibrate.study.plots import place_labels
 
 CORNERS = [(0.0, 0.0), (1.0, 1.0)]
 
