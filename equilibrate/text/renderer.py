@@ -101,8 +101,8 @@ class Renderer:
         conversations: Sequence[str | Conversation],
         responses: Sequence[str],
         *,
-        given: Iterable[str] = repeat(""),
-        has_end: Iterable[bool] = repeat(True),
+        given: Iterable[str] | None = None,
+        has_end: Iterable[bool] | None = None,
     ) -> list[EncodedAnswer]:
         """Prompt, answer and its end, as sampling would have left them.
 
@@ -110,11 +110,13 @@ class Renderer:
 
         Args:
             given: beginning of each answer that is context; the response goes on right behind it.
-            has_end: whether the answer ends with its response.
+            has_end: whether each answer ends with its response; by default all do.
         """
+        given = repeat("", len(responses)) if given is None else given
+        has_end = repeat(True, len(responses)) if has_end is None else has_end
         heads, bodies = [], []
         for conversation, response, begun, ends in zip(
-            conversations, responses, given, has_end, strict=False
+            conversations, responses, given, has_end, strict=True
         ):
             turns = as_conversation(conversation)
             heads.append(self._prompt(turns))
@@ -139,8 +141,11 @@ class Renderer:
         return self._encode([head + body])[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of a response, without control tokens that end it and white space around it."""
-        kept = [token_id for token_id in token_ids if token_id not in self._ends]
+        """Text of a response, without what ends it, special tokens and white space around it."""
+        kept = list(token_ids)
+        # Here as well: not every end is declared special.
+        while kept and kept[-1] in self._ends:
+            kept.pop()
         text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
         return text.strip()
 
