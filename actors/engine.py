@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from equilibrate.models.device import Accelerator
+from equilibrate.text.renderer import load_tokenizer
 
 MAX_GRAD_NORM = 1.0
 
@@ -138,9 +138,7 @@ def export_model(policy: DeepSpeedModel, folder: str | Path, *, tokenizer: str |
     weights = {name: tensor.detach().cpu().clone() for name, tensor in model_weights(policy)}
     if dist.get_rank() == 0:
         policy.module.model.save_pretrained(folder, state_dict=weights)
-        AutoTokenizer.from_pretrained(
-            tokenizer, local_files_only=True, trust_remote_code=False
-        ).save_pretrained(folder)
+        load_tokenizer(tokenizer).save_pretrained(folder)
     dist.barrier()
 
 

@@ -143,6 +143,15 @@ def test_the_device_is_chosen_in_one_place():
     assert users <= {DEVICE_OWNER}
 
 
+def test_text_becomes_tokens_in_one_room():
+    users = {
+        path
+        for path in map(name_of, python_files("equilibrate", "actors", "deploy"))
+        if re.search(r"AutoTokenizer|apply_chat_template", (ROOT / path).read_text())
+    }
+    assert users == {"equilibrate/text/renderer.py"}
+
+
 def test_every_wait_on_ray_has_a_deadline():
     found = [
         f"{name_of(path)}: {place}"
