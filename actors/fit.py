@@ -25,7 +25,7 @@ from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.identity import only, result_settings
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, check_disjoint
-from equilibrate.fdc.amounts import choose_amounts
+from equilibrate.fdc.mixture import choose_amounts
 from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.policy_loss import require_something_to_mask

@@ -26,3 +26,8 @@ def last_kept(mask: Tensor) -> Tensor:
     """
     kept_from_here = mask.flip(1).cumsum(1).flip(1)
     return mask & (kept_from_here == 1)
+
+
+def keep(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with 0 wherever the mask drops: do it before any exp or product."""
+    return tuple(torch.where(mask, tensor, 0.0) for tensor in tensors)

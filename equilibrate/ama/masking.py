@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equilibrate.ama import baselines
 from equilibrate.ama.masks import gradient_mask
-from equilibrate.ama.signals import token_signal
+from equilibrate.ama.signals import (
+    baseline_sums,
+    batch_mean,
+    constant,
+    sequence_mean,
+    token_signal,
+)
 from equilibrate.config.base import MaskConfig
 
 
@@ -62,11 +67,11 @@ def masked_tokens(
 def _baseline(signal: Tensor, response_mask: Tensor, ama: MaskConfig) -> Tensor:
     match ama.baseline:
         case "zero":
-            return baselines.constant(signal, 0.0)
+            return constant(signal, 0.0)
         case "batch_mean":
-            total, count = baselines.baseline_sums(signal, response_mask)
-            return baselines.batch_mean(total, count, signal)
+            total, count = baseline_sums(signal, response_mask)
+            return batch_mean(total, count, signal)
         case "sequence_mean":
-            return baselines.sequence_mean(signal, response_mask)
+            return sequence_mean(signal, response_mask)
         case value:
-            return baselines.constant(signal, float(value))
+            return constant(signal, float(value))

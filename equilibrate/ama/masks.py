@@ -39,7 +39,7 @@ def gradient_mask(
         advantages: [B, T]; s_t is their sign, 0 counts as +1.
         response_mask: [B, T] bool; the result is a subset of it.
         is_masked_row: [B] bool; rows with False keep their whole response (the class gate).
-        baseline: b, broadcastable to [B, T], from `ama.baselines`.
+        baseline: b, broadcastable to [B, T], from `ama.signals`.
         delta: whether the signal is made of steps, whose size then marks the pivots of `segment`.
         pivot_rule, pivot_value: kappa, see `pivot_threshold`; only `segment` reads them.
         dead_band: >= 0, how far a signal may be on the other side before its token is dropped.

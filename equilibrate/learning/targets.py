@@ -15,10 +15,8 @@ from equilibrate.ama.masking import masked_tokens
 from equilibrate.ama.signals import response_signal
 from equilibrate.config.train import AmaConfig, PPOConfig
 from equilibrate.ppo.estimators import ESTIMATORS, Signal
-from equilibrate.ppo.importance import truncated_importance
-from equilibrate.ppo.kl import kl_penalty
-from equilibrate.ppo.ratios import log_ratios
-from equilibrate.ppo.rewards import shape_rewards
+from equilibrate.ppo.kl import kl_penalty, shape_rewards
+from equilibrate.ppo.ratios import log_ratios, truncated_importance
 from equilibrate.types import TokenBatch, TrainBatch, combined
 
 SCORE_CLIP = 50.0

@@ -10,7 +10,7 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
 from equilibrate.data.tables import load_table
-from equilibrate.fdc.amounts import choose_amounts
+from equilibrate.fdc.mixture import choose_amounts
 from equilibrate.models.folders import read_config
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.table import AnswerTable, encode_answers

@@ -24,10 +24,9 @@ from equilibrate.config.fit import (
 from equilibrate.data.answers import Answer, demonstrations, harm_pairs, pairs
 from equilibrate.data.columns import Columns
 from equilibrate.preference.batches import AnswerBatch, ScoredPairs
-from equilibrate.preference.bfpo import bfpo_labels, bfpo_loss
 from equilibrate.preference.derta import derta_answers
 from equilibrate.preference.losses import sft_loss, token_cost_loss, token_reward_loss
-from equilibrate.preference.policy_losses import dpo_loss, unlikelihood_loss
+from equilibrate.preference.policy_losses import bfpo_labels, bfpo_loss, dpo_loss, unlikelihood_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equilibrate.ppo.masks import keep
-from equilibrate.tensors import require_same_shape
+from equilibrate.tensors import keep, require_same_shape
 
 
 @torch.no_grad()

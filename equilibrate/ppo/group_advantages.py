@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from equilibrate.ppo.advantages import gae
-from equilibrate.ppo.masks import keep
-from equilibrate.tensors import require_same_shape
+from equilibrate.tensors import keep, require_same_shape
 
 EPSILON = 1e-4
 """Added to a standard deviation, in units of the signal: below it, differences are noise."""

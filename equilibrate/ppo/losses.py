@@ -13,9 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from equilibrate.ppo.masks import keep
 from equilibrate.ppo.ratios import log_ratios
-from equilibrate.tensors import masked_sum, require_same_shape
+from equilibrate.tensors import keep, masked_sum, require_same_shape
 
 
 def clipped_policy_loss(

@@ -2,7 +2,7 @@
 
     python tests/golden/dpo_from_trl.py
 
-It prints what tests/unit/preference/test_dpo_golden.py holds. Only the forward passes are faked.
+It prints what tests/unit/preference/test_policy_losses.py holds. Only the forward passes are faked.
 """
 
 from __future__ import annotations

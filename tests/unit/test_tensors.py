@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from equilibrate.tensors import last_kept, masked_sum, require_same_shape
+from equilibrate.tensors import keep, last_kept, masked_sum, require_same_shape
 
 
 def test_unequal_shapes_are_named():
@@ -30,3 +30,10 @@ def test_last_kept_finds_the_end_of_each_row_by_its_mask():
     )
     expected = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
     assert torch.equal(last_kept(mask), expected)
+
+
+def test_keep_replaces_dropped_entries_by_zero_in_each_tensor():
+    mask = torch.tensor([True, False])
+    first, second = keep(mask, torch.tensor([1.0, math.nan]), torch.tensor([2.0, math.inf]))
+    assert first.tolist() == [1.0, 0.0]
+    assert second.tolist() == [2.0, 0.0]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equilibrate.ppo.advantages import gae
-from equilibrate.ppo.rewards import shape_rewards
+from equilibrate.ppo.kl import shape_rewards
 from equilibrate.types import combined
 
 
