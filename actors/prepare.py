@@ -296,8 +296,11 @@ def _model_stage(name: str, settings: FitConfig, root: Path, start: Path, data: 
 
     def make(folder: Path) -> None:
         answers = folder / "answers"
-        answers.mkdir()
-        labelled_answers(settings, chosen_columns(settings, data), start).save(answers)
+        if not answers.is_dir():
+            unfinished = folder / "tmp-answers"
+            unfinished.mkdir(exist_ok=True)
+            labelled_answers(settings, chosen_columns(settings, data), start).save(unfinished)
+            unfinished.rename(answers)
         train_on_cluster(settings, start, answers, folder)
         shutil.rmtree(answers)
 
@@ -307,4 +310,4 @@ def _model_stage(name: str, settings: FitConfig, root: Path, start: Path, data: 
         "start": contents.of(start),
         "data": contents.of(data),
     }
-    return Stage(name=name, format=2, inputs=inputs, libraries=TRAINING, make=make)
+    return Stage(name=name, format=2, inputs=inputs, libraries=TRAINING, make=make, goes_on=True)

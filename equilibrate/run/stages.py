@@ -29,6 +29,8 @@ class Stage:
     """Distributions whose code computes the result; of absent ones nothing is asked."""
     make: Callable[[Path], None]
     """Fills an empty folder."""
+    goes_on: bool = False
+    """Whether `make` may find in the folder what a call that was killed has left there."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -61,9 +63,10 @@ def run_stage(stage: Stage, root: Path) -> Path:
         return folder
     # By key: several stages of one name may be under way in a folder that runs share.
     work = root / f"tmp-{stage.name}-{stage.key}"
-    shutil.rmtree(work, ignore_errors=True)
+    if not stage.goes_on:
+        shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     stage.make(work)
     (work / SEAL).write_text(json.dumps(stage.identity, indent=1, sort_keys=True))
     os.replace(work, folder)

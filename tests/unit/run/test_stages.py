@@ -29,6 +29,22 @@ def test_second_call_finds_the_first(tmp_path: Path) -> None:
     assert (first / "model").read_text() == "whole"
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_stage_that_goes_on_finds_what_a_killed_call_left(tmp_path: Path, goes_on: bool) -> None:
+    found: list[list[str]] = []
+
+    def make(folder: Path) -> None:
+        found.append([path.name for path in folder.iterdir()])
+        (folder / "checkpoint").touch()
+        if len(found) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage(make=make, goes_on=goes_on), tmp_path)
+    run_stage(stage(make=make, goes_on=goes_on), tmp_path)
+    assert found == [[], ["checkpoint"] if goes_on else []]
+
+
 def test_other_inputs_make_another_folder(tmp_path: Path) -> None:
     calls: list[str] = []
     folders = {run_stage(make_stage(calls, steps=n), tmp_path) for n in (10, 20, 10)}
