@@ -56,9 +56,10 @@ def records_of(runs: Sequence[Path]) -> list[RunRecord]:
     """
     records = [read_run(run) for run in runs]
     for run, record in zip(runs, records, strict=True):
-        if not record.results:
+        if record.aligned is None:
+            lack = "measures no policy" if record.results else "is missing"
             raise DataError(
-                f"{run / RESULTS_FILE} is missing: only a finished and evaluated run has results; "
+                f"{run / RESULTS_FILE} {lack}: only a finished and evaluated run has results; "
                 "finish it with `python -m equilibrate train`"
             )
     seeds = [record.results["seed"] for record in records]

@@ -90,8 +90,8 @@ def _learned(rows: Sequence[Row]) -> dict[str, float]:
 def write_results(
     path: Path,
     *,
-    base: EvaluationTable,
-    aligned: EvaluationTable,
+    base: EvaluationTable | None,
+    aligned: EvaluationTable | None,
     difference: EvaluationTable | None,
     training: TrainingSummary,
     cost_budget: float | None,
@@ -103,6 +103,7 @@ def write_results(
     """Write `results.json` whole or not at all.
 
     Args:
+        base, aligned: None where nothing was measured, as of a scorer.
         difference: aligned - base, paired by prompt (`evaluation.compare`).
         cost_budget: None where the constraint is off; the multiplier then means nothing either.
         stage_seconds: what the run spent outside PPO, joined to the phases of the iterations.
@@ -110,8 +111,8 @@ def write_results(
     """
     constrained = cost_budget is not None
     results = {
-        "base": base.to_json(),
-        "aligned": aligned.to_json(),
+        "base": None if base is None else base.to_json(),
+        "aligned": None if aligned is None else aligned.to_json(),
         "difference": None if difference is None else difference.to_json(),
         "parity_gap_nats_max": _significant(training.parity_gap_nats_max),
         "cost_mean": _significant(training.cost_mean),
@@ -153,21 +154,24 @@ def write_outcome(
     training: TrainingSummary,
     cost_budget: float | None,
 ) -> None:
-    """Results, samples and report of what `base.json` and `aligned.json` hold."""
+    """Results, samples and report of what `base.json` and `aligned.json` hold; without prompts of
+    the training alone."""
+    base = aligned = gap = None
     if prompts:
-        base, aligned = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
-        rows = sample_rows({"base": base, "aligned": aligned})
+        before, after = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
+        rows = sample_rows({"base": before, "aligned": after})
         write_whole(run / SAMPLES_FILE, "".join(json.dumps(row) + "\n" for row in rows))
-        write_results(
-            run / "results.json",
-            base=base.table,
-            aligned=aligned.table,
-            difference=difference(base, aligned),
-            training=training,
-            cost_budget=cost_budget,
-            stage_seconds=stage_seconds(run),
-            judge=judge.name,
-            versions=installed_versions(),
-            seed=config.seed,
-        )
+        base, aligned, gap = before.table, after.table, difference(before, after)
+    write_results(
+        run / "results.json",
+        base=base,
+        aligned=aligned,
+        difference=gap,
+        training=training,
+        cost_budget=cost_budget,
+        stage_seconds=stage_seconds(run),
+        judge=judge.name if prompts else "",
+        versions=installed_versions(),
+        seed=config.seed,
+    )
     say(f"report: {write_report(run)}")
