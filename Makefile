@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-unit lint check test test-unit test-integration test-bare test-gpu bench demo clean
+.PHONY: help setup setup-unit lint check test test-unit test-integration test-gpu bench demo clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements/cpu.lock
@@ -58,16 +58,13 @@ check: setup ## style, types, floors and budgets: edits nothing
 
 test: test-unit test-integration ## everything that runs without a GPU
 
-test-unit: setup ## unit tests, with full coverage of ppo, ama and fdc
-	.venv/bin/pytest tests/unit --cov --cov-report=
-	.venv/bin/coverage report --fail-under=100 \
+test-unit: setup-unit ## unit tests without ray, vllm and deepspeed; full coverage of the maths
+	.venv-unit/bin/pytest tests/unit --cov --cov-report=
+	.venv-unit/bin/coverage report --fail-under=100 \
 	--include='equilibrate/ppo/*,equilibrate/ama/*,equilibrate/fdc/*,equilibrate/models/log_probs.py,equilibrate/models/chunked.py'
 
 test-integration: setup ## real Ray, vLLM and DeepSpeed on CPU
-	.venv/bin/pytest tests/integration --durations=20
-
-test-bare: setup-unit ## unit tests where ray, vllm and deepspeed are absent
-	.venv-unit/bin/pytest tests/unit
+	.venv/bin/pytest tests/integration tests/unit/actors --durations=20
 
 test-gpu: setup ## tests that need CUDA; each reports skipped without it
 	.venv/bin/pytest tests/gpu

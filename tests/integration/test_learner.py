@@ -29,8 +29,8 @@ from tests.integration.learners import (
     snapshot,
     step_error,
     update,
-    write_models,
 )
+from tests.tiny_models import write_models
 
 pytestmark = [
     pytest.mark.timeout(600),

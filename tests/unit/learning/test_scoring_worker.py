@@ -18,7 +18,7 @@ from transformers import (
 from equilibrate.errors import DataError
 from equilibrate.learning.scoring import ScoringWorker
 from equilibrate.types import Category, FinishReason, Rollout
-from tests.integration.learners import TINY_LLAMA, VOCABULARY, write_scorers
+from tests.tiny_models import TINY_LLAMA, VOCABULARY, write_scorers
 
 
 @pytest.fixture(scope="module")
