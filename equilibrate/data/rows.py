@@ -1,14 +1,18 @@
-"""Rows that people bring, one by one with their places; those that break a rule are set apart."""
+"""Rows that people bring, one by one with their places; those that break a rule are set apart.
+
+And no prompt both trains and evaluates (`check_disjoint`).
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from equilibrate.errors import DataError
+from equilibrate.types import Prompt
 
 MAX_REPORTED = 5
 """Broken rows that one message spells out; the file of rejected rows holds all of them."""
@@ -166,3 +170,23 @@ def _folder_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Ma
         loaded = loaded.select_columns([name for name in loaded.column_names if name in columns])
     for number, row in enumerate(loaded):
         yield f"{path}:{number}", row
+
+
+def check_disjoint(train_prompts: Iterable[Prompt], eval_prompts: Iterable[Prompt]) -> None:
+    """Refuse an evaluation prompt that training also sees, compared without case and spacing.
+
+    Raises: DataError with the first such prompt and their number.
+    """
+    seen = {_normalised(prompt.text): prompt.prompt_id for prompt in train_prompts}
+    leaked = [prompt for prompt in eval_prompts if _normalised(prompt.text) in seen]
+    if leaked:
+        first = leaked[0]
+        raise DataError(
+            f"evaluation prompt {first.prompt_id!r} ({first.text[:80]!r}) must not be in the "
+            f"training prompts, where it is {seen[_normalised(first.text)]!r}; remove these "
+            f"{len(leaked)} from one of the two files"
+        )
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -11,12 +11,11 @@ tables           verdicts -> the table of a report; two tables -> their paired d
 arena            scores of two policies -> who wins where, and how safely
 strategies       prompts -> answers under an instruction, exemplars or self-check; what it costs
 pareto           policies -> those that no other beats, the area they dominate, their height
-leakage          evaluation prompts never train
 
 Nothing here imports torch, transformers or openai before it is used.
 """
 
-from equilibrate.data.leakage import check_disjoint
+from equilibrate.data.rows import check_disjoint
 from equilibrate.evaluation.arena import Arena, arena
 from equilibrate.evaluation.judge_plugins import judge_names, load_judge
 from equilibrate.evaluation.judges import (

@@ -7,8 +7,7 @@ from pathlib import Path
 from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.columns import require_text
-from equilibrate.data.leakage import check_disjoint
-from equilibrate.data.rows import RejectedRows
+from equilibrate.data.rows import RejectedRows, check_disjoint
 from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.fdc.dataset import read_prompts

@@ -1,12 +1,15 @@
 """Shares and limits of an iteration by hand."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.end_to_end import claimed_shares, limit_seconds, phase_shares
-from benchmarks.limits import ModelShape, Roof
+from benchmarks.limits import ModelShape, Roof, shape_of
+from benchmarks.workloads import ModelFolders, make_prompts, make_rollouts, write_models
 from equilibrate.config.train import PPOConfig
+from equilibrate.types import Category
 
 SECONDS = [
     {"rollout": 4.0, "score": 1.0, "update": 3.0, "sync": 1.0, "iteration": 10.0},
@@ -43,3 +46,32 @@ def test_limit_of_an_iteration(constraint: str | None, has_critics: bool, passes
     # sync is as good as free.
     expected = 1.2 + passes * 100 * 8 / 1000
     assert limit_seconds(SHAPE, roof, config, (3, 1)) == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelFolders:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+def test_shape_is_that_of_the_folder(models: ModelFolders) -> None:
+    shape = shape_of(models.policy)
+    # 4 heads of 32 on 4 layers: 2 x 4 x 128 x 4 bytes of keys and values per token.
+    assert shape.kv_bytes_per_token == 4096
+    # The file holds each shared parameter once; its header is small.
+    file = Path(models.policy) / "model.safetensors"
+    assert 0 < file.stat().st_size - shape.num_bytes < 20_000
+
+
+def test_prompts_cover_the_classes_in_turn(models: ModelFolders) -> None:
+    prompts = make_prompts(models.policy, 7)
+    assert [p.category for p in prompts] == [*Category, *list(Category)[:2]]
+    assert len({p.token_ids for p in prompts}) == 7
+
+
+def test_responses_have_lengths_within_bounds_and_repeat(models: ModelFolders) -> None:
+    prompts = make_prompts(models.policy, 50)
+    sizes = {"vocabulary": 30, "min_tokens": 2, "max_tokens": 4}
+    rollouts = make_rollouts(prompts, **sizes)
+    assert {int(r.response_mask.sum()) for r in rollouts} == {2, 3, 4}
+    again = make_rollouts(prompts, **sizes)
+    assert all((a.token_ids == b.token_ids).all() for a, b in zip(rollouts, again, strict=True))

@@ -85,3 +85,13 @@ def test_hints_name_their_key_and_work() -> None:
     load_config([], ["learner.num_workers=2"])
     found = message_of("rollout.prompts_per_iteration=65")
     assert found.endswith("try ppo.minibatch_size=13")
+
+
+@pytest.mark.parametrize(("written", "found"), [("mask", "mask"), ("as_is", "as_is"), ("1.5", 1.5)])
+def test_treatment_of_truncated_answers(written: str, found: str | float) -> None:
+    assert load_config([], [f"ppo.truncated={written}"]).ppo.truncated == found
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "drop"])
+def test_treatment_of_truncated_answers_is_checked(written: str) -> None:
+    assert message_of(f"ppo.truncated={written}").startswith("ppo.truncated")

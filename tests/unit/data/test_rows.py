@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from equilibrate.data import rows
-from equilibrate.data.rows import RejectedRows, read_rows, shown, text_fault
+from equilibrate.data.rows import RejectedRows, check_disjoint, read_rows, shown, text_fault
 from equilibrate.errors import DataError
+from equilibrate.types import Category, Prompt
 
 
 def test_a_line_beyond_the_limit_is_a_broken_row_and_the_next_is_read(
@@ -83,3 +84,19 @@ def test_faults_of_a_text(value: object, fault: str) -> None:
 def test_what_is_shown_of_a_value_is_short() -> None:
     assert shown("x" * 10**7) == f"'{'x' * 56}..."
     assert shown([1, 2]) == "[1, 2]"
+
+
+def prompt(prompt_id: str, text: str) -> Prompt:
+    return Prompt(prompt_id=prompt_id, text=text, token_ids=(1,), category=Category.GENERAL)
+
+
+def test_disjoint_prompts_pass():
+    check_disjoint([prompt("t1", "bake bread")], [prompt("e1", "bake cakes")])
+    check_disjoint([], [prompt("e1", "bake cakes")])
+
+
+def test_a_leak_is_named_whatever_its_case_and_spacing():
+    train = [prompt("t1", "bake bread"), prompt("t2", "Build  a kite")]
+    evaluation = [prompt("e1", "fly a kite"), prompt("e2", "build a KITE\n")]
+    with pytest.raises(DataError, match=r"'e2'.*'t2'.*these 1 "):
+        check_disjoint(train, evaluation)
