@@ -36,13 +36,18 @@ def load_scorer(folder: str | Path, kind: ScorerKind, accelerator: Accelerator) 
     """
     sidecar = read_sidecar(Path(folder), kind=kind)
     model = _load(folder, kind, accelerator)
+    require_plain_score(folder, model)
+    return ScoreModel(model, sidecar, accelerator).to(accelerator.torch_device).eval()
+
+
+def require_plain_score(folder: str | Path, model: Any) -> None:
+    """Raise DataError unless a score is a linear head on the last token's state and no more."""
     if not (is_plain_head(model, model.score, trial_tokens(model)[:1]) and is_causal(model)):
         raise DataError(
             f"{folder}: the score of a {type(model).__name__} is not its head `score` on the last "
             "token's state, or that state depends on later tokens; give a causal model with "
             "nothing between its last layer and the head"
         )
-    return ScoreModel(model, sidecar, accelerator).to(accelerator.torch_device).eval()
 
 
 def _load(folder: str | Path, role: Role, accelerator: Accelerator) -> Any:

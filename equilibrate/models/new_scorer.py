@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator
-from equilibrate.models.loading import load_policy
+from equilibrate.models.loading import load_policy, require_plain_score
 from equilibrate.models.scorer import ScoreModel
 from equilibrate.models.sidecar import ScorerSidecar
 from equilibrate.types import ScorerKind
@@ -53,5 +53,6 @@ def new_scorer(
     nn.init.normal_(
         model.score.weight, std=HEAD_INIT_STD, generator=torch.Generator().manual_seed(seed)
     )
+    require_plain_score(folder, model.eval())
     scorer = ScoreModel(model, ScorerSidecar(kind=kind), accelerator)
     return scorer.to(accelerator.torch_device).eval()
