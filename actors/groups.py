@@ -5,31 +5,40 @@ Runs that follow one another may use the same ones, all but the learner.
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import ray
-from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.handles import Worker, wait_for_start
 from actors.learner import LearnerSettings, LearnerWorker
+from actors.meeting import open_meeting
 from actors.placement import Reservation
-from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
+from actors.pools import (
+    MakeWorker,
+    RayLearnerGroup,
+    RayRolloutPool,
+    RayScorer,
+    Watch,
+    WorkerPool,
+)
 from actors.prepare import Models
 from actors.rollout import RolloutWorker, engine_environment
 from actors.weights import pack_model
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig, WorkerGroup
 from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
+from equilibrate.errors import ResourceError
 from equilibrate.learning.scoring import ENVIRONMENT, ScoringWorker
 from equilibrate.run.capacity import Demand
 from equilibrate.seeds import request_seed
 from equilibrate.types import Weights
 
+W = TypeVar("W")
 Role = Literal["rollout", "scoring", "learner"]
 ALL_ROLES: tuple[Role, ...] = ("rollout", "scoring", "learner")
 
@@ -52,26 +61,43 @@ class WorkerGroups:
         self._config = config
         self._inputs = inputs
         self._groups: dict[Role, WorkerGroup] = {role: getattr(config, role) for role in roles}
-        self._pools: list[WorkerPool] = []
+        self._pools: list[WorkerPool[Any]] = []
 
     def __enter__(self) -> Self:
-        demands = [
-            Demand(name=name, num_workers=g.num_workers, cpus=g.cpus, gpus=g.gpus)
-            for name, g in self._groups.items()
-        ]
-        self._reservation = Reservation(demands, self._config.timeout_seconds)
-        if "rollout" in self._groups:
-            self.rollouts = RayRolloutPool(
-                self._pool("rollout", self._start_rollout_worker),
-                partial(request_seed, self._config.seed),
-            )
-        if "scoring" in self._groups:
-            self.scorer = RayScorer(self._pool("scoring", self._start_scoring_worker))
-        if "learner" in self._groups:
-            self.learner = RayLearnerGroup(
-                self._start_learner_ranks, timeout_seconds=self._config.timeout_seconds
-            )
+        demands = [Demand.of(name, group) for name, group in self._groups.items()]
+        self._reservation = Reservation(demands, self._config.deadline("start"))
+        try:
+            self._start_all()
+        except BaseException:
+            self._reservation.release()
+            raise
         return self
+
+    def _start_all(self) -> None:
+        """Raises: at once, the error of a worker that cannot start."""
+        workers: list[Worker[Any]] = []
+        ranks: Sequence[Worker[Any]] = ()
+        if "rollout" in self._groups:
+            rollouts = self._pool("rollout", self._start_rollout_worker)
+            self.rollouts = RayRolloutPool(rollouts, partial(request_seed, self._config.seed))
+            workers += rollouts.workers
+        if "scoring" in self._groups:
+            scorers = self._pool("scoring", self._start_scoring_worker)
+            self.scorer = RayScorer(scorers)
+            workers += scorers.workers
+        if "learner" in self._groups:
+            self.learner = RayLearnerGroup(self._start_learner_ranks, watch=self._watch)
+            ranks = self.learner.ranks
+        late = wait_for_start(workers, ranks, seconds=self._config.deadline("start"))
+        if late:
+            raise ResourceError(
+                f"{self._watch.overdue('start', late, [*workers, *ranks])}; raise timeout_seconds "
+                "where the machine is slow or busy"
+            )
+
+    @property
+    def _watch(self) -> Watch:
+        return Watch(seconds=self._config.deadline, folder=Path(self._config.output).resolve())
 
     def renew(self, config: TrainConfig) -> None:
         """For the next run: a fresh learner in the place of the last one's, and its restarts."""
@@ -97,37 +123,46 @@ class WorkerGroups:
         model = load_policy(folder, Accelerator("cpu", "float32")).model
         return Weights(version=version, reference=ray.put(pack_model(model)))
 
-    def _pool(self, name: Role, start: Any) -> WorkerPool:
+    def _pool(self, name: Role, make_worker: MakeWorker[W]) -> WorkerPool[W]:
         pool = WorkerPool(
-            name,
-            start,
+            make_worker,
             num_workers=self._groups[name].num_workers,
-            timeout_seconds=self._config.timeout_seconds,
+            watch=self._watch,
             max_restarts=self._config.max_restarts,
         )
         self._pools.append(pool)
         return pool
 
-    def _start(self, name: Role, index: int, worker: type, environment: dict[str, str]) -> Any:
-        group = self._groups[name]
+    def _worker(
+        self,
+        role: Role,
+        index: int,
+        make: partial[W],
+        environment: Mapping[str, str],
+        *,
+        starts: bool = True,
+    ) -> Worker[W]:
+        group = self._groups[role]
         base = {
             "OMP_NUM_THREADS": str(self._config.cpu_threads),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        return ray.remote(worker).options(
-            num_cpus=group.cpus,
-            num_gpus=group.gpus,
-            runtime_env={"env_vars": {**base, **environment}},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self._reservation.group, self._reservation.bundle_index(name, index)
+        options = {
+            "num_cpus": group.cpus,
+            "num_gpus": group.gpus,
+            "runtime_env": {"env_vars": {**base, **environment}},
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._reservation.group, self._reservation.bundle_index(role, index)
             ),
-        )
+        }
+        name = f"{role} worker {index}"
+        return Worker(name, make, options=options, environment={} if starts else None)
 
-    def _start_rollout_worker(self, index: int) -> ActorHandle:
+    def _start_rollout_worker(self, index: int) -> Worker[RolloutWorker]:
         config = only(self._config, *SAMPLED_BY)
-        environment = engine_environment(device=config.device, threads=config.cpu_threads)
-        handle: ActorHandle = self._start("rollout", index, RolloutWorker, environment).remote(
+        make = partial(
+            RolloutWorker,
             model_folder=str(self._inputs.policy),
             dtype=config.dtype,
             temperature=config.rollout.temperature,
@@ -136,12 +171,14 @@ class WorkerGroups:
             kv_cache_gib=config.rollout.memory_gib if config.device == "cpu" else None,
             enforce_eager=config.device == "cpu",
         )
-        return handle
+        environment = engine_environment(device=config.device, threads=config.cpu_threads)
+        return self._worker("rollout", index, make, environment)
 
-    def _start_scoring_worker(self, index: int) -> ActorHandle:
+    def _start_scoring_worker(self, index: int) -> Worker[ScoringWorker]:
         config = only(self._config, *SCORED_BY, "rollout.temperature")
         inputs = self._inputs
-        handle: ActorHandle = self._start("scoring", index, ScoringWorker, ENVIRONMENT).remote(
+        make = partial(
+            ScoringWorker,
             reward=str(inputs.reward or ""),
             cost=str(inputs.cost or ""),
             reference=str(inputs.policy),
@@ -151,11 +188,23 @@ class WorkerGroups:
             max_tokens_per_batch=config.scoring.max_tokens_per_batch,
             temperature=config.rollout.temperature,
         )
-        return handle
+        return self._worker("scoring", index, make, ENVIRONMENT)
 
-    def _start_learner_ranks(self) -> list[ActorHandle]:
+    def _start_learner_ranks(self, divisor: int) -> list[Worker[LearnerWorker]]:
+        make = partial(LearnerWorker, self._learner_settings(divisor))
+        num_ranks = self._groups["learner"].num_workers
+        ranks = [self._worker("learner", rank, make, {}, starts=False) for rank in range(num_ranks)]
+        # Opened where it stays open: a port that is only looked up may be another's when it is
+        # needed.
+        meeting = ranks[0].run(open_meeting).result(seconds=self._config.deadline("start"))
+        for number, rank in enumerate(ranks):
+            rank.start(meeting.environment(rank=number, world_size=num_ranks))
+        return ranks
+
+    def _learner_settings(self, divisor: int) -> LearnerSettings:
         config, inputs = cast(TrainConfig, self._config), self._inputs
-        settings = LearnerSettings(
+        tokens = max(1, config.learner.max_tokens_per_batch // divisor)
+        return LearnerSettings(
             policy=str(inputs.policy),
             reward=str(inputs.reward) if config.ppo.has_critics else "",
             cost=str(inputs.cost) if _needs_cost_critic(config) else "",
@@ -169,45 +218,12 @@ class WorkerGroups:
             text=config.text,
             max_length=config.rollout.max_model_len,
             parity_tolerance=config.parity_tolerance,
-            learner=config.learner,
+            learner=config.learner.model_copy(update={"max_tokens_per_batch": tokens}),
             ppo=config.ppo,
             ama=config.ama,
         )
-        address, port = self._rendezvous()
-        num_ranks = config.learner.num_workers
-        return [
-            self._start(
-                "learner",
-                rank,
-                LearnerWorker,
-                {
-                    "RANK": str(rank),
-                    # Ray shows each worker its own GPU alone.
-                    "LOCAL_RANK": "0",
-                    "WORLD_SIZE": str(num_ranks),
-                    "MASTER_ADDR": address,
-                    "MASTER_PORT": str(port),
-                },
-            ).remote(settings)
-            for rank in range(num_ranks)
-        ]
-
-    def _rendezvous(self) -> tuple[str, int]:
-        """Address of rank 0's machine and a port that is free there."""
-        strategy = PlacementGroupSchedulingStrategy(
-            self._reservation.group, self._reservation.bundle_index("learner", 0)
-        )
-        find = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=strategy)
-        answer: tuple[str, int] = ray.get(find.remote(), timeout=self._config.timeout_seconds)
-        return answer
 
 
 def _needs_cost_critic(config: TrainConfig) -> bool:
     is_read = config.ama is not None and config.ama.source == "critics"
     return config.ppo.has_critics and (config.constraint is not None or is_read)
-
-
-def _free_address() -> tuple[str, int]:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -58,7 +58,7 @@ def engine_environment(*, device: str, threads: int) -> dict[str, str]:
 
 
 class RolloutWorker:
-    """Samples responses from one version of the policy; `ray.remote` wraps it elsewhere."""
+    """Samples responses from one version of the policy; a `Host` holds it."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
 from equilibrate.interfaces import RolloutPool, Scorer
 
-STARTED_WITH = (*SAMPLED_BY, *SCORED_BY, "timeout_seconds", "max_restarts")
+STARTED_WITH = (*SAMPLED_BY, *SCORED_BY, "timeout_seconds", "phase_seconds", "max_restarts")
 """Settings that the generator and the scorers of a workbench are started with."""
 LEARNER_ROOM = tuple(f"learner.{name}" for name in WorkerGroup.model_fields)
 """Settings of the room that is reserved for a learner."""

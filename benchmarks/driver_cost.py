@@ -15,6 +15,7 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -107,17 +108,18 @@ def _start_stubs(
     count: int, seconds: Mapping[str, float], weight_bytes: int, per_process: int
 ) -> list[Any]:
     """A handle for each stub; those of one process share theirs, as stubs have no state."""
-    import ray
-
+    from actors.handles import Worker, wait_for_start
     from benchmarks.stubs import StubWorker
 
-    stub = ray.remote(StubWorker).options(num_cpus=0, max_concurrency=per_process)
-    actors = [
-        stub.remote(seconds, response_tokens=RESPONSE_TOKENS, weight_bytes=weight_bytes)
-        for _ in range(math.ceil(count / per_process))
+    make = partial(StubWorker, seconds, response_tokens=RESPONSE_TOKENS, weight_bytes=weight_bytes)
+    options = {"num_cpus": 0, "max_concurrency": per_process}
+    stubs = [
+        Worker(f"stub {number}", make, options=options, environment={})
+        for number in range(math.ceil(count / per_process))
     ]
-    ray.get([actor.ready.remote() for actor in actors], timeout=TIMEOUT_SECONDS)
-    return [actors[index // per_process] for index in range(count)]
+    if late := wait_for_start(stubs, [], seconds=TIMEOUT_SECONDS):
+        raise SystemExit(f"{len(late)} stubs did not start within {TIMEOUT_SECONDS} s")
+    return [stubs[index // per_process] for index in range(count)]
 
 
 class Loop:
@@ -169,9 +171,7 @@ class NoCheckpoints:
 def _make_parts(
     sink: Any, checkpoints: NoCheckpoints, actors: Sequence[Any], batch: int, evaluate: Any
 ) -> Any:
-    from functools import partial
-
-    from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, WorkerPool
+    from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, Watch, WorkerPool
     from equilibrate.config.train import FdcConfig, FixedKL, PidMultiplier
     from equilibrate.driver import Parts
     from equilibrate.fdc.sampler import FdcSampler
@@ -187,24 +187,21 @@ def _make_parts(
         for c in Category
         for i in range(1000)
     ]
-    pools = {
-        name: WorkerPool(
-            name,
-            lambda index: actors[index],
-            num_workers=len(actors),
-            timeout_seconds=TIMEOUT_SECONDS,
-            max_restarts=0,
+    watch = Watch(seconds=lambda phase: TIMEOUT_SECONDS, folder=Path("."))
+
+    def pool() -> WorkerPool[Any]:
+        return WorkerPool(
+            lambda index: actors[index], num_workers=len(actors), watch=watch, max_restarts=0
         )
-        for name in ("rollout", "scoring")
-    }
+
     schedule = make_schedule("fixed", FdcConfig().mixture)
     sampler = FdcSampler(prompts, schedule, prompts_per_iteration=batch, iterations=1)
-    rollouts = RayRolloutPool(pools["rollout"], partial(request_seed, 0))
+    rollouts = RayRolloutPool(pool(), partial(request_seed, 0))
     return Parts(
         sampler=sampler,
         queue=RolloutQueue(sampler, rollouts, max_policy_lag=0, iterations=1),
-        scorer=RayScorer(pools["scoring"]),
-        learner=RayLearnerGroup(lambda: list(actors), timeout_seconds=TIMEOUT_SECONDS),
+        scorer=RayScorer(pool()),
+        learner=RayLearnerGroup(lambda divisor: list(actors), watch=watch),
         multiplier=CostController(PidMultiplier()),
         kl=KLController(FixedKL()),
         sink=sink,

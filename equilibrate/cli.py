@@ -202,9 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=arguments,
         )
     except EquilibrateError as error:
-        # An error from a worker carries the remote traceback; its cause is the message itself.
-        cause = getattr(error, "cause", None)
-        print(f"error: {cause if isinstance(cause, EquilibrateError) else error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         if error.filename is None:  # of a connection, not of a file

@@ -5,6 +5,7 @@
     |- DataError              file:line, the value and the rule                  exit 3
     |- ResourceError          what the cluster lacks, or what did not answer     exit 4
     |  |- WorkerLostError     a worker died and the caller may start it again
+    |  |- OutOfMemoryError    what a worker could not allocate, and what would take less
     |- NumericsError          non-finite numbers, or two parts that disagree     exit 5
        |- ParityError         generator and learner give different log-probs
 
@@ -33,6 +34,10 @@ class ResourceError(EquilibrateError, RuntimeError):
 
 class WorkerLostError(ResourceError):
     """A worker process is gone; its group can be rebuilt and the work done again."""
+
+
+class OutOfMemoryError(ResourceError):
+    """A worker, still alive, was refused memory."""
 
 
 class NumericsError(EquilibrateError, ArithmeticError):

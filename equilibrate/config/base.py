@@ -22,6 +22,9 @@ from equilibrate.config.formats import SETTINGS_FORMAT, require_today
 from equilibrate.config.identity import Mark
 from equilibrate.types import Category
 
+Phase = Literal["start", "generate", "score", "update", "sync", "save", "load", "export"]
+"""What a worker can be asked to do."""
+
 
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -187,12 +190,20 @@ class RunConfig(Config):
     """Threads of the tensor library in each worker process."""
     timeout_seconds: Annotated[float, Mark.CARRIES_OUT] = Field(600.0, gt=0)
     """Deadline of every remote call and of the reservation in the cluster."""
+    phase_seconds: Annotated[dict[Phase, Annotated[float, Field(gt=0)]], Mark.CARRIES_OUT] = {}
+    """Deadlines of single phases, in seconds, where they are others than timeout_seconds."""
     max_restarts: Annotated[int, Mark.CARRIES_OUT] = Field(3, ge=0)
     """Lost workers that are replaced before the run stops."""
     text: TextConfig = TextConfig()
     sandbox: SandboxConfig = SandboxConfig()
     rollout: SamplingConfig = SamplingConfig()
     scoring: ScoringConfig = ScoringConfig()
+
+    def deadline(self, phase: Phase) -> float:
+        """Seconds after which workers that are still in a phase count as hung."""
+        # A sync moves bytes only: half the time of what computes.
+        share = 0.5 if phase == "sync" else 1.0
+        return self.phase_seconds.get(phase, share * self.timeout_seconds)
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:

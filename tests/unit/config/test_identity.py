@@ -33,6 +33,7 @@ CARRIES_OUT = {
     "settings_format",
     "output",
     "timeout_seconds",
+    "phase_seconds",
     "max_restarts",
     "data.max_rejected_fraction",
     *SAMPLING,
@@ -192,7 +193,7 @@ def test_a_setting_that_must_stay_is_named_with_both_values() -> None:
 
 
 NOT_SAMPLED_BY = {
-    *("settings_format", "output", "timeout_seconds", "max_restarts"),
+    *("settings_format", "output", "phase_seconds", "timeout_seconds", "max_restarts"),
     *("sandbox", "scoring"),  # the models and prompts that come of it count by their content
 }
 
