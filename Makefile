@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-unit lint check test test-unit test-integration test-gpu bench demo clean
+.PHONY: help setup setup-unit lint check test test-unit test-integration test-faults test-gpu bench demo clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements/cpu.lock
@@ -65,6 +65,9 @@ test-unit: setup-unit ## unit tests without ray, vllm and deepspeed; full covera
 
 test-integration: setup ## real Ray, vLLM and DeepSpeed on CPU
 	.venv/bin/pytest tests/integration tests/unit/actors --durations=20
+
+test-faults: setup ## whole runs with faults from outside: minutes
+	.venv/bin/pytest tests/faults
 
 test-gpu: setup ## tests that need CUDA; each reports skipped without it
 	.venv/bin/pytest tests/gpu

@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(TESTS / "integration"):
             item.add_marker("integration")
+        elif item.path.is_relative_to(TESTS / "faults"):
+            item.add_marker("faults")
         elif item.path.is_relative_to(TESTS / "gpu"):
             item.add_marker("gpu")
         else:
