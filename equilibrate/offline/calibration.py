@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from equilibrate.types import ScorerKind
+from equilibrate.types import ScorerKind, is_unsafe
 
 Scores = NDArray[np.float64]
 
@@ -48,9 +48,9 @@ def _signs(costs: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:
         if len(side):
             figures[f"{name}_mean"] = float(side.mean())
             figures |= _quantiles(name, side)
-    hits = np.where(is_safe, costs < 0, costs > 0)
+    above = is_unsafe(costs)
+    hits = above != is_safe
     figures["sign_accuracy"] = float(hits.mean())
-    above = costs > 0
     if above.any():
         figures["unsafe_precision"] = float((~is_safe[above]).mean())
     if not is_safe.all():
