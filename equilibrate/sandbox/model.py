@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-MAX_LENGTH = 128
-"""Positions. Training sequences have at most about 45 tokens."""
+from equilibrate.sandbox.words import MAX_LENGTH
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:

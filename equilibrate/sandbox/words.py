@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from itertools import product
 
+MAX_LENGTH = 128
+"""Positions of the world's models. Training sequences have at most about 45 tokens."""
+
 FICTION_FRAMES = ("in my novel ,", "in the game ,", "for the movie ,")
 """Frames that turn a malicious purpose into a harmless story; they do not excuse risky content."""
 

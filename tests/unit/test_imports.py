@@ -56,7 +56,10 @@ def test_import_of_the_package_is_light():
     assert not HEAVY & set(result.stdout.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["validate"]])
+VALIDATE = ["validate", "--config", "deploy/configs/sandbox.yaml"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], VALIDATE])
 def test_help_and_validation_load_nothing_heavy(arguments):
     result = python(LOADED_BY_COMMAND, *arguments)
     assert result.returncode == 0, result.stderr
