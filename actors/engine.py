@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,11 +133,21 @@ def model_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
         yield name.removeprefix("model."), tensor
 
 
-def export_model(policy: DeepSpeedModel, folder: str | Path, *, tokenizer: str | Path) -> None:
-    """Write a Hugging Face folder with the tokenizer of another; all ranks must call."""
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in model_weights(policy)}
+def export_model(
+    policy: DeepSpeedModel,
+    folder: str | Path,
+    *,
+    tokenizer: str | Path,
+    weights: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
+    """Write a Hugging Face folder with the tokenizer of another; all ranks must call.
+
+    Args: weights: by the model's own names, in place of the present ones; rank 0's are written.
+    """
+    named = model_weights(policy) if weights is None else weights
+    whole = {name: tensor.detach().cpu().clone() for name, tensor in named}
     if dist.get_rank() == 0:
-        policy.module.model.save_pretrained(folder, state_dict=weights)
+        policy.module.model.save_pretrained(folder, state_dict=whole)
         load_tokenizer(tokenizer).save_pretrained(folder)
     dist.barrier()
 

@@ -22,6 +22,7 @@ from actors.engine import DeepSpeedModel, export_model, join_group, model_weight
 from actors.weights import PackedWeights, pack_weights
 from equilibrate.config.base import TextConfig
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
+from equilibrate.learning.average import WeightAverage
 from equilibrate.learning.parity import parity_gap, require_parity
 from equilibrate.learning.passes import Passes
 from equilibrate.learning.ptx import PtxData
@@ -96,6 +97,13 @@ class LearnerWorker:
             temperature=settings.temperature,
             device=self._accelerator.torch_device,
         )
+        self._average: WeightAverage | None = None
+        if settings.learner.average_decay:
+            self._average = WeightAverage(
+                settings.learner.average_decay,
+                model_weights(self._policy),
+                keeps=dist.get_rank() == 0,
+            )
         self._ptx = None
         if settings.learner.ptx_coef > 0:
             self._ptx = PtxData(
@@ -175,6 +183,8 @@ class LearnerWorker:
             self._passes, train, lengths, self._losses, iteration=iteration, ptx=ptx, live=live
         )
         learned, skipped = update.run()
+        if self._average is not None and not skipped:
+            self._average.update(model_weights(self._policy))
         return UpdateMetrics(values=values | learned, skipped=skipped)
 
     def _in_parity(self, tokens: TokenBatch, iteration: int) -> dict[str, float]:
@@ -228,8 +238,17 @@ class LearnerWorker:
         """
         yield from folder_tensors(self._policy.module.model, model_weights(self._policy))
 
-    def pack_weights(self) -> tuple[PackedWeights | None, int]:
-        """The policy for the generators, on rank 0; and this rank, as a receipt for the caller."""
+    def pack_weights(self, *, averaged: bool = False) -> tuple[PackedWeights | None, int]:
+        """The policy for the generators, on rank 0; and this rank, as a receipt for the caller.
+
+        Args: averaged: the average of its weights in place of the last ones, where one is kept.
+        """
+        if averaged and self._average is not None:
+            if self._passes.rank:
+                return None, self._passes.rank
+            weights = self._average.named_weights()
+            named = folder_tensors(self._policy.module.model, weights)
+            return pack_weights(named, aliases=self._aliases), 0
         if self._passes.rank == 0:
             return pack_weights(self.named_weights(), aliases=self._aliases), 0
         for _ in self.named_weights():
@@ -240,6 +259,8 @@ class LearnerWorker:
         """Write models, optimizers and this rank's random state; all ranks must call."""
         for name, model in self._models.items():
             model.save(Path(folder) / name)
+        if self._average is not None:
+            self._average.save(Path(folder))
         torch.save(self._accelerator.rng_state(), self._rng_file(folder))
         dist.barrier()
 
@@ -247,11 +268,17 @@ class LearnerWorker:
         """Continue from `save` with the same number of ranks and ZeRO stage, bit by bit."""
         for name, model in self._models.items():
             model.load(Path(folder) / name)
+        if self._average is not None:
+            self._average.load(Path(folder))
         self._accelerator.set_rng_state(torch.load(self._rng_file(folder)))
 
     def _rng_file(self, folder: str | Path) -> Path:
         return Path(folder) / f"rng_rank{self._passes.rank}.pt"
 
-    def export(self, folder: str | Path) -> None:
-        """Write the policy as a Hugging Face folder with its tokenizer; all ranks must call."""
-        export_model(self._policy, folder, tokenizer=self._settings.policy)
+    def export(self, folder: str | Path, *, averaged: bool = False) -> None:
+        """Write the policy as a Hugging Face folder with its tokenizer; all ranks must call.
+
+        Args: averaged: as of `pack_weights`.
+        """
+        weights = self._average.named_weights() if averaged and self._average is not None else None
+        export_model(self._policy, folder, tokenizer=self._settings.policy, weights=weights)

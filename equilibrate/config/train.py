@@ -47,6 +47,9 @@ class LearnerConfig(WorkerGroup):
     """Safe RLHF took 5e-6, OpenRLHF takes 9e-6."""
     lr_schedule: Literal["constant", "linear", "cosine", "cooldown"] = "constant"
     """How both learning rates fall to zero over the run; cooldown falls in its last 30 % only."""
+    average_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay per iteration of an average of the policy's weights, which is then what is evaluated
+    and exported, the last weights beside it: 0.9 looks back about 10 iterations; 0 keeps none."""
     ptx_coef: float = Field(0.0, ge=0)
     """Weight of the pretraining loss on `data.ptx`; 0 leaves it out."""
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch.multiprocessing.spawn import spawn
 
 from actors.engine import DeepSpeedModel
 from actors.learner import LearnerWorker
+from actors.weights import unpack_weights
 from equilibrate.config.train import AmaConfig, PPOConfig
 from equilibrate.errors import ParityError
 from equilibrate.learning.passes import Passes
@@ -355,6 +357,43 @@ def test_packed_weights_carry_the_tied_head(models: Path) -> None:
     slots = {slot.name: slot for slot in packed.slots}
     head, embedding = slots["lm_head.weight"], slots["model.embed_tokens.weight"]
     assert (head.bucket, head.offset) == (embedding.bucket, embedding.offset)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_the_average_is_packed_exported_and_saved(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, zero_stage: int
+) -> None:
+    """After one update half of the start and half of what it moved to."""
+    learner = {"average_decay": 0.5, "zero_stage": zero_stage}
+    worker = LearnerWorker(make_settings(models, learner=learner))
+    before = snapshot(worker)
+    update(worker, scored)
+    after = snapshot(worker)
+    expected = {
+        name.removeprefix("policy/model."): (value + after[name]) / 2
+        for name, value in before.items()
+        if name.startswith("policy/")
+    }
+    packed, _ = worker.pack_weights(averaged=True)
+    assert packed is not None
+    sent = dict(unpack_weights(packed))
+    worker.export(tmp_path / "average", averaged=True)
+    worker.export(tmp_path / "last")
+    written = load_file(tmp_path / "average" / "model.safetensors")
+    last = load_file(tmp_path / "last" / "model.safetensors")
+    for name, value in expected.items():
+        np.testing.assert_allclose(sent[name].numpy(), value, rtol=0, atol=1e-7)
+        np.testing.assert_array_equal(written[name], sent[name].numpy())
+        np.testing.assert_array_equal(last[name], after[f"policy/model.{name}"])
+    (tmp_path / "saved").mkdir()
+    worker.save(tmp_path / "saved")
+    again = LearnerWorker(make_settings(models, learner=learner))
+    again.load(tmp_path / "saved")
+    for one in (worker, again):
+        one._settings = replace(one._settings, parity_tolerance=10.0)
+        update(one, scored, iteration=1)
+    first, second = (one.pack_weights(averaged=True)[0] for one in (worker, again))
+    assert all((a == b).all() for a, b in zip(first.buckets, second.buckets, strict=True))
 
 
 def test_pretraining_text_moves_the_policy_on_its_own(
