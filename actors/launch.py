@@ -17,6 +17,7 @@ from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
+from equilibrate.interfaces import Generator
 from equilibrate.models.sidecar import read_sidecar
 from equilibrate.report import installed_versions, summarise_training
 from equilibrate.report.results import write_outcome
@@ -27,7 +28,7 @@ from equilibrate.run.contents import Contents
 from equilibrate.run.controllers import CostController, KLController
 from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_of
-from equilibrate.run.queue import RolloutQueue
+from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.run.sinks import open_sink
 from equilibrate.run.state import RunCheckpoints
 from equilibrate.run.watch import RunWatch
@@ -81,7 +82,9 @@ def train_with(
                 say(f"{done}; the same command goes on from there")
                 return EXIT_STOPPED
             with measured(run, "finish"):
-                parts.learner.export(run / "aligned")
+                parts.learner.export(run / "aligned", averaged=True)
+                if config.learner.average_decay:
+                    parts.learner.export(run / "last")
                 assessor.in_full("aligned", iteration)
     _report(config, run, assessor.prompts, inputs.judge)
     return 0
@@ -93,9 +96,8 @@ def evaluate(config: TrainConfig, run: Path, judge: Judge | None = None) -> int:
         inputs = prepare_inputs(config, stages_of(run), say)
         inputs = replace(inputs, judge=judge or inputs.judge, shared_base=None)
         with WorkerGroups(config, inputs, roles=("rollout",)) as groups:
-            assessor = _make_assessor(
-                config, run, inputs, groups, Renderer(inputs.policy, config.text)
-            )
+            renderer = Renderer(inputs.policy, config.text)
+            assessor = _make_assessor(config, run, inputs, groups.rollouts, renderer)
             # The versions that `train` measured: the same seeds, so the same answers.
             stages = (("base", inputs.policy, 0), ("aligned", run / "aligned", config.iterations))
             for name, folder, version in stages:
@@ -127,8 +129,6 @@ def _make_parts(
 ) -> tuple[driver.Parts, Assessor]:
     renderer = Renderer(inputs.policy, config.text)
     prompts = read_fitting(inputs.prompts, renderer, config, run)
-    assessor = _make_assessor(config, run, inputs, groups, renderer)
-    check_disjoint(prompts, assessor.prompts)
     sampler = _make_sampler(config, prompts)
     queue = RolloutQueue(
         sampler,
@@ -136,6 +136,11 @@ def _make_parts(
         max_policy_lag=config.rollout.max_policy_lag,
         iterations=config.iterations,
     )
+    rollouts: Generator = groups.rollouts
+    if config.learner.average_decay:
+        rollouts = AverageRollouts(groups.rollouts, queue, groups.learner)
+    assessor = _make_assessor(config, run, inputs, rollouts, renderer)
+    check_disjoint(prompts, assessor.prompts)
     multiplier = CostController(config.constraint)
     kl = KLController(config.ppo.kl)
     sink = open_sink(run, iterations=config.iterations, wandb_project=config.wandb_project)
@@ -185,7 +190,7 @@ def _make_sampler(config: TrainConfig, prompts: list[Prompt]) -> FdcSampler:
 
 
 def _make_assessor(
-    config: TrainConfig, run: Path, inputs: Inputs, groups: WorkerGroups, renderer: Renderer
+    config: TrainConfig, run: Path, inputs: Inputs, rollouts: Generator, renderer: Renderer
 ) -> Assessor:
     prompts = []
     if inputs.evaluation:
@@ -193,7 +198,7 @@ def _make_assessor(
     return Assessor(
         run,
         prompts,
-        rollouts=groups.rollouts,
+        rollouts=rollouts,
         judge=inputs.judge,
         decode=renderer.decode,
         every=config.evaluate_every,

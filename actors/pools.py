@@ -237,10 +237,10 @@ class RayLearnerGroup:
         )
         return self._all("update", todo)[0]
 
-    def publish(self, version: int) -> Weights:
+    def publish(self, version: int, *, averaged: bool = False) -> Weights:
         # Every rank takes part, because a sharded policy is gathered; rank 0 alone packs it. The
         # buffers stay in the object store: only their reference passes through the driver.
-        todo = task(LearnerWorker.pack_weights)
+        todo = task(LearnerWorker.pack_weights, averaged=averaged)
         packed = [rank.call_for_two("sync", todo) for rank in self.ranks]
         self._collect("sync", [receipt for _, receipt in packed])
         return Weights(version=version, reference=packed[0][0].reference)
@@ -251,8 +251,8 @@ class RayLearnerGroup:
     def load(self, folder: Path) -> None:
         self._all("load", task(LearnerWorker.load, str(folder)))
 
-    def export(self, folder: Path) -> None:
-        self._all("export", task(LearnerWorker.export, str(folder)))
+    def export(self, folder: Path, *, averaged: bool = False) -> None:
+        self._all("export", task(LearnerWorker.export, str(folder), averaged=averaged))
 
     def restart(self) -> None:
         for rank in self.ranks:

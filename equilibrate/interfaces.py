@@ -37,11 +37,15 @@ class PromptSampler(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class RolloutPool(Protocol):
+class Generator(Protocol):
     """Samples responses from one stated version of the policy."""
 
     def generate(self, batch: PromptBatch, policy_version: int) -> list[Rollout]:
         """One rollout per prompt and copy, in the order of the batch, all from `policy_version`."""
+
+
+class RolloutPool(Generator, Protocol):
+    """The generators of a run, whose weights can be changed."""
 
     def start(self, batch: PromptBatch, policy_version: int) -> Callable[[], list[Rollout]]:
         """Begin what `generate` does; calling the answer waits for the rollouts.
@@ -67,16 +71,19 @@ class Learner(Protocol):
     ) -> UpdateMetrics:
         """All epochs and minibatches of one iteration; skipped as a whole step where not finite."""
 
-    def publish(self, version: int) -> Weights:
-        """Hand the current policy to the transport under this version."""
+    def publish(self, version: int, *, averaged: bool = False) -> Weights:
+        """Hand the current policy to the transport under this version.
+
+        Args: averaged: the average of its weights in place of the last ones, where one is kept.
+        """
 
     def save(self, folder: Path) -> None:
         """Write everything that `load` needs to continue bit by bit."""
 
     def load(self, folder: Path) -> None: ...
 
-    def export(self, folder: Path) -> None:
-        """Write the policy as a plain Hugging Face folder, tokenizer included."""
+    def export(self, folder: Path, *, averaged: bool = False) -> None:
+        """Write the policy, or its average, as a plain Hugging Face folder, tokenizer included."""
 
     def restart(self) -> None:
         """Make the group anew after a rank was lost; `load` must follow."""

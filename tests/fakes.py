@@ -161,7 +161,9 @@ class FakeLearner:
         self.num_updates += not skipped
         return UpdateMetrics(values={"policy_loss": float(iteration)}, skipped=skipped)
 
-    def publish(self, version: int) -> Weights:
+    def publish(self, version: int, *, averaged: bool = False) -> Weights:
+        if averaged:
+            self.journal.append(f"average {version}")
         return Weights(version=version, reference=self.num_updates)
 
     def save(self, folder: Path) -> None:
@@ -174,7 +176,7 @@ class FakeLearner:
     def load(self, folder: Path) -> None:
         self.num_updates = json.loads((folder / "state.json").read_text())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, *, averaged: bool = False) -> None:
         self.journal.append("export")
 
     def restart(self) -> None:

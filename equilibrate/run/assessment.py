@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from equilibrate.evaluation import EvaluationTable, Judge, Verdict, compare, tabulate
-from equilibrate.interfaces import RolloutPool
+from equilibrate.interfaces import Generator
 from equilibrate.run.sinks import EVALUATIONS_FILE, JsonlFile, write_whole
 from equilibrate.types import Prompt, PromptBatch
 
@@ -49,7 +49,7 @@ class Assessor:
         run_folder: Path,
         prompts: Sequence[Prompt],
         *,
-        rollouts: RolloutPool,
+        rollouts: Generator,
         judge: Judge,
         decode: Decode,
         every: int,

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from equilibrate.errors import NumericsError
-from equilibrate.interfaces import PromptSampler, RolloutPool
-from equilibrate.types import Category, FinishReason, Rollout, Weights
+from equilibrate.interfaces import Learner, PromptSampler, RolloutPool
+from equilibrate.types import Category, FinishReason, PromptBatch, Rollout, Weights
 
 Pending = Callable[[], list[Rollout]]
 Clock = Callable[[str], AbstractContextManager[object]]
@@ -84,6 +84,22 @@ class RolloutQueue:
             with np.load(file, allow_pickle=False) as arrays:
                 rollouts = _from_arrays(arrays)
             self._pending[int(file.stem.removeprefix("rollouts-"))] = _done(rollouts)
+
+
+class AverageRollouts:
+    """Samples from the average of the policy's weights, for whoever measures it (`Generator`);
+    afterwards the generators hold the last weights again."""
+
+    def __init__(self, rollouts: RolloutPool, queue: RolloutQueue, learner: Learner) -> None:
+        self._rollouts = rollouts
+        self._queue = queue
+        self._learner = learner
+
+    def generate(self, batch: PromptBatch, policy_version: int) -> list[Rollout]:
+        self._queue.publish(self._learner.publish(policy_version, averaged=True))
+        answers = self._rollouts.generate(batch, policy_version)
+        self._queue.publish(self._learner.publish(policy_version))
+        return answers
 
 
 def _done(rollouts: list[Rollout]) -> Pending:

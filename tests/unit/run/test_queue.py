@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from equilibrate.errors import NumericsError
-from equilibrate.run.queue import RolloutQueue
+from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.types import PromptBatch, Rollout, Weights
-from tests.fakes import FakeRolloutPool, FakeSampler
+from tests.fakes import FakeLearner, FakeRolloutPool, FakeSampler
 
 
 class AnyVersionPool(FakeRolloutPool):
@@ -81,6 +81,21 @@ def test_publishing_waits_for_what_is_under_way() -> None:
     assert phases == ["rollout", "sync"]
     assert pool.version == 1
     assert texts(queue.take(1)) == ["prompt 2", "prompt 3"]
+
+
+def test_who_measures_the_average_leaves_the_last_weights_behind() -> None:
+    journal: list[str] = []
+    pool, learner = AnyVersionPool(journal), FakeLearner(journal)
+    queue = RolloutQueue(FakeSampler(), pool, max_policy_lag=1, iterations=9)
+    queue.take(0)
+    batch = FakeSampler().next_batch(0)
+    answers = AverageRollouts(pool, queue, learner).generate(batch, 3)
+    assert len(answers) == len(batch.prompts)
+    # What was under way has ended, the average came and went, and version 3 is there.
+    assert [line for line in journal if line.startswith(("average", "sync"))] == [
+        "average 3", "sync 3", "sync 3",
+    ]  # fmt: skip
+    assert pool.num_running == 0
 
 
 class BrokenPool(AnyVersionPool):
