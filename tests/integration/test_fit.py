@@ -134,6 +134,7 @@ def test_evaluation_prompts_do_not_train(inputs: Path, tmp_path: Path) -> None:
     assert "must not be in the training prompts" in output.with_suffix(".log").read_text()
 
 
+@pytest.mark.timeout(600)  # five runs of the command line
 def test_scorers_trained_on_a_file_of_pairs_are_what_train_takes(
     inputs: Path, tmp_path: Path
 ) -> None:
