@@ -157,7 +157,7 @@ class LearnerWorker:
         if all(one.broken for one in scored):
             return UpdateMetrics(values=values, skipped=True)
         lengths = np.array([len(s.rollout.token_ids) for s in scored])
-        batch = self._collated(scored)
+        batch = _collated(scored, settings, self._accelerator)
         is_only_step = ptx is None and settings.ppo.takes_one_step(len(scored))
         before, live = self._passes.before(batch, lengths, is_only_step=is_only_step)
         if not all(bool(tensor.isfinite().all()) for tensor in before.values()):
@@ -179,13 +179,16 @@ class LearnerWorker:
             seed=derive_seed(settings.seed, iteration),
         )
         values |= batch_metrics(train, entropies)
-        update = Update(
-            self._passes, train, lengths, self._losses, iteration=iteration, ptx=ptx, live=live
-        )
-        learned, skipped = update.run()
-        if self._average is not None and not skipped:
-            self._average.update(model_weights(self._policy))
+        learned, skipped = Update(
+            self._passes, train, lengths, _losses(settings), iteration=iteration, ptx=ptx, live=live
+        ).run()
+        if not skipped:
+            self._follow()
         return UpdateMetrics(values=values | learned, skipped=skipped)
+
+    def _follow(self) -> None:
+        if self._average is not None:
+            self._average.update(model_weights(self._policy))
 
     def _in_parity(self, tokens: TokenBatch, iteration: int) -> dict[str, float]:
         settings, gap = self._settings, parity_gap(tokens)
@@ -196,31 +199,6 @@ class LearnerWorker:
             iteration=iteration,
         )
         return {"parity_gap_nats": gap.largest, "parity_gap_mean_nats": gap.mean}
-
-    def _collated(self, scored: Sequence[ScoredRollout]) -> ScoredBatch:
-        ama = self._settings.ama
-        batch = collate(
-            scored,
-            pad_token_id=0,
-            ungated=ama.ungated if ama else (),
-            truncated=self._settings.ppo.truncated,
-        )
-        device = self._accelerator.torch_device
-        return ScoredBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
-
-    @property
-    def _losses(self) -> LossSettings:
-        ppo, ama = self._settings.ppo, self._settings.ama
-        return LossSettings(
-            minibatch_size=ppo.minibatch_size,
-            epochs=ppo.epochs,
-            clip_range=ppo.clip_range,
-            value_clip_range=ppo.value_clip_range,
-            mean_over=ppo.mean_over,
-            divide_by_kept=ama is not None and ama.normalizer == "kept",
-            ptx_coef=self._settings.learner.ptx_coef,
-            seed=self._settings.seed,
-        )
 
     def _set_learning_rates(self, iteration: int) -> float:
         """Sets every model's rate for this iteration and returns the policy's."""
@@ -282,3 +260,31 @@ class LearnerWorker:
         """
         weights = self._average.named_weights() if averaged and self._average is not None else None
         export_model(self._policy, folder, tokenizer=self._settings.policy, weights=weights)
+
+
+def _collated(
+    scored: Sequence[ScoredRollout], settings: LearnerSettings, accelerator: Accelerator
+) -> ScoredBatch:
+    """On the rank's device."""
+    batch = collate(
+        scored,
+        pad_token_id=0,
+        ungated=settings.ama.ungated if settings.ama else (),
+        truncated=settings.ppo.truncated,
+    )
+    device = accelerator.torch_device
+    return ScoredBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
+
+
+def _losses(settings: LearnerSettings) -> LossSettings:
+    ppo, ama = settings.ppo, settings.ama
+    return LossSettings(
+        minibatch_size=ppo.minibatch_size,
+        epochs=ppo.epochs,
+        clip_range=ppo.clip_range,
+        value_clip_range=ppo.value_clip_range,
+        mean_over=ppo.mean_over,
+        divide_by_kept=ama is not None and ama.normalizer == "kept",
+        ptx_coef=settings.learner.ptx_coef,
+        seed=settings.seed,
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from actors.rollout import engine_environment
+from equilibrate.types import ScoredRollout
+from tests.integration.learners import free_port, score_rollouts, set_rank
+from tests.tiny_models import write_models
 
 # vLLM reads these at import, so they must be set before any test module is loaded.
 os.environ.update(engine_environment(device="cpu", threads=1))
@@ -73,3 +77,20 @@ def tied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def untied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("untied_llama"), tied=False)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def scored(models: Path) -> list[ScoredRollout]:
+    return score_rollouts(models)
+
+
+@pytest.fixture(scope="module")
+def group_of_one() -> Iterator[None]:
+    set_rank(0, 1, free_port())
+    yield
+    torch.distributed.destroy_process_group()

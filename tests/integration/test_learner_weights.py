@@ -1,0 +1,91 @@
+"""What leaves a learner: weights for the generators, folders, and the average of its iterates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from actors.learner import LearnerWorker
+from actors.weights import unpack_weights
+from equilibrate.types import ScoredRollout
+from tests.integration.learners import (
+    make_settings,
+    snapshot,
+    update,
+)
+
+pytestmark = [
+    pytest.mark.usefixtures("group_of_one"),
+    pytest.mark.timeout(600),
+    *(
+        pytest.mark.filterwarnings(f"ignore::{kind}Warning")
+        for kind in ("Future", "User", "Deprecation", "Resource")
+    ),
+]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_export_is_a_model_folder_with_tokenizer(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, stage: int
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    worker = LearnerWorker(make_settings(models, learner={"zero_stage": stage}))
+    update(worker, scored)
+    worker.export(tmp_path)
+    loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
+    for name, tensor in worker.named_weights():
+        torch.testing.assert_close(loaded.pop(name).detach(), tensor, rtol=0, atol=0)
+    assert not loaded
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template
+
+
+def test_packed_weights_carry_the_tied_head(models: Path) -> None:
+    packed, rank = LearnerWorker(make_settings(models)).pack_weights()
+    assert rank == 0
+    assert packed is not None
+    slots = {slot.name: slot for slot in packed.slots}
+    head, embedding = slots["lm_head.weight"], slots["model.embed_tokens.weight"]
+    assert (head.bucket, head.offset) == (embedding.bucket, embedding.offset)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_the_average_is_packed_exported_and_saved(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, zero_stage: int
+) -> None:
+    """After one update half of the start and half of what it moved to."""
+    learner = {"average_decay": 0.5, "zero_stage": zero_stage}
+    worker = LearnerWorker(make_settings(models, learner=learner))
+    before = snapshot(worker)
+    update(worker, scored)
+    after = snapshot(worker)
+    expected = {
+        name.removeprefix("policy/model."): (value + after[name]) / 2
+        for name, value in before.items()
+        if name.startswith("policy/")
+    }
+    packed, _ = worker.pack_weights(averaged=True)
+    assert packed is not None
+    sent = dict(unpack_weights(packed))
+    worker.export(tmp_path / "average", averaged=True)
+    worker.export(tmp_path / "last")
+    written = load_file(tmp_path / "average" / "model.safetensors")
+    last = load_file(tmp_path / "last" / "model.safetensors")
+    for name, value in expected.items():
+        np.testing.assert_allclose(sent[name].numpy(), value, rtol=0, atol=1e-7)
+        np.testing.assert_array_equal(written[name], sent[name].numpy())
+        np.testing.assert_array_equal(last[name], after[f"policy/model.{name}"])
+    (tmp_path / "saved").mkdir()
+    worker.save(tmp_path / "saved")
+    again = LearnerWorker(make_settings(models, learner=learner))
+    again.load(tmp_path / "saved")
+    for one in (worker, again):
+        one._settings = replace(one._settings, parity_tolerance=10.0)
+        update(one, scored, iteration=1)
+    first, second = (one.pack_weights(averaged=True)[0] for one in (worker, again))
+    assert all((a == b).all() for a, b in zip(first.buckets, second.buckets, strict=True))
