@@ -182,12 +182,11 @@ class LearnerWorker:
         learned, skipped = Update(
             self._passes, train, lengths, _losses(settings), iteration=iteration, ptx=ptx, live=live
         ).run()
-        if not skipped:
-            self._follow()
+        self._follow(skipped=skipped)
         return UpdateMetrics(values=values | learned, skipped=skipped)
 
-    def _follow(self) -> None:
-        if self._average is not None:
+    def _follow(self, *, skipped: bool) -> None:
+        if self._average is not None and not skipped:
             self._average.update(model_weights(self._policy))
 
     def _in_parity(self, tokens: TokenBatch, iteration: int) -> dict[str, float]:
