@@ -58,7 +58,8 @@ def score_rollouts(models: Path) -> list[ScoredRollout]:
 
 
 def make_settings(models: Path, **changes: Any) -> LearnerSettings:
-    learner = {"max_tokens_per_batch": 24, **changes.pop("learner", {})}
+    rates = {"policy_lr": 1e-4, "critic_lr": 5e-4}
+    learner = {"max_tokens_per_batch": 24, **rates, **changes.pop("learner", {})}
     ppo = {"minibatch_size": 8, "epochs": 2, **changes.pop("ppo", {})}
     settings = LearnerSettings(
         policy=str(models / "policy"),

@@ -44,6 +44,7 @@ ONE_STEP: dict[str, Any] = {"minibatch_size": NUM_ROLLOUTS, "epochs": 1}
 WAYS: dict[str, dict[str, Any]] = {
     **{f"stage{stage}": {"learner": {"zero_stage": stage}} for stage in (0, 1, 2, 3)},
     "critic-free": {"reward": "", "cost": "", "ppo": {"advantage": "reinforce_plus_plus"}},
+    "sequences": {"ppo": {"mean_over": "sequences"}},
     **{
         f"one-pass{stage}": {
             "learner": {"zero_stage": stage, "max_tokens_per_batch": 1024},
@@ -53,7 +54,8 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }
 """Settings whose result two ranks must share with one that has the tests' own learner settings:
-ZeRO stages, no critics, and outputs of the pass before that are differentiated."""
+ZeRO stages, no critics, means over sequences, and outputs of the pass before that are
+differentiated."""
 
 
 def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
