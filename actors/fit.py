@@ -37,7 +37,7 @@ from equilibrate.run.assessment import Assessor
 from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.contents import Contents
 from equilibrate.run.door import check_inputs
-from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_of
+from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
 from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.stages import Stage, library_versions, short_hash
 from equilibrate.run.watch import ScoreWatch
@@ -72,7 +72,7 @@ def fit(config: FitConfig, stages: Path | None = None) -> int:
     Args: stages: folder of what precedes the training, if several runs share it.
     Returns: the exit code.
     """
-    with claimed(config) as run:
+    with own_run_folder(config) as run:
         if run is None:
             return 0
         check_this_machine(config)

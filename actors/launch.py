@@ -27,7 +27,7 @@ from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.contents import Contents
 from equilibrate.run.controllers import CostController, KLController
 from equilibrate.run.door import check_inputs
-from equilibrate.run.folder import claimed, measured, read_fitting, say, stages_of
+from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
 from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.run.sinks import open_sink
 from equilibrate.run.state import RunCheckpoints
@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> int:
 
     Returns: the exit code, 0 or EXIT_STOPPED.
     """
-    with claimed(config) as run:
+    with own_run_folder(config) as run:
         if run is None:
             return 0
         check_this_machine(config)

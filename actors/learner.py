@@ -8,7 +8,7 @@ result does not depend on how many ranks there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -35,11 +35,11 @@ from equilibrate.learning.update import LossSettings, Update
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.models.names import folder_aliases, folder_tensors
-from equilibrate.ppo.batches import ScoredBatch, collate
+from equilibrate.ppo.batches import Indices, ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
 from equilibrate.seeds import derive_seed
 from equilibrate.text.renderer import Renderer
-from equilibrate.types import ScoredRollout, TokenBatch, UpdateMetrics
+from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch, UpdateMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +159,14 @@ class LearnerWorker:
         lengths = np.array([len(s.rollout.token_ids) for s in scored])
         batch = _collated(scored, settings, self._accelerator)
         is_only_step = ptx is None and settings.ppo.takes_one_step(len(scored))
-        before, live = self._passes.before(batch, lengths, is_only_step=is_only_step)
+        before, graphs = self._passes.before(batch, lengths, is_only_step=is_only_step)
         if not all(bool(tensor.isfinite().all()) for tensor in before.values()):
             return UpdateMetrics(values=values, skipped=True)
         entropies = before.pop("entropies")
         tokens = batch.with_learner_outputs(**before)
         is_stale = any(s.rollout.policy_version != iteration for s in scored)
         if not is_stale:
-            values |= self._in_parity(tokens, iteration)
+            values |= _in_parity(tokens, settings, iteration)
         is_weighed = is_stale or settings.ppo.importance == "always"
         values |= staleness_metrics(tokens) if is_weighed else {}
         train = make_train_batch(
@@ -179,25 +179,30 @@ class LearnerWorker:
             seed=derive_seed(settings.seed, iteration),
         )
         values |= batch_metrics(train, entropies)
-        learned, skipped = Update(
-            self._passes, train, lengths, _losses(settings), iteration=iteration, ptx=ptx, live=live
-        ).run()
-        self._follow(skipped=skipped)
+        learned, skipped = self._learn(train, lengths, iteration, graphs)
         return UpdateMetrics(values=values | learned, skipped=skipped)
 
-    def _follow(self, *, skipped: bool) -> None:
+    def _learn(
+        self,
+        train: TrainBatch,
+        lengths: Indices,
+        iteration: int,
+        graphs: Mapping[str, Tensor] | None,
+    ) -> tuple[dict[str, float], bool]:
+        """As `Update.run`; the average follows what was learned."""
+        update = Update(
+            self._passes,
+            train,
+            lengths,
+            _losses(self._settings),
+            iteration=iteration,
+            ptx=self._ptx,
+            graphs=graphs,
+        )
+        learned, skipped = update.run()
         if self._average is not None and not skipped:
             self._average.update(model_weights(self._policy))
-
-    def _in_parity(self, tokens: TokenBatch, iteration: int) -> dict[str, float]:
-        settings, gap = self._settings, parity_gap(tokens)
-        require_parity(
-            gap,
-            dtype=settings.dtype,
-            tolerance=settings.parity_tolerance,
-            iteration=iteration,
-        )
-        return {"parity_gap_nats": gap.largest, "parity_gap_mean_nats": gap.mean}
+        return learned, skipped
 
     def _set_learning_rates(self, iteration: int) -> float:
         """Sets every model's rate for this iteration and returns the policy's."""
@@ -273,6 +278,13 @@ def _collated(
     )
     device = accelerator.torch_device
     return ScoredBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
+
+
+def _in_parity(tokens: TokenBatch, settings: LearnerSettings, iteration: int) -> dict[str, float]:
+    """Raises: ParityError."""
+    gap, tolerance = parity_gap(tokens), settings.parity_tolerance
+    require_parity(gap, dtype=settings.dtype, tolerance=tolerance, iteration=iteration)
+    return {"parity_gap_nats": gap.largest, "parity_gap_mean_nats": gap.mean}
 
 
 def _losses(settings: LearnerSettings) -> LossSettings:

@@ -39,7 +39,7 @@ from equilibrate.report.origin import commit, machine
 from equilibrate.run.checkpoint import FolderLock
 from equilibrate.run.contents import Contents
 from equilibrate.run.door import check_inputs
-from equilibrate.run.folder import STAGES, claimed, say, stages_of
+from equilibrate.run.folder import STAGES, own_run_folder, say, stages_of
 from equilibrate.run.sinks import write_whole
 from equilibrate.study import (
     PlannedRun,
@@ -321,7 +321,7 @@ def _make(
     stop: Callable[[], bool],
 ) -> int:
     """Carry out one run; its exit code."""
-    with claimed(config) as run:
+    with own_run_folder(config) as run:
         if run is None:
             return 0
         if isinstance(config, TrainConfig) and isinstance(inputs, Inputs):

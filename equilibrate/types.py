@@ -208,7 +208,7 @@ class TokenBatch:
     """[B]"""
     cost: Tensor
     """[B]"""
-    is_masked_row: Tensor
+    may_be_masked: Tensor
     """[B] bool: True where AMA may mask the row; False for classes that the gate leaves alone."""
     prompt_groups: Tensor
     """[B] int64: the same number for all responses to one prompt, wherever in the batch: they are

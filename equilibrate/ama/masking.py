@@ -16,7 +16,7 @@ from equilibrate.ama.signals import (
 from equilibrate.config.base import MaskConfig
 
 
-def masked_tokens(
+def kept_tokens(
     ama: MaskConfig,
     sides: Tensor,
     *,
@@ -25,7 +25,7 @@ def masked_tokens(
     values: Tensor,
     cost_values: Tensor,
     response_mask: Tensor,
-    is_masked_row: Tensor,
+    may_be_masked: Tensor,
     multiplier: float,
     dead_band: float = 0.0,
     control: torch.Generator | None = None,
@@ -52,7 +52,7 @@ def masked_tokens(
         signal,
         sides,
         response_mask,
-        is_masked_row,
+        may_be_masked,
         baseline=_baseline(signal, response_mask, ama),
         level=ama.level,
         delta=ama.delta,

@@ -19,7 +19,7 @@ def gradient_mask(
     signal: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
-    is_masked_row: Tensor,
+    may_be_masked: Tensor,
     *,
     baseline: Tensor,
     level: Level,
@@ -38,7 +38,7 @@ def gradient_mask(
         signal: [B, T], from `token_signal`.
         advantages: [B, T]; s_t is their sign, 0 counts as +1.
         response_mask: [B, T] bool; the result is a subset of it.
-        is_masked_row: [B] bool; rows with False keep their whole response (the class gate).
+        may_be_masked: [B] bool; rows with False keep their whole response (the class gate).
         baseline: b, broadcastable to [B, T], from `ama.signals`.
         delta: whether the signal is made of steps, whose size then marks the pivots of `segment`.
         pivot_rule, pivot_value: kappa, see `pivot_threshold`; only `segment` reads them.
@@ -52,14 +52,14 @@ def gradient_mask(
     Source: Equilibrate RLHF (arXiv 2502.11555), its APPO mask; segments arXiv 2411.00809.
     """
     require_same_shape(signal=signal, advantages=advantages, response_mask=response_mask)
-    require_same_shape(is_masked_row=is_masked_row, rows=response_mask.any(1))
+    require_same_shape(may_be_masked=may_be_masked, rows=response_mask.any(1))
     signal = _at_level(level, signal, response_mask, delta, pivot_rule, pivot_value)
     side = sign(advantages if response_scores is None else response_scores[:, None])
-    maskable = response_mask & is_masked_row[:, None]
+    maskable = response_mask & may_be_masked[:, None]
     kept = maskable & agrees(signal, side, baseline, dead_band=dead_band)
     if control is not None:
         kept = random_mask(maskable, int(kept.sum()), control)
-    return kept | (response_mask & ~is_masked_row[:, None])
+    return kept | (response_mask & ~may_be_masked[:, None])
 
 
 def _at_level(

@@ -16,7 +16,7 @@ from equilibrate.models.trainable import Trainable
 from equilibrate.ppo.batches import (
     Indices,
     ScoredBatch,
-    dealt_passes,
+    passes_of_rank,
 )
 
 
@@ -35,8 +35,8 @@ class Passes:
     device: torch.device
 
     def micro_batches(self, rows: Indices, lengths: Indices) -> list[Indices]:
-        """`dealt_passes` of this rank."""
-        return dealt_passes(
+        """`passes_of_rank` of this rank."""
+        return passes_of_rank(
             rows,
             lengths,
             rank=self.rank,
@@ -56,15 +56,15 @@ class Passes:
         Returns:
             outputs: old_log_probs and entropies in nats, of response tokens; values and cost_values
                 of the prefix that ends before each token, 0 without a critic.
-            live: the same of this rank's rows, to differentiate; None if there is more than one
-                step, if the rows are cut, or if all models together are beyond the budget.
+            graphs: the same of this rank's rows, with their graphs; None if there is more
+                than one step, if the rows are cut, or if all models together are beyond the budget.
         """
         num_rows, width = batch.token_ids.shape
         num_tokens = math.ceil(num_rows / self.world_size) * int(lengths.max())
         parts = self.micro_batches(np.arange(num_rows), lengths)
         fits = num_tokens * len(self.models) <= self.max_tokens_per_batch
         # ZeRO-3 follows one forward per backward, so there is one graph a model at most.
-        is_live = is_only_step and len(parts) == 1 and fits
+        is_differentiable = is_only_step and len(parts) == 1 and fits
         names = ("old_log_probs", "entropies", "values", "cost_values")
         found = torch.zeros(len(names), num_rows, width, device=self.device)
         by_name = dict(zip(names, found, strict=True))
@@ -73,7 +73,7 @@ class Passes:
             index = torch.from_numpy(rows).to(self.device)
             token_ids = batch.token_ids[index, :length]
             mask = batch.response_mask[index, :length]
-            with torch.set_grad_enabled(is_live):
+            with torch.set_grad_enabled(is_differentiable):
                 log_probs, entropies = self.policy(token_ids, mask, self.temperature)
                 outputs = {"old_log_probs": log_probs, "entropies": entropies}
                 for name, critic in self.critics.items():
@@ -84,7 +84,7 @@ class Passes:
             # Every rank filled its own rows and left the others 0.
             dist.all_reduce(found)
         found = torch.where(batch.response_mask, found, 0.0)
-        return dict(zip(names, found, strict=True)), outputs if is_live else None
+        return dict(zip(names, found, strict=True)), outputs if is_differentiable else None
 
     def all_finite(self, loss: Tensor) -> bool:
         """Whether the loss is finite on every rank; all ranks get one answer."""

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from equilibrate.ama.masking import masked_tokens
+from equilibrate.ama.masking import kept_tokens
 from equilibrate.ama.signals import response_signal
 from equilibrate.config.train import AmaConfig, PPOConfig
 from equilibrate.ppo.estimators import ESTIMATORS, Signal
@@ -130,7 +130,7 @@ def staleness_metrics(tokens: TokenBatch) -> dict[str, float]:
 def _ama_mask(
     tokens: TokenBatch, advantages: Tensor, *, multiplier: float, ama: AmaConfig, seed: int
 ) -> Tensor:
-    return masked_tokens(
+    return kept_tokens(
         ama,
         advantages,
         token_rewards=tokens.token_rewards,
@@ -138,7 +138,7 @@ def _ama_mask(
         values=tokens.values,
         cost_values=tokens.cost_values,
         response_mask=tokens.response_mask,
-        is_masked_row=tokens.is_masked_row,
+        may_be_masked=tokens.may_be_masked,
         multiplier=multiplier,
         control=torch.Generator().manual_seed(seed) if ama.random_control else None,
         response_scores=_response_scores(tokens, multiplier, ama),

@@ -67,16 +67,16 @@ class Update:
         *,
         iteration: int,
         ptx: PtxRows | None,
-        live: Mapping[str, Tensor] | None = None,
+        graphs: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Args: live: as `Passes.before` returns it."""
+        """Args: graphs: as `Passes.before` returns it."""
         self._passes = passes
         self._train = train
         self._lengths = lengths
         self._settings = settings
         self._iteration = iteration
         self._ptx = ptx
-        self._live = live
+        self._graphs = graphs
         self._num_kept = train.gradient_mask.sum(1).cpu().numpy()
         self._num_response = train.tokens.response_mask.sum(1).cpu().numpy()
         self._sums: dict[str, Tensor] = {}
@@ -112,7 +112,7 @@ class Update:
     def _minibatches(self) -> Iterator[tuple[Indices, int]]:
         """Rows of each minibatch, and the seed of its pretraining rows."""
         run_seed, iteration = self._settings.seed, self._iteration
-        if self._live is not None:
+        if self._graphs is not None:
             # In the order of the pass before, whose outputs are differentiated.
             yield np.arange(len(self._lengths)), derive_seed(run_seed, iteration)
             return
@@ -159,7 +159,9 @@ class Update:
         }
         for field, critic in self._passes.critics.items():
             name, old_values, returns = targets[field]
-            values = values_of(critic, part.token_ids) if self._live is None else self._live[field]
+            values = (
+                values_of(critic, part.token_ids) if self._graphs is None else self._graphs[field]
+            )
             loss = clipped_value_loss(
                 values,
                 old_values,
@@ -210,8 +212,8 @@ class Update:
     def _log_probs(self, part: MicroBatch, ptx: PtxPart | None) -> tuple[Tensor, Tensor | None]:
         """Of the kept tokens, and of the pretraining text; the others cost the head nothing, unless
         the outputs are those of the pass before."""
-        if self._live is not None:
-            return self._live["old_log_probs"], None
+        if self._graphs is not None:
+            return self._graphs["old_log_probs"], None
         policy, temperature = self._passes.policy, self._passes.temperature
         if ptx is None:
             log_probs, _ = policy(part.token_ids, part.gradient_mask, temperature)

@@ -23,7 +23,7 @@ from equilibrate.config.fit import DpoConfig, FitConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.offline.policy_loss import PolicyLoss
 from equilibrate.offline.table import AnswerTable, Rows
-from equilibrate.ppo.batches import dealt_passes
+from equilibrate.ppo.batches import passes_of_rank
 
 CREDITS = {"reward": ("token_rewards",), "cost": ("token_costs",)}
 """Scores that a mask of this source reads; of another source both."""
@@ -65,7 +65,7 @@ def masked_examples(table: AnswerTable, config: FitConfig) -> Rows:
     """
     assert config.ama is not None
     first = np.arange(len(table)) * table.answers_per_example
-    examples = np.flatnonzero(table.is_masked(first, config.ama.ungated))
+    examples = np.flatnonzero(table.may_be_masked(first, config.ama.ungated))
     if len(examples) < 2:
         raise ConfigError(f"ama.ungated leaves {len(examples)} examples to mask; at least 2 needed")
     return examples
@@ -99,7 +99,7 @@ def _gradient(
     masks = objective.plan(examples)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     total = [torch.zeros_like(weight) for weight in weights]
-    passes = dealt_passes(
+    passes = passes_of_rank(
         np.arange(len(examples)),
         table.example_lengths[examples],
         rank=0,

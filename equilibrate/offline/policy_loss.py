@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equilibrate.ama.masking import masked_tokens
+from equilibrate.ama.masking import kept_tokens
 from equilibrate.ama.masks import full_where_empty, keep_ends, random_mask
 from equilibrate.config.fit import AnswerMaskConfig, FitConfig
 from equilibrate.errors import ConfigError
@@ -123,7 +123,7 @@ class PolicyLoss:
 
     def _agreeing(self, answers: PaddedAnswers, ama: AnswerMaskConfig) -> Tensor:
         nothing = torch.zeros_like(answers.token_rewards)
-        return masked_tokens(
+        return kept_tokens(
             ama,
             answers.sides[:, None].expand(answers.token_ids.shape),
             token_rewards=answers.token_rewards,
@@ -131,7 +131,7 @@ class PolicyLoss:
             values=nothing,
             cost_values=nothing,
             response_mask=answers.response_mask,
-            is_masked_row=answers.is_masked_row,
+            may_be_masked=answers.may_be_masked,
             multiplier=self._config.multiplier,
             dead_band=ama.dead_band,
         )
@@ -149,7 +149,7 @@ def require_something_to_mask(table: AnswerTable, ama: AnswerMaskConfig) -> None
 
 def _drawn(mask: Tensor, answers: PaddedAnswers, seed: int) -> Tensor:
     """As many tokens as the finished mask keeps in the rows it masks, drawn at random."""
-    maskable = answers.response_mask & answers.is_masked_row[:, None]
+    maskable = answers.response_mask & answers.may_be_masked[:, None]
     generator = torch.Generator().manual_seed(seed)
     drawn = random_mask(maskable, int((mask & maskable).sum()), generator)
     return drawn | (mask & ~maskable)

@@ -52,7 +52,7 @@ class PaddedAnswers:
     token_costs: Tensor
     sides: Tensor
     is_safe: Tensor
-    is_masked_row: Tensor
+    may_be_masked: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class AnswerTable:
         first = examples[:, None] * self.answers_per_example
         return (first + np.arange(self.answers_per_example)).ravel()
 
-    def is_masked(self, rows: Rows, ungated: Sequence[Category]) -> NDArray[np.bool_]:
+    def may_be_masked(self, rows: Rows, ungated: Sequence[Category]) -> NDArray[np.bool_]:
         """Whether each of some answers is of a class that a mask touches."""
         free = [list(Category).index(category) for category in ungated]
         return ~np.isin(self.categories[rows], free)
@@ -148,7 +148,7 @@ class AnswerTable:
             response_mask=mask & (positions >= torch.from_numpy(self.learn_starts[rows])[:, None]),
             sides=torch.from_numpy(self.sides[rows]).float(),
             is_safe=torch.from_numpy(self.is_safe[rows]),
-            is_masked_row=torch.from_numpy(self.is_masked(rows, ungated)),
+            may_be_masked=torch.from_numpy(self.may_be_masked(rows, ungated)),
             **scores,
         )
 

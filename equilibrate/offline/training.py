@@ -20,7 +20,7 @@ from equilibrate.offline.calibration import calibrate
 from equilibrate.offline.policy_loss import PolicyLoss, summarise_masks
 from equilibrate.offline.scorer_loss import ScorerLoss
 from equilibrate.offline.table import AnswerTable, Rows
-from equilibrate.ppo.batches import dealt_passes
+from equilibrate.ppo.batches import passes_of_rank
 
 WARMUP_STEPS = 50
 CHECKPOINTS_PER_RUN = 4
@@ -159,7 +159,7 @@ class OfflineTraining:
 
     def _passes(self, examples: Rows) -> list[Rows]:
         """Places in `examples` of each pass of this rank."""
-        return dealt_passes(
+        return passes_of_rank(
             np.arange(len(examples)),
             self._table.example_lengths[examples],
             rank=dist.get_rank(),

@@ -37,7 +37,7 @@ class ScoredBatch:
     token_costs: Tensor
     reward: Tensor
     cost: Tensor
-    is_masked_row: Tensor
+    may_be_masked: Tensor
     prompt_groups: Tensor
 
     def with_learner_outputs(
@@ -61,7 +61,7 @@ def collate(
     Args:
         rollouts: at least one; prompts and responses of any lengths.
         pad_token_id: filler of `token_ids`; attention_mask says where it is one.
-        ungated: classes whose rows AMA leaves alone (`is_masked_row` False).
+        ungated: classes whose rows AMA leaves alone (`may_be_masked` False).
         truncated: what responses that were cut at the limit count for, see `PPOConfig`.
     Returns: tensors on the CPU; int64 ids, bool masks, float32 numbers. A rollout that is left
         out, for a score that is not finite or for its cut, keeps its row, so that minibatches are
@@ -85,7 +85,7 @@ def collate(
         token_costs=_pad([s.token_costs for s in rollouts], 0.0),
         reward=torch.tensor([s.reward for s in rollouts], dtype=torch.float32),
         cost=torch.tensor([s.cost for s in rollouts], dtype=torch.float32),
-        is_masked_row=torch.tensor([r.category not in ungated for r in plain]),
+        may_be_masked=torch.tensor([r.category not in ungated for r in plain]),
         prompt_groups=torch.tensor(
             _numbered([r.prompt_id if r.response_mask.any() else i for i, r in enumerate(plain)])
         ),
@@ -172,7 +172,7 @@ def _pad(rows: Sequence[NDArray[Any]], filler: int | float | bool) -> Tensor:
     )
 
 
-def dealt_passes(
+def passes_of_rank(
     rows: Indices, lengths: Indices, *, rank: int, world_size: int, max_tokens: int
 ) -> list[Indices]:
     """A rank's share of the rows, similar lengths together, within the budget of padded tokens.

@@ -45,7 +45,7 @@ def stages_of(run: Path) -> Path:
 
 
 @contextmanager
-def claimed(config: RunConfig) -> Iterator[Path | None]:
+def own_run_folder(config: RunConfig) -> Iterator[Path | None]:
     """The run's folder, ours alone until the context ends; None if it already holds this run.
 
     Raises: ConfigError for a folder whose run is of another kind or format, or has checkpoints

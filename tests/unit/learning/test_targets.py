@@ -42,7 +42,7 @@ def make_tokens(**changes: Any) -> TokenBatch:
         token_costs=zeros,
         reward=torch.tensor([2.0, 0.0]),
         cost=torch.tensor([1.0, 0.0]),
-        is_masked_row=torch.tensor([True, True]),
+        may_be_masked=torch.tensor([True, True]),
         prompt_groups=torch.tensor([0, 0]),
     )
     return replace(tokens, **changes)

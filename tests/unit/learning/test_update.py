@@ -87,12 +87,12 @@ def test_outputs_are_kept_for_the_update_if_one_pass_holds_them(
     policy: Any = FakePolicy()
     alone = replace(passes(0, 1, max_tokens), policy=policy)
     batch = collate(rows, pad_token_id=0)
-    found, live = alone.before(batch, np.array(lengths), is_only_step=True)
+    found, graphs = alone.before(batch, np.array(lengths), is_only_step=True)
     assert found["old_log_probs"].shape == batch.token_ids.shape
     assert not found["old_log_probs"].requires_grad
-    assert (live is not None) == is_kept
-    if live is not None:
-        assert live["old_log_probs"].requires_grad
+    assert (graphs is not None) == is_kept
+    if graphs is not None:
+        assert graphs["old_log_probs"].requires_grad
     _, ordinary = alone.before(batch, np.array(lengths))
     assert ordinary is None
 

@@ -124,7 +124,7 @@ def test_classes_without_a_gate_are_not_masked():
         Answer(prompt=PROMPT, response=CHOSEN, category=Category.EHD),
     )
     padded = table.padded(np.array([0, 1]), ungated=(Category.GENERAL,))
-    assert padded.is_masked_row.tolist() == [False, True]
+    assert padded.may_be_masked.tolist() == [False, True]
 
 
 def test_scores_lie_where_their_tokens_lie():

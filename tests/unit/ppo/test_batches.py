@@ -70,7 +70,7 @@ def test_collate_pads_on_the_right():
     assert batch.token_costs[0].tolist() == [0, -1, -2, -3, 0]
     assert batch.reward.tolist() == [1.0, 2.0]
     assert batch.cost.tolist() == [-1.0, 3.0]
-    assert batch.is_masked_row.tolist() == [False, True]
+    assert batch.may_be_masked.tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_collate_dtypes():
     batch = two_rows()
     assert batch.token_ids.dtype == torch.int64
     assert batch.attention_mask.dtype == batch.response_mask.dtype == torch.bool
-    assert batch.is_masked_row.dtype == torch.bool
+    assert batch.may_be_masked.dtype == torch.bool
     assert batch.reward.dtype == batch.token_costs.dtype == torch.float32
 
 
 def test_collate_gates_nothing_by_default():
     rows = [scored([1], [2], category) for category in Category]
-    assert collate(rows, pad_token_id=0).is_masked_row.all()
+    assert collate(rows, pad_token_id=0).may_be_masked.all()
 
 
 def test_collate_takes_strided_arrays():
@@ -136,7 +136,7 @@ def test_learner_outputs_complete_the_record():
         old_log_probs=zeros - 1, values=zeros + 1, cost_values=zeros + 2
     )
     assert tokens.token_ids is batch.token_ids
-    assert tokens.is_masked_row is batch.is_masked_row
+    assert tokens.may_be_masked is batch.may_be_masked
     means = [x.mean().item() for x in (tokens.old_log_probs, tokens.values, tokens.cost_values)]
     assert means == [-1, 1, 2]
 

@@ -15,18 +15,18 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.run.disk import require_writable
-from equilibrate.run.folder import claimed, measured, read_fitting, stage_seconds
+from equilibrate.run.folder import measured, own_run_folder, read_fitting, stage_seconds
 from equilibrate.text.renderer import Renderer
 
 
 def test_a_folder_is_claimed_and_let_go(tmp_path: Path) -> None:
     config = parse_config({"output": str(tmp_path / "new" / "run")})
-    with claimed(config) as run:
+    with own_run_folder(config) as run:
         assert run == tmp_path / "new" / "run"
         assert (run / "config.yaml").is_file()
-        with pytest.raises(ResourceError, match="in use by process"), claimed(config):
+        with pytest.raises(ResourceError, match="in use by process"), own_run_folder(config):
             pass
-    with claimed(config) as again:
+    with own_run_folder(config) as again:
         assert again == run
 
 
@@ -37,7 +37,10 @@ def test_an_output_that_cannot_be_made_is_refused_at_the_door(
     (tmp_path / "file").write_text("in the way")
     output = tmp_path / path
     message = f"{output}: cannot be made: {tmp_path / 'file'} is a file; give another output"
-    with pytest.raises(ResourceError) as caught, claimed(parse_config({"output": str(output)})):
+    with (
+        pytest.raises(ResourceError) as caught,
+        own_run_folder(parse_config({"output": str(output)})),
+    ):
         pass
     assert str(caught.value) == message
     assert cli.main(["validate", f"output={output}"]) == 4
@@ -72,7 +75,7 @@ def finish(run: Path, *, is_finished: bool = True) -> None:
 
 def holds(settings: dict[str, Any]) -> bool:
     """Whether the folder already holds this run."""
-    with claimed(parse_config(settings)) as run:
+    with own_run_folder(parse_config(settings)) as run:
         return run is None
 
 
@@ -105,7 +108,7 @@ def test_settings_that_a_run_cannot_go_on_with_are_refused_before_anything_chang
 def test_a_run_of_another_kind_or_format_is_refused(tmp_path: Path) -> None:
     assert not holds({"output": str(tmp_path)})
     other = parse_settings(FitConfig, {"output": str(tmp_path), "fdc": {"amounts": {"EHD": 1}}})
-    with pytest.raises(ConfigError, match="holds a run of another kind"), claimed(other):
+    with pytest.raises(ConfigError, match="holds a run of another kind"), own_run_folder(other):
         pass
     written = (tmp_path / "config.yaml").read_text()
     number = f"settings_format: {SETTINGS_FORMAT}\n"
