@@ -58,7 +58,7 @@ def train(config: Configs = (), overrides: Overrides = ()) -> int:
 
 
 def fit(config: Configs = (), overrides: Overrides = ()) -> int:
-    """Train a policy offline on labelled answers: SFT, DPO, ..., each with or without AMA."""
+    """Train a policy, a reward model or a cost model on labelled answers."""
     from equilibrate.config.files import load_settings
     from equilibrate.config.fit import FitConfig
 

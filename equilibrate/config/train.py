@@ -90,6 +90,9 @@ ADVANTAGES: Mapping[AdvantageName, AdvantageNeeds] = {
 Truncated = Literal["as_is", "mask"] | Annotated[float, Field(gt=0)]
 
 
+KLWeight = Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), type_is("fixed")]
+
+
 class PPOConfig(Config):
     minibatch_size: int = Field(32, gt=0)
     epochs: int = Field(1, gt=0)
@@ -108,7 +111,7 @@ class PPOConfig(Config):
     learner.critic_lr: rloo and grpo compare the responses to one prompt, reinforce_plus_plus those
     of the batch."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    kl: Annotated[FixedKL | AdaptiveKL, Field(discriminator="type"), type_is("fixed")] = FixedKL()
+    kl: KLWeight = FixedKL()
     importance: Literal["stale", "always"] = "stale"
     """Tokens with a truncated importance weight: those of an older policy, or all, against the
     rounding of a bfloat16 generator."""

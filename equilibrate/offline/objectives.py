@@ -1,6 +1,6 @@
 """What offline training can minimise: for each objective its view of the data and its loss.
 
-A new one is a module beside this one with its loss, a variant in `equilibrate.config.fit`, a line
+A new one has its loss in `equilibrate.preference`, its settings in `equilibrate.config.fit`, a line
 in `OBJECTIVES`, and its test.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equilibrate.config.train import AdaptiveKL, Constraint, FixedKL, MultiplierConfig
+from equilibrate.config.train import Constraint, KLWeight, MultiplierConfig
 from equilibrate.ppo import kl as ppo_kl
 from equilibrate.ppo import lagrangian
 from equilibrate.types import ScoredRollout
@@ -52,7 +52,7 @@ class CostController:
 class KLController:
     """Moves the weight of the KL penalty on the mean KL of the latest rollouts, nats per token."""
 
-    def __init__(self, config: FixedKL | AdaptiveKL) -> None:
+    def __init__(self, config: KLWeight) -> None:
         self._controller = ppo_kl.CONTROLLERS[config.type](**config.model_dump(exclude={"type"}))
 
     @property
