@@ -238,15 +238,16 @@ def _answers_stage(
 def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
     """The answers of the data set, in the amounts that are asked for."""
     try:
-        columns = chosen_columns(config, inputs.train)
+        columns = chosen_columns(config, inputs.train, Path(config.output))
         table = labelled_answers(config, columns, inputs.policy)
     except DataError as error:
         raise DataError(f"{inputs.train or 'the built-in world'}: {error}") from None
     _require_apart(columns["prompt"], inputs, config)
-    if table.num_without_room:
+    if table.num_left_out:
         say(
-            f"{table.num_without_room} of {len(table.sides)} answers left out: with their prompts "
-            f"they are beyond max_length ({config.max_length})"
+            f"{table.num_left_out} of {len(table.sides) + table.num_left_out} answers left out: "
+            f"with their prompts they, or what they are compared with, are beyond max_length "
+            f"({config.max_length})"
         )
     return table
 

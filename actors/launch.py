@@ -85,7 +85,9 @@ def train_with(
                 parts.learner.export(run / "aligned", averaged=True)
                 if config.learner.average_decay:
                     parts.learner.export(run / "last")
-                assessor.in_full("aligned", iteration)
+                    groups.rollouts.sync(groups.weights_of_folder(run / "aligned", iteration))
+                # The learner is not needed any more: a rank lost now must not cost the run.
+                assessor.in_full("aligned", iteration, groups.rollouts)
     _report(config, run, assessor.prompts, inputs.judge)
     return 0
 

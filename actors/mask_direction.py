@@ -40,9 +40,10 @@ def measure_masks(study: StudyConfig, *, most_examples: int = MOST_EXAMPLES) -> 
     Returns: the exit code.
     Raises: ConfigError if no arm has a mask.
     """
+    contents = Contents(stages_of_study(study))
     runs = [
         (run, config)
-        for run in plan_runs(expand(study, read_base(study)), resolve_settings)
+        for run in plan_runs(expand(study, read_base(study)), resolve_settings, contents.of)
         if run.kind == "fit" and (config := parse_settings(FitConfig, run.config)).ama is not None
     ]
     if not runs:
@@ -80,6 +81,7 @@ def _measured(
     aligned = Path(study.output).resolve() / "runs" / run.key / "aligned"
     for place, folder in (("start", inputs.policy), ("end", aligned)):
         if not (folder / "config.json").is_file():
+            say(f"{run.arms[0]} seed {run.seed}, {place}: not trained yet")
             continue
         policy = load_policy(folder, Accelerator("cpu", "float32"))
         found = mask_directions(policy, table, config, most_examples=most_examples)

@@ -6,13 +6,10 @@ what they depend on.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import CallableJudge, Judge, RefusalMatcher
 from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.run.contents import Contents
+from equilibrate.run.disk import held
 from equilibrate.run.door import SCORERS, require_path
 from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
 from equilibrate.sandbox.data import Sizes, write_world
@@ -189,25 +187,14 @@ def _make_world(
 ) -> _World:
     """World -> base model -> reward and cost model, the last two side by side."""
     gpus = workers.gpus
-    with _one_at_a_time(root, config.sandbox.seed):
+    # Runs of a seed may share base and scorers: the first makes them while the others wait.
+    with held(root / f".seed-{config.sandbox.seed}.lock"):
         world = make_or_find(_world_stage(config), root, announce)
         base = make_or_find(_base_stage(config, root, world, gpus), root, announce)
         stages = [_scorer_stage(config, kind, root, base, world, gpus) for kind in scorers]
         with ThreadPoolExecutor(max(1, len(stages))) as threads:
             made = threads.map(lambda stage: make_or_find(stage, root, announce), stages)
             return _World(data=world, base=base, scorers=dict(zip(scorers, made, strict=True)))
-
-
-@contextmanager
-def _one_at_a_time(root: Path, seed: int) -> Iterator[None]:
-    """Runs of a seed may share base and scorers: the first makes them while the others wait."""
-    root.mkdir(parents=True, exist_ok=True)
-    file = os.open(root / f".seed-{seed}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 def make_or_find(stage: Stage, root: Path, announce: Announce) -> Path:
@@ -299,10 +286,12 @@ def _model_stage(name: str, settings: FitConfig, root: Path, start: Path, data: 
         if not answers.is_dir():
             unfinished = folder / "tmp-answers"
             unfinished.mkdir(exist_ok=True)
-            labelled_answers(settings, chosen_columns(settings, data), start).save(unfinished)
+            columns = chosen_columns(settings, data, None)
+            labelled_answers(settings, columns, start).save(unfinished)
             unfinished.rename(answers)
         train_on_cluster(settings, start, answers, folder)
-        shutil.rmtree(answers)
+        answers.rename(folder / "tmp-answers")  # first: half of them must not look like all
+        shutil.rmtree(folder / "tmp-answers")
 
     contents = Contents(root)
     inputs = {

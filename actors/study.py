@@ -104,6 +104,7 @@ def run_study(
         raise ConfigError(f"document ({document}) must be a file in a folder that exists")
     specs = expand(study, read_base(study))
     runs = plan_runs(specs, resolve_settings, Contents(stages_of_study(study)).of)
+    _require_measured(runs)
     output = Path(study.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     code = 0
@@ -330,6 +331,19 @@ def _make(
         assert isinstance(inputs, FitInputs)
         fit_with(config, run, inputs, bench, stages)
     return 0
+
+
+def _require_measured(runs: Sequence[PlannedRun]) -> None:
+    """Raises: ConfigError for an arm that leaves nothing to compare."""
+    for run in runs:
+        config = _settings_of(run)
+        is_policy = isinstance(config, TrainConfig) or config.trains == "policy"
+        if not is_policy or not (config.data.is_built_in or config.data.evaluation):
+            what = "trains a scorer" if not is_policy else "has no data.evaluation"
+            raise ConfigError(
+                f"arms.{run.arms[0]} {what}: a study compares policies by their answers to "
+                "held-out prompts; take the arm out, or give data.evaluation"
+            )
 
 
 def _result_of(run: PlannedRun, folder: Path, seconds: float, *, code: str | None) -> RunResult:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from equilibrate.errors import NumericsError, WorkerLostError
+from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
 from equilibrate.interfaces import Learner, MetricSink, PromptSampler, Scorer
 from equilibrate.run.metrics import mixture_metrics, rollout_metrics
 from equilibrate.run.queue import RolloutQueue
@@ -137,6 +137,7 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
         try:
             if iteration is None:
                 iteration, skipped = _resume(parts), 0
+                _require_reached(iteration, iterations)
             if iteration >= iterations or parts.should_stop():
                 parts.checkpoints.save(iteration)
                 return iteration
@@ -164,6 +165,15 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
                 )
             logger.warning("%s; going back to the last checkpoint, once", what)
             has_gone_back, iteration = True, None
+
+
+def _require_reached(iteration: int, iterations: int) -> None:
+    """Raises: ConfigError if the run has gone on for longer than it is now asked to."""
+    if iteration > iterations:
+        raise ConfigError(
+            f"iterations ({iterations}) must be at least the {iteration} that the run in this "
+            "folder has done; raise it, or choose another output folder"
+        )
 
 
 def _resume(parts: Parts) -> int:

@@ -174,6 +174,17 @@ class TextConfig(Config):
         return value
 
 
+def require_no_inputs(data: Config) -> None:
+    """Raises: ValueError if the built-in world would be used in place of what is given."""
+    given = [key for key in ("reward", "cost", "prompts", "train", "evaluation", "ptx")
+             if getattr(data, key, "")]  # fmt: skip
+    if given:
+        raise ValueError(
+            f"data.{given[0]} is given without data.policy, and the built-in world has its own; "
+            "give data.policy too, or leave it out"
+        )
+
+
 class RunConfig(Config):
     """What every kind of run has, whatever it trains by."""
 

@@ -15,6 +15,7 @@ from equilibrate.config.base import (
     RunConfig,
     WorkerGroup,
     off_is_none,
+    require_no_inputs,
     type_is,
 )
 from equilibrate.config.identity import InputPath
@@ -282,6 +283,7 @@ class FitConfig(RunConfig):
     def _paths_come_together(self) -> Self:
         data = self.data
         if data.is_built_in:
+            require_no_inputs(data)
             if not self.fdc.amounts and self.trains == "policy":
                 raise ValueError(
                     "fdc.amounts ({}) must say how many examples the built-in world is to write; "
@@ -292,6 +294,11 @@ class FitConfig(RunConfig):
             raise ValueError(
                 f"fdc.mislabelled_fraction ({self.fdc.mislabelled_fraction}) is for the built-in "
                 "world, which knows the truth; leave it out with data.policy"
+            )
+        if data.evaluation and self.trains != "policy":
+            raise ValueError(
+                f"data.evaluation measures a policy, and objective.type ({self.trains}) trains a "
+                "scorer, which is measured on held-out pairs; leave it out"
             )
         needed = {"train": data.train}
         if self.needs_scorers:

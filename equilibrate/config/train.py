@@ -21,6 +21,7 @@ from equilibrate.config.base import (
     SamplingConfig,
     WorkerGroup,
     off_is_none,
+    require_no_inputs,
     type_is,
 )
 from equilibrate.config.identity import InputPath, Mark
@@ -319,6 +320,9 @@ class TrainConfig(RunConfig):
 
     @model_validator(mode="after")
     def _paths_come_together(self) -> Self:
+        if self.data.is_built_in:
+            require_no_inputs(self.data)
+            return self
         needed = {
             "policy": self.data.policy,
             "reward": self.data.reward,
@@ -327,12 +331,12 @@ class TrainConfig(RunConfig):
         if self.constraint is not None or self.ama is not None:
             needed["cost"] = self.data.cost
         missing = [key for key, path in needed.items() if not path]
-        if missing and not self.data.is_built_in:
+        if missing:
             raise ValueError(
                 f"data.policy is given, so data.{missing[0]} must be given too; "
                 "without data.policy the built-in world has all of them"
             )
-        if self.learner.ptx_coef > 0 and not self.data.ptx and not self.data.is_built_in:
+        if self.learner.ptx_coef > 0 and not self.data.ptx:
             raise ValueError(
                 f"learner.ptx_coef ({self.learner.ptx_coef}) needs data.ptx; give it or set it to 0"
             )

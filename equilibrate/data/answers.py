@@ -68,7 +68,7 @@ def pairs(
     Raises: DataError naming the column that is missing or the row and value that cannot be read, or
         if every row holds one answer twice.
     """
-    if "chosen" not in columns:
+    if "chosen" not in columns or (by == "helpfulness" and "better_response_id" in columns):
         has_preference = by == "preference" and "preferred_response_id" in columns
         label = "preferred_response_id" if has_preference else "better_response_id"
         columns = _ordered_by(label, columns)

@@ -32,6 +32,13 @@ class Sequences:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.starts)
 
+    def take(self, rows: NDArray[np.int64]) -> Sequences:
+        """Some rows, in the given order."""
+        parts = [self.flat[self.starts[row] : self.starts[row + 1]] for row in rows]
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
+        flat = np.concatenate(parts) if parts else self.flat[:0]
+        return Sequences(flat, starts, self.prompt_lengths[rows])
+
     def padded(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Token ids [B, T], 0 on padding, and the mask of real tokens."""
         ids, mask = self._gather(self.flat, rows)

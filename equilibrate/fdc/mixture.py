@@ -78,7 +78,9 @@ def choose_amounts(
     if not amounts:
         return list(range(len(categories)))
     chosen: list[int] = []
-    for category, amount in amounts.items():
+    # In the order of the classes, not of the settings: one key, one result.
+    for category in (category for category in Category if category in amounts):
+        amount = amounts[category]
         rows = [row for row, found in enumerate(categories) if found is category]
         if len(rows) < amount and (when_short == "error" or not rows):
             raise DataError(

@@ -19,9 +19,12 @@ from equilibrate.sandbox.world import build_world
 from equilibrate.text.renderer import Renderer
 
 
-def chosen_columns(config: FitConfig, train: Path | None) -> Columns:
-    """The data set in the amounts that are asked for; None: the built-in world writes it.
+def chosen_columns(config: FitConfig, train: Path | None, run: Path | None) -> Columns:
+    """The data set in the amounts that are asked for.
 
+    Args:
+        train: None: the built-in world writes it.
+        run: as of `readable_columns`.
     Raises: DataError naming the file and the place at fault.
     """
     if train is None:
@@ -32,7 +35,7 @@ def chosen_columns(config: FitConfig, train: Path | None) -> Columns:
             seed=config.seed,
         )
         return _by_column(list(rows))
-    columns = readable_columns(config, train, Path(config.output))
+    columns = readable_columns(config, train, run)
     chosen = choose_amounts(
         categories_of(columns),
         config.fdc.amounts,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ Rows = NDArray[np.int64]
 
 ANSWERS_FILE = "answers.safetensors"
 SCORES = ("token_rewards", "token_costs", "ref_log_probs")
+ROW_FIELDS = ("learn_starts", "targets", "sides", "is_safe", "categories")
+"""One number an answer."""
 OWN_TOKEN = -1
 """In place of a target: the token itself is to be learned."""
 SCORED_TOGETHER = 4096
@@ -69,6 +72,8 @@ class AnswerTable:
     categories: Rows
     """[R], numbers of the classes in the order of `Category`."""
     answers_per_example: int
+    num_left_out: int = 0
+    """Answers that were left out with their examples, because one had no room."""
     scores: dict[str, FloatArray]
     """token_rewards, token_costs, ref_log_probs, one number per token, laid out as the tokens;
     empty where nothing asks for them."""
@@ -107,8 +112,30 @@ class AnswerTable:
     def _prompts(self) -> Iterator[TokenIds]:
         """Token ids of the prompt of each example."""
         for row in range(0, len(self.sides), self.answers_per_example):
-            start = self.sequences.starts[row]
-            yield self.sequences.flat[start : start + self.sequences.prompt_lengths[row]]
+            start, end = self.sequences.starts[row], self.sequences.starts[row + 1]
+            yield self.sequences.flat[start:end][: self.sequences.prompt_lengths[row]]
+
+    def comparable(self) -> AnswerTable:
+        """Without the examples of which an answer has no room, or whose two answers are the same
+        tokens: nothing can be learned from them, and a scorer would be measured by them."""
+        has_room = (self.learn_starts < self.sequences.lengths).reshape(
+            -1, self.answers_per_example
+        )
+        kept = np.flatnonzero(has_room.all(1) & ~self._are_equal())
+        rows = self.rows_of(kept)
+        return replace(
+            self,
+            sequences=self.sequences.take(rows),
+            **{name: getattr(self, name)[rows] for name in ROW_FIELDS},
+            num_left_out=len(self.sides) - len(rows),
+        )
+
+    def _are_equal(self) -> NDArray[np.bool_]:
+        """[E], whether the two answers of an example are the same tokens; False of one."""
+        if self.answers_per_example != 2:
+            return np.zeros(len(self), np.bool_)
+        rows = np.split(self.sequences.flat, self.sequences.starts[1:-1])
+        return np.array([np.array_equal(a, b) for a, b in zip(rows[0::2], rows[1::2], strict=True)])
 
     @property
     def classes(self) -> set[Category]:
@@ -204,12 +231,10 @@ def load_answers(folder: Path) -> AnswerTable:
     """What `AnswerTable.save` wrote."""
     arrays = load_file(folder / ANSWERS_FILE)
     sequences = Sequences(*(arrays.pop(name) for name in ("flat", "starts", "prompt_lengths")))
-    fields = ("learn_starts", "targets", "sides", "is_safe", "categories")
+    columns: dict[str, Any] = {name: arrays.pop(name) for name in ROW_FIELDS}
+    per_example = int(arrays.pop("answers_per_example"))
     return AnswerTable(
-        sequences=sequences,
-        **{name: arrays.pop(name) for name in fields},
-        answers_per_example=int(arrays.pop("answers_per_example")),
-        scores=arrays,
+        sequences=sequences, **columns, answers_per_example=per_example, scores=arrays
     )
 
 
@@ -245,7 +270,13 @@ def encode_answers(
         raise DataError(
             f"no prompt leaves room for an answer within max_length ({max_length} tokens); raise it"
         )
-    return table
+    comparable = table.comparable()
+    if not len(comparable):
+        raise DataError(
+            f"every example has an answer beyond max_length ({max_length} tokens), or the same "
+            "tokens twice; raise it"
+        )
+    return comparable
 
 
 def _target(renderer: Renderer, text: str) -> int:

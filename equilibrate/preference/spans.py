@@ -41,12 +41,5 @@ def comparison_span(
     return either & (differs.cumsum(1) > 0)
 
 
-def require_distinct_pairs(span: Tensor) -> None:
-    """Raise ValueError if a pair is identical: no loss can tell its sides apart."""
-    empty = (~span.any(1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"pairs {empty[:8]} hold the same response twice; drop them from the data")
-
-
 def _end(attention_mask: Tensor) -> Tensor:
     return attention_mask.sum(1, keepdim=True).sub(1).clamp(min=0)

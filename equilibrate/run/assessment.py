@@ -97,19 +97,26 @@ class Assessor:
         if self._shared_base is not None:
             write_assessment(self._shared_base, assessment)
 
-    def in_full(self, name: str, policy_version: int) -> Assessment:
-        """Measure on all prompts and write `<name>.json`."""
-        assessment = self._assess(self.prompts, policy_version)
+    def in_full(
+        self, name: str, policy_version: int, rollouts: Generator | None = None
+    ) -> Assessment:
+        """Measure on all prompts and write `<name>.json`.
+
+        Args: rollouts: who samples, in place of the usual one.
+        """
+        assessment = self._assess(self.prompts, policy_version, rollouts)
         write_assessment(self._file(name), assessment)
         return assessment
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.json"
 
-    def _assess(self, prompts: tuple[Prompt, ...], policy_version: int) -> Assessment:
+    def _assess(
+        self, prompts: tuple[Prompt, ...], policy_version: int, rollouts: Generator | None = None
+    ) -> Assessment:
         batch = PromptBatch(iteration=policy_version, prompts=prompts)
-        rollouts = self._rollouts.generate(batch, policy_version)
-        responses = [self._decode(r.token_ids[r.response_mask].tolist()) for r in rollouts]
+        answers = (rollouts or self._rollouts).generate(batch, policy_version)
+        responses = [self._decode(r.token_ids[r.response_mask].tolist()) for r in answers]
         return self._judged(prompts, responses)
 
     def _judged(self, prompts: tuple[Prompt, ...], responses: Sequence[str]) -> Assessment:

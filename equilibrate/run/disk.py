@@ -1,7 +1,8 @@
-"""What a disk refuses, as one of our errors."""
+"""What a disk refuses, as one of our errors; and files that one process holds at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,3 +55,15 @@ def _is_disk_failure(error: Exception) -> bool:
 
 def _tells_full_disk(text: str) -> bool:
     return any(part in text for part in _FULL_DISK_TEXTS)
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Alone in the context, among all processes that hold this file; waits for the others."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from equilibrate.config.fit import ArsConfig, FitConfig
@@ -9,13 +10,15 @@ from equilibrate.config.train import TrainConfig
 from equilibrate.data.columns import require_text
 from equilibrate.data.rows import RejectedRows, check_disjoint
 from equilibrate.data.tables import SFT_COLUMNS, load_table
+from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import read_prompts
 from equilibrate.models.folders import check_models
-from equilibrate.offline.labelled import readable_columns
+from equilibrate.offline.labelled import chosen_columns
+from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import SCORERS, require_path
 from equilibrate.run.folder import rejected_rows
 from equilibrate.text.renderer import Renderer
-from equilibrate.types import Prompt
+from equilibrate.types import Category, Prompt
 
 
 def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
@@ -30,25 +33,39 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     if isinstance(config, TrainConfig):
         training = _prompts(config, run, require_path("prompts", config.data.prompts))
         if config.data.ptx:
-            _check_texts(require_path("ptx", config.data.ptx))
+            training += _check_texts(require_path("ptx", config.data.ptx))
     else:
-        _check_answers(config, run, require_path("train", config.data.train))
+        training = _check_answers(config, run, require_path("train", config.data.train))
     if data.evaluation:
         held_out = _prompts(config, run, require_path("evaluation", data.evaluation))
         check_disjoint(training, held_out)
 
 
-def _check_texts(data: Path) -> None:
+def _check_texts(data: Path) -> list[Prompt]:
+    """The prompts of pretraining text; plain text has none."""
     rejected = RejectedRows(data)
     table = load_table(data, SFT_COLUMNS, rejected)
-    table.readable(lambda columns: require_text(columns, SFT_COLUMNS), rejected)
+    columns = table.readable(lambda columns: require_text(columns, SFT_COLUMNS), rejected)
+    return _named([text for text in columns["prompt"] if text.strip()])
 
 
-def _check_answers(config: FitConfig, run: Path | None, data: Path) -> None:
+def _check_answers(config: FitConfig, run: Path | None, data: Path) -> list[Prompt]:
+    """The prompts that are learned from, in the amounts and columns that the objective needs."""
     if isinstance(config.objective, ArsConfig):
-        _prompts(config, run, data)  # their answers are sampled
-        return
-    readable_columns(config, data, run)
+        return _prompts(config, run, data)  # their answers are sampled
+    try:
+        columns = chosen_columns(config, data, run)
+        OBJECTIVES[config.objective.type].view(columns, config.objective, config.seed)
+    except DataError as error:
+        raise DataError(f"{data}: {str(error).removeprefix(f'{data}: ')}") from None
+    return _named(columns["prompt"])
+
+
+def _named(texts: Sequence[str]) -> list[Prompt]:
+    return [
+        Prompt(prompt_id=f"row {row}", text=text, token_ids=(), category=Category.GENERAL)
+        for row, text in enumerate(texts)
+    ]
 
 
 def _prompts(config: TrainConfig | FitConfig, run: Path | None, file: Path) -> list[Prompt]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from equilibrate.run.contents import SEAL
+from equilibrate.run.disk import held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +60,14 @@ def run_stage(stage: Stage, root: Path) -> Path:
     a later one could mistake for a result.
     """
     folder = stage.folder(root)
-    if stage.is_made(root):
-        return folder
     # By key: several stages of one name may be under way in a folder that runs share.
+    with held(root / f".{stage.name}-{stage.key}.lock"):
+        if not stage.is_made(root):
+            _make(stage, root, folder)
+    return folder
+
+
+def _make(stage: Stage, root: Path, folder: Path) -> None:
     work = root / f"tmp-{stage.name}-{stage.key}"
     if not stage.goes_on:
         shutil.rmtree(work, ignore_errors=True)
@@ -70,7 +76,6 @@ def run_stage(stage: Stage, root: Path) -> Path:
     stage.make(work)
     (work / SEAL).write_text(json.dumps(stage.identity, indent=1, sort_keys=True))
     os.replace(work, folder)
-    return folder
 
 
 def library_versions(distributions: Iterable[str]) -> dict[str, str]:

@@ -39,9 +39,10 @@ def policy_pair_rows(
             and answered as if it were not.
     """
     pool = training_pool(world)
-    for category, amount in amounts.items():
+    # In the order of the classes, not of the settings: one key, one result.
+    for category in (category for category in Category if category in amounts):
         rng = random.Random(f"{world.seed}/policy_pairs/{seed}/{category.value}")
-        for _ in range(amount):
+        for _ in range(amounts[category]):
             is_mislabelled = rng.random() < mislabelled_fraction and category.is_safety
             harmless = rng.choice((Category.GENERAL, Category.BORDERLINE))
             request = sample_request(harmless if is_mislabelled else category, pool, rng)

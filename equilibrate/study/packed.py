@@ -6,16 +6,14 @@ file holds all results that were written before.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from equilibrate.config.formats import carry
 from equilibrate.errors import ConfigError, DataError
+from equilibrate.run.disk import held
 from equilibrate.run.sinks import write_whole
 from equilibrate.study.grid import Resolve, run_key
 from equilibrate.study.results import RunResult
@@ -78,7 +76,8 @@ def take_in(file: Path, source: Path) -> int:
 
 def _add(file: Path, results: Mapping[str, RunResult]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(file):
+    # Not the file itself: who waited for its lock would hold that of a file since replaced.
+    with held(file.with_name(f".{file.name}.lock")):
         # Lines that were there stay as they are, byte for byte.
         lines = dict(zip(_read(file), _lines(file), strict=True))
         lines |= {key: json.dumps(r.to_json(), allow_nan=False) for key, r in results.items()}
@@ -87,7 +86,8 @@ def _add(file: Path, results: Mapping[str, RunResult]) -> None:
 
 def _lines(file: Path) -> list[str]:
     # Not splitlines(), for which a text may hold line breaks that JSON leaves as they are.
-    return file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _read(file: Path) -> dict[str, RunResult]:
@@ -133,16 +133,3 @@ def _key_today(result: RunResult, resolve: Resolve) -> str:
     except ConfigError:
         # Settings that are refused today: no planned run can ask for this result.
         return result.key
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Alone with the file. The kernel drops the lock with its process."""
-    # Not the file itself: who waited for its lock would hold that of a file since replaced.
-    path, flags = file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    lock = os.open(path, flags, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

@@ -39,7 +39,8 @@ def _eos_of(file: Path) -> list[int]:
         raise DataError(f"{file}: is not JSON ({error})") from None
     # A model of several kinds of input has the settings of its text apart.
     parts = (settings, settings.get("text_config") or {})
-    value = next((part["eos_token_id"] for part in parts if part.get("eos_token_id")), None)
+    given = (part.get("eos_token_id") for part in parts)
+    value = next((ids for ids in given if ids is not None and ids != []), None)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(number, int) for number in ids):
         raise DataError(f"{file}: eos_token_id ({value!r}) must be a token id or a list of them")

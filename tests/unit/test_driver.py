@@ -234,6 +234,12 @@ def test_what_has_no_score_steers_nothing_and_is_counted(tmp_path: Path) -> None
     assert [row["reward"] for _, row in run.sink.rows] == [1.0, 1.0, 1.0]
 
 
+def test_a_run_that_has_gone_on_for_longer_is_not_cut_short(tmp_path: Path) -> None:
+    Run(tmp_path).train(6)
+    with pytest.raises(ConfigError, match=r"iterations \(4\) must be at least the 6"):
+        Run(tmp_path).train(4)
+
+
 def test_skipped_updates_in_a_row_go_back_to_the_last_checkpoint(tmp_path: Path) -> None:
     # Updates 0 and 1 are saved at 2; 2 is learned from, 3 to 5 are not: 2 comes again.
     run = Run(tmp_path, skip_at=(4, 5, 6))

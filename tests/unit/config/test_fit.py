@@ -44,6 +44,11 @@ def test_a_key_of_an_objective_keeps_the_default_type():
         (WORLD | {"objective": {"type": "dop"}}, r"objective.type \('dop'\).*did you mean 'dpo'"),
         (WORLD | {"objectiv": {}}, "objectiv is not a known key; did you mean 'objective'"),
         ({"data": {"policy": "a"}}, "data.train must be given too"),
+        (WORLD | {"data": {"train": "a"}}, "data.train is given without data.policy"),
+        (
+            OWN | {"objective": {"type": "cost"}},
+            r"data.evaluation measures a policy.*\(cost\) trains a scorer",
+        ),
         (OWN | {"ama": {}, "objective": {"type": "cost"}}, r"ama masks .* \(cost\).*ama=off"),
         (OWN | {"objective": {"type": "reward", "held_out_fraction": 0}}, "held_out_fraction"),
         (WORLD | {"ama": {}, "objective": {"type": "bfpo"}}, r"ama needs .* \(bfpo\).*ama=off"),

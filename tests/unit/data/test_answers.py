@@ -96,6 +96,12 @@ def test_labels_may_be_whole_numbers_of_any_type():
     assert [answer.response for answer in found] == ["b", "a", "c", "d"]
 
 
+def test_helpfulness_is_read_from_its_own_label_where_there_is_another_order_too():
+    columns = pku(chosen=["b", "d"], rejected=["a", "c"])
+    assert texts(pairs(columns, by="helpfulness"))[0] == ("p", "a", 1)
+    assert texts(pairs(columns, by="preference"))[0] == ("p", "b", 1)
+
+
 def test_a_demonstration_needs_a_response():
     with pytest.raises(DataError, match="column 'response' is missing"):
         demonstrations({"prompt": ["p"]})

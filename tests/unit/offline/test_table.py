@@ -107,9 +107,41 @@ def test_prompts_that_leave_no_room_are_counted_and_refused_if_there_is_no_other
     room = len(encode_prompt(TOKENIZER, "what is it ?")) + 1
     short = Answer(prompt="what is it ?", response=CHOSEN)
     long = Answer(prompt=f"{PROMPT} {PROMPT}", response=CHOSEN)
-    assert encode(short, long, max_length=room).num_without_room == 1
+    table = encode(short, long, max_length=room)
+    assert (len(table), table.num_left_out) == (1, 1)
+    assert table.sequences.lengths.tolist() == [room]
     with pytest.raises(DataError, match=r"no prompt leaves room.*max_length"):
         encode(long, max_length=room)
+
+
+def test_a_pair_that_the_cut_makes_equal_teaches_and_measures_nothing():
+    room = len(encode_prompt(TOKENIZER, PROMPT)) + 1
+    begin_alike = [
+        Answer(prompt=PROMPT, response=text, side=side)
+        for text, side in ((CHOSEN, 1), (f"{CHOSEN} {CHOSEN}", -1))
+    ]
+    differ = [
+        Answer(prompt="what is it ?", response=text, side=side)
+        for text, side in ((CHOSEN, 1), ("a item .", -1))
+    ]
+    both = encode(*begin_alike, *differ, answers_per_example=2, max_length=room)
+    assert (len(both), both.num_left_out) == (1, 2)
+    assert both.sides.tolist() == [1, -1]
+    with pytest.raises(DataError, match="the same tokens twice"):
+        encode(*begin_alike, answers_per_example=2, max_length=room)
+
+
+def test_a_long_prompt_is_one_prompt_wherever_it_is_cut():
+    """Held out or learned from as a whole: what follows in the table does not count."""
+    long = f"{PROMPT} {PROMPT}"
+    answers = [
+        Answer(prompt=prompt, response=CHOSEN)
+        for prompt in (long, "what is it ?", long, PROMPT, long)
+    ]
+    table = encode(*answers)
+    for seed in range(8):
+        learned, held_out = table.split(0.4, seed)
+        assert {0, 2, 4} <= set(learned) or {0, 2, 4} <= set(held_out)
 
 
 @pytest.mark.parametrize("target", [" ", "nonsense"])

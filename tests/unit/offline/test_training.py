@@ -114,6 +114,17 @@ def test_a_cost_model_learns_order_and_sign_of_pairs_it_never_saw():
     assert found["safe_mean"] < 0 < found["unsafe_mean"]
 
 
+def test_no_held_out_pair_is_ever_planned(monkeypatch):
+    made = training(Scorer())
+    planned: list[int] = []
+    plan = made._loss.plan
+    monkeypatch.setattr(made._loss, "plan", lambda e: (planned.extend(e.tolist()), plan(e))[1])
+    made.run(Progress(), lambda progress: None)
+    learned, held_out = pairs().split(0.3, seed=0)
+    assert set(planned) == set(learned.tolist())
+    assert not set(planned) & set(held_out.tolist())
+
+
 def test_it_goes_on_exactly_from_each_checkpoint():
     whole, kept = Scorer(), []
     expected = training(whole).run(Progress(), lambda p: kept.append((p, whole.state())))

@@ -7,7 +7,6 @@ from equilibrate.preference.spans import (
     comparison_span,
     end_scores,
     hold_end_scores,
-    require_distinct_pairs,
 )
 
 SCORES = torch.tensor([[1.0, 2.0, 3.0, 99.0], [4.0, 5.0, 6.0, 7.0]])
@@ -65,16 +64,6 @@ def test_padding_ids_do_not_matter():
 def test_an_end_token_that_is_also_the_padding_counts():
     span = comparison_span(ids([1, 2, 0, 0, 0]), ids([1, 2, 0, 0, 0]), lengths(2), lengths(3))
     assert span.tolist() == [[False, False, True, False, False]]
-
-
-def test_identical_pairs_are_refused_by_number():
-    same, other = ids([1, 2, 3, 4, 5]), ids([1, 2, 3, 4, 6])
-    span = comparison_span(
-        torch.cat([same, same]), torch.cat([other, same]), lengths(5, 5), lengths(5, 5)
-    )
-    with pytest.raises(ValueError, match=r"pairs \[1\]"):
-        require_distinct_pairs(span)
-    require_distinct_pairs(span[:1])
 
 
 def test_shapes_are_checked():

@@ -113,6 +113,34 @@ def test_an_evaluation_prompt_that_training_sees(
     assert "must not be in the training prompts" in capsys.readouterr().err
 
 
+def test_an_evaluation_prompt_in_the_pretraining_text(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(inputs / "texts", [{"prompt": "how do i ask ?", "response": "so ."}])
+    write_rows(inputs / "evaluation", [{"prompt": "How do I ask ?", "category": "GENERAL"}])
+    assert validate(inputs, f"data.ptx={inputs / 'texts'}") == 3
+    assert "must not be in the training prompts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (("objective.type=cost",), "column 'response_0' is missing"),
+        (("objective.type=sft", "fdc.amounts={EHD: 3}"), "fdc.amounts: EHD (3)"),
+        (("objective.type=sft", "data.evaluation=SAME"), "must not be in the training prompts"),
+    ],
+)
+def test_what_an_objective_needs_of_its_data(
+    inputs: Path, capsys: pytest.CaptureFixture[str], settings: tuple[str, ...], says: str
+) -> None:
+    write_rows(inputs / "answers", [{"prompt": "how do i ask ?", "response": "so ."}])
+    write_rows(inputs / "same", [{"prompt": "how do i ask ?", "category": "GENERAL"}])
+    arguments = [setting.replace("SAME", str(inputs / "same")) for setting in settings]
+    arguments += [f"data.policy={inputs / 'policy'}", f"data.train={inputs / 'answers'}"]
+    assert cli.main(["validate", "--kind", "fit", *arguments]) == 3
+    assert says in capsys.readouterr().err
+
+
 def test_the_inputs_of_offline_training(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [f"data.{n}={inputs / n}" for n in ("policy", "evaluation")]
     arguments += [f"data.train={inputs / 'nowhere'}", "objective.type=sft"]

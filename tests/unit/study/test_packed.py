@@ -48,6 +48,15 @@ def test_round_trip(tmp_path: Path):
     assert {path.name for path in file.parent.iterdir()} == {file.name, f".{file.name}.lock"}
 
 
+def test_the_last_result_counts_without_a_line_break_behind_it(tmp_path: Path):
+    file = tmp_path / "results.jsonl"
+    for key in ("aaa", "bbb"):
+        write_result(file, with_key(key))
+    file.write_text(file.read_text().rstrip("\n"))
+    write_result(file, with_key("ccc"))
+    assert len(file.read_text().splitlines()) == 3
+
+
 def test_lines_are_sorted_and_stay_as_they_are(tmp_path: Path):
     file = tmp_path / "results.jsonl"
     write_result(file, with_key("bbb"))

@@ -52,6 +52,7 @@ def test_the_built_in_world_keeps_its_ids(tmp_path):
         # A generation config that is silent hides nothing.
         ({"temperature": 0.6}, {"eos_token_id": 404}, {401, 404}),
         ({}, {"text_config": {"eos_token_id": [404]}}, {401, 404}),
+        ({}, {"eos_token_id": 0}, {0, 401}),
         ({}, {}, {401}),
     ],
 )
