@@ -131,10 +131,14 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
     """
     iteration: int | None = None
     skipped = restarts = 0
-    has_gone_back = False
+    has_gone_back = is_lost = False
     while True:
-        # A rank can be lost in every call to the learner, the first and the last save included.
+        # A rank can be lost in every call to the learner, the first and the last save included, and
+        # while the group starts again.
         try:
+            if is_lost:
+                parts.learner.restart()
+                is_lost = False
             if iteration is None:
                 iteration, skipped = _resume(parts), 0
                 _require_reached(iteration, iterations)
@@ -151,8 +155,7 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
             restarts += 1
             if restarts > max_restarts:
                 raise
-            iteration = None
-            parts.learner.restart()
+            iteration, is_lost = None, True
         if skipped >= MAX_SKIPPED_UPDATES and iteration is not None:
             what = (
                 f"iteration {iteration}: {skipped} updates in a row were skipped because a loss or "

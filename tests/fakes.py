@@ -130,7 +130,8 @@ class FakeScorer:
 
 
 class FakeLearner:
-    """Counts its updates; skips or dies at the update numbers, or dies at the saves, it is told."""
+    """Counts its updates; skips or dies at the update numbers, or dies at the saves or restarts, it
+    is told."""
 
     def __init__(
         self,
@@ -139,14 +140,17 @@ class FakeLearner:
         skip_at: Sequence[int] = (),
         lost_at: Sequence[int] = (),
         lost_at_save: Sequence[int] = (),
+        lost_at_restart: Sequence[int] = (),
     ) -> None:
         self.journal = journal
         self.num_updates = 0
         self.calls = 0
         self.saves = 0
+        self.restarts = 0
         self.skip_at = skip_at
         self.lost_at = lost_at
         self.lost_at_save = lost_at_save
+        self.lost_at_restart = lost_at_restart
         self.multipliers: list[float] = []
 
     def update(
@@ -180,7 +184,10 @@ class FakeLearner:
         self.journal.append("export")
 
     def restart(self) -> None:
+        self.restarts += 1
         self.journal.append("restart")
+        if self.restarts in self.lost_at_restart:
+            raise WorkerLostError("a learner rank is gone")
         self.num_updates = 0
 
 

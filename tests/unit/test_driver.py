@@ -36,6 +36,7 @@ class Run:
         skip_at: tuple[int, ...] = (),
         lost_at: tuple[int, ...] = (),
         lost_at_save: tuple[int, ...] = (),
+        lost_at_restart: tuple[int, ...] = (),
         should_stop: Callable[[], bool] = lambda: False,
         seed: int = 0,
         max_policy_lag: int = 0,
@@ -45,7 +46,11 @@ class Run:
         self.sampler = FakeSampler()
         self.rollouts = FakeRolloutPool(self.journal)
         self.learner = FakeLearner(
-            self.journal, skip_at=skip_at, lost_at=lost_at, lost_at_save=lost_at_save
+            self.journal,
+            skip_at=skip_at,
+            lost_at=lost_at,
+            lost_at_save=lost_at_save,
+            lost_at_restart=lost_at_restart,
         )
         self.multiplier, self.kl = FakeController(), FakeController()
         self.sink = MemorySink()
@@ -191,6 +196,17 @@ def test_loss_in_any_save_starts_over(tmp_path: Path, save: int) -> None:
     assert run.journal.count("restart") == 1
     assert [iteration for iteration, _ in run.sink.rows] == [0, 1, 2]
     assert run.learner.num_updates == 3
+
+
+def test_a_loss_in_a_restart_costs_one_restart_more(tmp_path: Path) -> None:
+    run = Run(tmp_path / "enough", lost_at=(2,), lost_at_restart=(1,))
+    assert run.train(3, max_restarts=2) == 3
+    assert run.journal.count("restart") == 2
+    assert run.learner.num_updates == 3
+    run = Run(tmp_path / "too few", lost_at=(2,), lost_at_restart=(1,))
+    with pytest.raises(WorkerLostError):
+        run.train(3, max_restarts=1)
+    assert run.journal.count("restart") == 1
 
 
 def test_too_many_losses_end_the_run(tmp_path: Path) -> None:
