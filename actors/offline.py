@@ -104,8 +104,16 @@ def train_on_cluster(config: FitConfig, start: Path, answers: Path, out: Path) -
     if isinstance(outcome, EquilibrateError):
         raise outcome
     for folder in (STORAGE, CHECKPOINTS):
-        shutil.rmtree(out / folder)
+        _remove(out / folder)
     return dict(outcome)
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: half of its checkpoints would count as damaged ones."""
+    doomed = folder.with_name(f".removed-{folder.name.lstrip('.')}")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a command that ended just here
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 class _LeanTrainer(TorchTrainer):
@@ -192,16 +200,26 @@ def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.n
 
 
 class _RankCheckpoints:
-    """Model and progress in sealed folders; rank 0 seals what all ranks write."""
+    """Model and progress in sealed folders; rank 0 seals what all ranks write.
+
+    Raises: on every rank, what rank 0 alone finds wrong: one that returned would leave the others
+        waiting for it.
+    """
 
     def __init__(self, folder: Path, model: DeepSpeedModel) -> None:
         self._folder = folder
         self._model = model
         self._store: CheckpointStore | None = None
+        self._is_writing = False
 
     def __enter__(self) -> _RankCheckpoints:
+        failure = None
         if dist.get_rank() == 0:
-            self._store = _open_store(self._folder)
+            try:
+                self._store = _open_store(self._folder)
+            except EquilibrateError as error:
+                failure = error
+        _from_rank_0(failure)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -210,8 +228,14 @@ class _RankCheckpoints:
 
     def restore(self) -> Progress:
         """Of the newest checkpoint, loaded into the model; nothing done where there is none."""
-        newest = self._store.latest() if self._store is not None else None
-        folder = _from_rank_0(str(newest.folder) if newest else None)
+        newest: str | EquilibrateError | None = None
+        if self._store is not None:
+            try:
+                found = self._store.latest()
+                newest = str(found.folder) if found else None
+            except EquilibrateError as error:
+                newest = error
+        folder = _from_rank_0(newest)
         if folder is None:
             return Progress()
         self._model.load(Path(folder) / "model")
@@ -219,17 +243,34 @@ class _RankCheckpoints:
         return Progress(step=saved["step"], losses=tuple(saved["losses"]))
 
     def save(self, progress: Progress) -> None:
+        if self._store is None:
+            self._write_model(None)
+            _from_rank_0(None)
+            return
+
         def write(folder: Path) -> None:
-            self._model.save(Path(_from_rank_0(str(folder))) / "model")
-            dist.barrier()
+            self._write_model(folder)
             content = {"step": progress.step, "losses": progress.losses}
             (folder / PROGRESS_FILE).write_text(json.dumps(content))
 
-        if self._store is not None:
+        failure = None
+        try:
             self._store.save(progress.step, write)
-        else:
-            self._model.save(Path(_from_rank_0(None)) / "model")
-            dist.barrier()
+        except EquilibrateError as error:
+            if self._is_writing and dist.get_world_size() > 1:
+                # The others wait inside DeepSpeed, where no word reaches them: Ray Train ends them
+                # when this is raised.
+                raise RuntimeError(f"rank 0 could not save: {error}") from error
+            failure = error
+        _from_rank_0(failure)
+
+    def _write_model(self, folder: Path | None) -> None:
+        """Args: folder: that of rank 0."""
+        shared = Path(_from_rank_0(str(folder)))
+        self._is_writing = True
+        self._model.save(shared / "model")
+        dist.barrier()
+        self._is_writing = False
 
 
 def _open_store(folder: Path) -> CheckpointStore:
@@ -245,9 +286,11 @@ def _open_store(folder: Path) -> CheckpointStore:
 
 
 def _from_rank_0(value: Any) -> Any:
-    """The value that rank 0 gives."""
+    """The value that rank 0 gives; an error of ours is raised on every rank."""
     values = [value]
     dist.broadcast_object_list(values)
+    if isinstance(values[0], EquilibrateError):
+        raise values[0]
     return values[0]
 
 
