@@ -32,7 +32,7 @@ from actors.weights import pack_model
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig, WorkerGroup
 from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
-from equilibrate.errors import ResourceError
+from equilibrate.errors import ResourceError, WorkerLostError
 from equilibrate.learning.scoring import ENVIRONMENT, ScoringWorker
 from equilibrate.run.capacity import Demand
 from equilibrate.seeds import request_seed
@@ -86,7 +86,11 @@ class WorkerGroups:
             self.scorer = RayScorer(scorers)
             workers += scorers.workers
         if "learner" in self._groups:
-            self.learner = RayLearnerGroup(self._start_learner_ranks, watch=self._watch)
+            self.learner = RayLearnerGroup(
+                self._start_learner_ranks,
+                watch=self._watch,
+                max_restarts=self._config.max_restarts,
+            )
             ranks = self.learner.ranks
         late = wait_for_start(workers, ranks, seconds=self._config.deadline("start"))
         if late:
@@ -99,12 +103,13 @@ class WorkerGroups:
     def _watch(self) -> Watch:
         return Watch(seconds=self._config.deadline, folder=Path(self._config.output).resolve())
 
-    def renew(self, config: TrainConfig) -> None:
-        """For the next run: a fresh learner in the place of the last one's, and its restarts."""
+    def renew(self, config: RunConfig) -> None:
+        """For the next run: its folder and restarts, and a fresh learner where there is one."""
         self._config = config
         for pool in self._pools:
-            pool.restarts_left = config.max_restarts
-        self.learner.restart()
+            pool.renew(self._watch, config.max_restarts)
+        if "learner" in self._groups:
+            self.learner.renew(self._watch, config.max_restarts)
 
     def __exit__(
         self,
@@ -196,7 +201,12 @@ class WorkerGroups:
         ranks = [self._worker("learner", rank, make, {}, starts=False) for rank in range(num_ranks)]
         # Opened where it stays open: a port that is only looked up may be another's when it is
         # needed.
-        meeting = ranks[0].run(open_meeting).result(seconds=self._config.deadline("start"))
+        try:
+            meeting = ranks[0].run(open_meeting).result(seconds=self._config.deadline("start"))
+        except WorkerLostError:
+            for rank in ranks:
+                rank.kill()  # the next ones need their places
+            raise
         for number, rank in enumerate(ranks):
             rank.start(meeting.environment(rank=number, world_size=num_ranks))
         return ranks

@@ -28,6 +28,7 @@ from equilibrate.errors import (
     OutOfMemoryError,
     ResourceError,
     WorkerLostError,
+    is_out_of_memory,
 )
 from equilibrate.run.processes import Process, end, last_words, open_stacks, stacks_of, this_process
 
@@ -76,7 +77,7 @@ class Host:
         except Exception as error:
             traceback.print_exc()
             sys.stderr.flush()
-            kind = OutOfMemoryError if _is_out_of_memory(error) else NotStartedError
+            kind = OutOfMemoryError if is_out_of_memory(error) else NotStartedError
             self._failure = kind(f"{type(error).__name__}: {error}")
             raise self._failure from None
 
@@ -86,7 +87,7 @@ class Host:
         try:
             return getattr(self._worker, method)(*arguments, **named)
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 traceback.print_exc()
                 raise OutOfMemoryError(f"{error}") from None
             raise
@@ -266,7 +267,8 @@ def wait_for_start(
     A death is left to the next call, which may know a remedy.
 
     Args:
-        ranks: of a learner: one that finds no other is left to the next call too.
+        ranks: of a learner. They wait for each other while they start: where one is gone or finds
+            no other, this returns at once, and their next call shows which and why.
     Raises: the error of the first that cannot start.
     """
     deadline = time.monotonic() + seconds
@@ -280,19 +282,9 @@ def wait_for_start(
         call = pending.pop(done[0])
         try:
             call.result(seconds=ASKING_SECONDS)
-        except WorkerLostError:
-            continue
-        except NotStartedError:
-            if call.worker not in ranks:
+        except (WorkerLostError, NotStartedError) as error:
+            if call.worker in ranks:
+                return []
+            if isinstance(error, NotStartedError):
                 raise
     return []
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # By name: torch need not be here. Its CPU allocator raises a plain RuntimeError.
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
-    )

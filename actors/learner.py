@@ -130,10 +130,6 @@ class LearnerWorker:
     def _has_cost_advantages(self) -> bool:
         return not self._settings.ppo.has_critics or "cost_critic" in self._critics
 
-    def ready(self) -> bool:
-        """True once the constructor has finished: lets a caller wait for it."""
-        return True
-
     def update(
         self,
         scored: Sequence[ScoredRollout],

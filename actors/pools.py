@@ -86,6 +86,10 @@ class WorkerPool(Generic[W]):
         self.restarts_left = max_restarts
         self.workers = [make_worker(index) for index in range(num_workers)]
 
+    def renew(self, watch: Watch, max_restarts: int) -> None:
+        """For the next run."""
+        self._watch, self.restarts_left = watch, max_restarts
+
     def map(
         self, phase: Phase, tasks: Sequence[Task[W, T]], prepare: Task[W, Any] | None = None
     ) -> list[T]:
@@ -116,6 +120,7 @@ class WorkerPool(Generic[W]):
         prepare: Task[W, Any] | None,
     ) -> list[T]:
         answers: dict[int, T] = {}
+        prepared: dict[int, Call[Any]] = {}
         deadline = self._watch.deadline(phase, self.workers)
         while waiting := {c.reference: i for i, c in enumerate(calls) if i not in answers}:
             # The first to end, whichever it is: an error must not wait for the slowest worker.
@@ -127,13 +132,16 @@ class WorkerPool(Generic[W]):
                 if not done:
                     raise self._watch.overdue(phase, [worker], [worker])
                 left = max(1.0, deadline - time.monotonic())
+                if index in prepared:
+                    # Its error is the cause of that of the task, which came after it.
+                    prepared[index].result(seconds=left)
                 answers[index] = calls[index].result(seconds=left)
             except WorkerLostError as error:
                 # Another map under way may have met the same loss: one loss, one restart.
                 if self.workers[index] is worker:
                     self._replace(index, error)
                 if prepare is not None:
-                    self.workers[index].call("sync", prepare)
+                    prepared[index] = self.workers[index].call("sync", prepare)
                 calls[index] = self.workers[index].call(phase, tasks[index])
                 deadline = self._watch.deadline(phase, self.workers)
         return [answers[index] for index in range(len(tasks))]
@@ -211,13 +219,24 @@ class RayLearnerGroup:
     """The ranks of one learner, called together (`Learner`)."""
 
     def __init__(
-        self, make_ranks: Callable[[int], list[Worker[LearnerWorker]]], *, watch: Watch
+        self,
+        make_ranks: Callable[[int], list[Worker[LearnerWorker]]],
+        *,
+        watch: Watch,
+        max_restarts: int,
     ) -> None:
         """`make_ranks(divisor)`: each pass takes the tokens of the settings over the divisor."""
         self._make_ranks = make_ranks
         self._watch = watch
+        self._restarts_left = max_restarts
         self._divisor = 1
         self.ranks = make_ranks(self._divisor)
+
+    def renew(self, watch: Watch, max_restarts: int) -> None:
+        """Fresh ranks for the next run."""
+        self._watch, self._divisor = watch, 1
+        self.restart()
+        self._restarts_left = max_restarts
 
     def update(
         self,
@@ -255,6 +274,7 @@ class RayLearnerGroup:
         self._all("export", task(LearnerWorker.export, str(folder), averaged=averaged))
 
     def restart(self) -> None:
+        self._restarts_left -= 1
         for rank in self.ranks:
             rank.kill()
         self.ranks = self._make_ranks(self._divisor)
@@ -288,7 +308,7 @@ class RayLearnerGroup:
         try:
             call.result(seconds=LOSS_SECONDS)
         except OutOfMemoryError as error:
-            if call.phase != "update" or self._divisor > 1:
+            if call.phase != "update" or self._divisor > 1 or self._restarts_left <= 0:
                 raise
             self._divisor = 2
             raise WorkerLostError(f"{error}\nonce more, with passes of half the tokens") from error

@@ -21,7 +21,13 @@ from actors.weights import (
     update_with_repair,
     verify_weights,
 )
-from equilibrate.errors import DataError, NumericsError, ParityError, WorkerLostError
+from equilibrate.errors import (
+    DataError,
+    NumericsError,
+    ParityError,
+    WorkerLostError,
+    is_out_of_memory,
+)
 from equilibrate.models.names import sent_shapes
 from equilibrate.text.renderer import end_ids_of
 from equilibrate.types import FinishReason, FloatArray, Rollout, RolloutRequest
@@ -153,6 +159,8 @@ class RolloutWorker:
         try:
             return update_with_repair(update, self.rebuild)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise  # another engine would get no more
             raise WorkerLostError(
                 f"policy version {version} could not be loaded: {error!r}"
             ) from error
@@ -206,6 +214,8 @@ class RolloutWorker:
         try:
             return self._llm.generate(prompts, parameters, use_tqdm=False)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             # Requests of this call may still sit in the scheduler and surface in the next call.
             raise WorkerLostError(f"vLLM failed while generating: {error!r}") from error
 

@@ -71,11 +71,14 @@ class Workbench:
         They are reserved together and once: a run that held a generator and waited for room for its
         learner could wait for another that does the same.
         """
+        self.turn_to(config)
+        return self._started(ALL_ROLES)
+
+    def turn_to(self, config: RunConfig) -> None:
+        """Serve another run, which it suits, from now on."""
+        self._config = config
         if self._groups is not None:
             self._groups.renew(config)
-            return self._groups
-        self._config = config  # where the bench was made for a run that turned out to be finished
-        return self._started(ALL_ROLES)
 
     @contextmanager
     def scorer_of(self, inputs: Models) -> Iterator[Scorer]:

@@ -201,7 +201,7 @@ def _make_parts(
         sampler=sampler,
         queue=RolloutQueue(sampler, rollouts, max_policy_lag=0, iterations=1),
         scorer=RayScorer(pool()),
-        learner=RayLearnerGroup(lambda divisor: list(actors), watch=watch),
+        learner=RayLearnerGroup(lambda divisor: list(actors), watch=watch, max_restarts=0),
         multiplier=CostController(PidMultiplier()),
         kl=KLController(FixedKL()),
         sink=sink,

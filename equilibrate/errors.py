@@ -50,3 +50,13 @@ class ParityError(NumericsError):
 
 EXIT_STOPPED = 143
 """Exit code after SIGTERM: the run was saved and can be resumed."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused, by Python, by torch or by one of ours."""
+    # By name: torch need not be here. Its CPU allocator raises a plain RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )

@@ -55,10 +55,6 @@ class ScoringWorker:
         self._max_tokens = max_tokens_per_batch
         self._temperature = temperature
 
-    def ready(self) -> bool:
-        """True once the constructor has finished: lets a caller wait for it."""
-        return True
-
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """One scored rollout per rollout, in the given order.
 

@@ -189,6 +189,12 @@ class Rank:
         self.rank = rank
         self.max_tokens = max_tokens
         self.folder = Path(folder)
+        if (self.folder / "bad-start").exists():
+            # The others wait for it, as where a process group is made.
+            time.sleep(60 * (rank == 0))
+            if (self.folder / "bad-start").read_text() == "dies":
+                os._exit(7)
+            raise ValueError("odd engine")
 
     def save(self, folder: str) -> None:
         if (Path(folder) / f"die-{self.rank}").exists():
@@ -222,7 +228,8 @@ def make_group(folder: Path) -> RayLearnerGroup:
             for rank in range(2)
         ]
 
-    return RayLearnerGroup(make_ranks, watch=Watch(seconds=lambda phase: 50.0, folder=folder))
+    watch = Watch(seconds=lambda phase: 50.0, folder=folder)
+    return RayLearnerGroup(make_ranks, watch=watch, max_restarts=1)
 
 
 def test_one_lost_rank_is_seen_at_once_and_the_group_restarts(tmp_path: Path) -> None:
@@ -237,6 +244,27 @@ def test_one_lost_rank_is_seen_at_once_and_the_group_restarts(tmp_path: Path) ->
     (tmp_path / "die-1").unlink()
     group.restart()
     group.save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("dies", "learner worker 1 died during 'save'"),
+        ("raises", "learner worker 1 cannot start: ValueError: odd engine"),
+    ],
+)
+def test_a_rank_that_cannot_start_is_seen_while_the_others_wait_for_it(
+    what: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.pools.LOSS_SECONDS", 3.0)
+    (tmp_path / "bad-start").write_text(what)
+    group, start = make_group(tmp_path), time.monotonic()
+    assert wait_for_start([], group.ranks, seconds=50.0) == []
+    with pytest.raises(ResourceError, match=message):
+        group.save(tmp_path)
+    assert time.monotonic() - start < 40
+    for rank in group.ranks:
+        rank.kill()
 
 
 def test_a_loss_that_shows_first_as_a_broken_collective_is_a_loss(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.groups import WorkerGroups
+from actors.pools import Watch
 from actors.prepare import FitInputs, Inputs
 from actors.workbench import Workbench
 from equilibrate.config.files import parse_settings
@@ -51,6 +54,24 @@ def offline(**changes: Any) -> FitConfig:
 )
 def test_settings_of_the_same_processes(changes: dict[str, Any], suits: bool) -> None:
     assert Workbench(ppo(), PPO).suits(ppo(**changes), PPO) is suits
+
+
+class Pool:
+    def renew(self, watch: Watch, max_restarts: int) -> None:
+        self.renewed = watch.folder.name, max_restarts
+
+
+@pytest.mark.parametrize("make", [ppo, offline])
+def test_what_a_run_leaves_goes_to_its_own_folder(make: Callable[..., Any]) -> None:
+    """Whatever run the processes were started for."""
+    bench, pool, learner = Workbench(make(), PPO), Pool(), Pool()
+    parts: Any = pool, learner
+    groups = WorkerGroups(make(), PPO, roles=("rollout", *(["learner"] if make is ppo else [])))
+    groups._pools, groups.learner = [parts[0]], parts[1]
+    bench._groups = groups
+    bench.turn_to(make(output="runs/b", max_restarts=4))
+    assert pool.renewed == ("b", 4)
+    assert getattr(learner, "renewed", None) == (("b", 4) if make is ppo else None)
 
 
 def test_models_of_the_same_processes() -> None:

@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
-from actors.rollout import engine_environment
+import pytest
+
+from actors.rollout import RolloutWorker, engine_environment
+from equilibrate.errors import WorkerLostError
 from equilibrate.seeds import request_seed
 
 
@@ -44,3 +49,37 @@ def test_importing_the_actors_loads_no_engine() -> None:
     heavy = "{'ray', 'vllm', 'deepspeed'}"
     check = f"import sys, actors.rollout, actors.weights; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OutOfMemoryError("CUDA out of memory"), OutOfMemoryError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError),
+        (MemoryError(), MemoryError),
+        (RuntimeError("engine core died"), WorkerLostError),
+    ],
+)
+def test_memory_that_the_engine_does_not_get_is_no_loss(
+    error: Exception, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss would be replaced, and the next engine would get as little."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("actors.rollout._sampling_params", lambda **fields: fields)
+    monkeypatch.setattr("actors.rollout.verify_weights", lambda *_: None)
+    worker = object.__new__(RolloutWorker)
+    worker._llm = SimpleNamespace(generate=fail, start_weight_update=fail)
+    worker._expected_shapes = {}
+    monkeypatch.setattr(worker, "rebuild", lambda: None)
+    weights: Any = None
+    for call in (lambda: worker.score_prompts([[5]]), lambda: worker.update_weights(weights, 1)):
+        with pytest.raises(raised) as caught:
+            call()
+        assert caught.type is raised
