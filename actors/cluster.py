@@ -44,6 +44,20 @@ class StopRequest:
         logger.warning("%s: saving after this iteration", signal.Signals(number).name)
 
 
+def interrupt_on_sigterm() -> None:
+    """SIGTERM breaks off what is under way with KeyboardInterrupt, as SIGINT does: the one error
+    that Ray's waits let through. A second one ends at once.
+
+    Must follow `ray.init`, as `StopRequest.install`.
+    """
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handle)
+
+
 @contextmanager
 def ray_cluster() -> Iterator[None]:
     """The cluster of RAY_ADDRESS (set inside a Ray job), else one of this machine's own.

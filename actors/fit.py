@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from actors.cluster import ray_cluster
+from actors.cluster import interrupt_on_sigterm, ray_cluster
 from actors.offline import train_on_cluster
 from actors.prepare import (
     SAMPLING,
@@ -23,7 +23,7 @@ from actors.workbench import Workbench
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY
 from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.identity import only, result_settings
-from equilibrate.errors import DataError
+from equilibrate.errors import EXIT_STOPPED, DataError
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.mixture import choose_amounts
 from equilibrate.offline.labelled import chosen_columns, labelled_answers
@@ -66,19 +66,27 @@ TRAINED = 1
 """Version of the trained policy; what it started from has version 0."""
 
 
-def fit(config: FitConfig, stages: Path | None = None) -> int:
+def fit(config: FitConfig) -> int:
     """Make or find the inputs, train, evaluate and report; resumes what was begun.
 
-    Args: stages: folder of what precedes the training, if several runs share it.
-    Returns: the exit code.
+    Returns: the exit code, 0 or EXIT_STOPPED.
     """
+    try:
+        return _fit(config)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from the last checkpoint")
+        return EXIT_STOPPED
+
+
+def _fit(config: FitConfig) -> int:
     with own_run_folder(config) as run:
         if run is None:
             return 0
         check_this_machine(config)
         check_inputs(config, run)
         with ray_cluster():
-            folder = stages or stages_of(run)
+            interrupt_on_sigterm()
+            folder = stages_of(run)
             with measured(run, "prepare"):
                 inputs = prepare_fit_inputs(config, folder, say)
             with Workbench(config, inputs) as bench:
@@ -90,6 +98,7 @@ def fit_with(
     config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench, stages: Path
 ) -> None:
     """Train and measure one policy in its folder `run`."""
+    bench.turn_to(config)
     contents = Contents(stages)
     with measured(run, "data"):
         answers = find_answers(config, inputs, bench, stages, contents)
@@ -133,6 +142,8 @@ def _trained_key(run: Path) -> str | None:
 
 def _forget(run: Path) -> None:
     """Remove what an earlier training with other settings or data left in the folder."""
+    # First: while a key is there, so is all that was made under it.
+    (run / KEY_FILE).unlink(missing_ok=True)
     for name in ("aligned", "reward", "cost", "training"):
         shutil.rmtree(run / name, ignore_errors=True)
     for name in (FIGURES_FILE, "results.json", "base.json", "aligned.json", SAMPLES_FILE):

@@ -134,6 +134,20 @@ def test_evaluation_prompts_do_not_train(inputs: Path, tmp_path: Path) -> None:
     assert "must not be in the training prompts" in output.with_suffix(".log").read_text()
 
 
+def test_a_training_that_is_told_to_stop_goes_on_later(inputs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "stopped"
+    arguments = ["--config", str(inputs), f"output={output}", "steps=200"]
+    run = runs.command("fit", *arguments, log=output)
+    runs.wait_until((output / "training" / "checkpoints" / "LATEST").exists, run)
+    run.terminate()
+    assert runs.finish(run) == 143
+    log = output.with_suffix(".log").read_text()
+    assert "stopped; the same command goes on from the last checkpoint" in log
+    assert "Traceback" not in log
+    assert runs.finish(runs.command("fit", *arguments, log=output)) == 0
+    assert json.loads((output / "training.json").read_text())["num_steps"] == 200
+
+
 @pytest.mark.timeout(600)  # five runs of the command line
 def test_scorers_trained_on_a_file_of_pairs_are_what_train_takes(
     inputs: Path, tmp_path: Path
