@@ -89,7 +89,7 @@ def scored(models: Path) -> list[ScoredRollout]:
     return score_rollouts(models)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def group_of_one() -> Iterator[None]:
     set_rank(0, 1, free_port())
     yield
