@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.save_pretrained(run / "aligned")
     tokenizer.save_pretrained(run / "aligned")
-    settings = {"max_model_len": 64, "memory_gib": 0.1}
+    settings = {"max_new_tokens": 32, "max_model_len": 64, "memory_gib": 0.1}
     config = TrainConfig.model_validate({"output": str(run), "rollout": settings})
     (run / "config.yaml").write_text(dump_config(config))
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -59,7 +59,9 @@ def test_the_message_holds_a_request_that_can_be_pasted():
 
 
 def test_the_engine_is_as_long_as_the_run_and_as_large_as_it_says():
-    config = TrainConfig.model_validate({"rollout": {"max_model_len": 96, "memory_gib": 0.25}})
+    config = TrainConfig.model_validate(
+        {"rollout": {"max_new_tokens": 32, "max_model_len": 96, "memory_gib": 0.25}}
+    )
     settings = engine_settings(config)
     assert settings["dtype"] == "float32"
     assert settings["max_model_len"] == 96
