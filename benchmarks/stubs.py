@@ -49,7 +49,7 @@ class StubWorker:
         time.sleep(self._seconds["update"])
         return UpdateMetrics(values={"policy_loss": 0.0})
 
-    def pack_weights(self) -> tuple[object, int]:
+    def pack_weights(self, *, averaged: bool = False) -> tuple[object, int]:
         return self._weights, 0
 
 

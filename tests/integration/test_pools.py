@@ -203,7 +203,7 @@ class Rank:
         time.sleep(60 if list(Path(folder).glob("die-*")) else 0)
         (Path(folder) / f"saved-{self.rank}").touch()
 
-    def export(self, folder: str) -> None:
+    def export(self, folder: str, *, averaged: bool = False) -> None:
         """A collective that breaks before Ray knows why, or for a reason of its own."""
         if self.rank == 1 and (self.folder / "die-late").exists():
             time.sleep(3)
