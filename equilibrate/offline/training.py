@@ -15,7 +15,6 @@ from torch import Tensor
 from equilibrate.config.fit import FitConfig
 from equilibrate.errors import DataError, NumericsError
 from equilibrate.models.trainable import Trainable
-from equilibrate.offline.batches import plan_batches
 from equilibrate.offline.calibration import calibrate
 from equilibrate.offline.policy_loss import PolicyLoss, summarise_masks
 from equilibrate.offline.scorer_loss import ScorerLoss
@@ -24,6 +23,7 @@ from equilibrate.ppo.batches import passes_of_rank
 
 WARMUP_STEPS = 50
 CHECKPOINTS_PER_RUN = 4
+_BATCHES_PER_WINDOW = 64
 LAST_STEPS = 50
 """Steps at the end whose mean loss is reported."""
 
@@ -44,6 +44,25 @@ def batch_loss(table: AnswerTable, config: FitConfig, device: torch.device) -> B
     """That of the objective: of a policy, or of a scorer."""
     kind = PolicyLoss if config.trains == "policy" else ScorerLoss
     return kind(table, config, device)
+
+
+def plan_batches(lengths: Rows, *, batch_size: int, num_batches: int, seed: int) -> list[Rows]:
+    """Row numbers of every batch: shuffled epochs end to end, similar lengths together.
+
+    Rows are sorted by length only within windows of 64 batches, whose batches are then shuffled, so
+    that training does not see a curriculum of lengths.
+    """
+    rng = np.random.default_rng(seed)
+    wanted = batch_size * num_batches
+    epochs = -(-wanted // len(lengths))
+    stream = np.concatenate([rng.permutation(len(lengths)) for _ in range(epochs)])[:wanted]
+    batches: list[Rows] = []
+    for start in range(0, wanted, batch_size * _BATCHES_PER_WINDOW):
+        window = stream[start : start + batch_size * _BATCHES_PER_WINDOW]
+        window = window[np.argsort(lengths[window], kind="stable")]
+        chunks = window.reshape(-1, batch_size)
+        batches.extend(chunks[rng.permutation(len(chunks))])
+    return batches
 
 
 def learning_rate(step: int, *, steps: int, peak: float) -> float:

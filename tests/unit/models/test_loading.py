@@ -10,12 +10,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from equilibrate.models.device import Accelerator, Dtype
-from equilibrate.models.loading import load_policy
+from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.models.log_probs import token_entropies, token_log_probs
+from equilibrate.models.new_scorer import new_scorer
 from equilibrate.models.policy import PolicyModel, is_head_linear
 from equilibrate.models.scorer import ScoreModel
-from equilibrate.models.sidecar import ScorerSidecar
-from tests.unit.models.toys import causal_model
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
+from tests.unit.models.toys import CONFIGS, causal_model, write_policy
 
 
 class CappedHead(nn.Module):
@@ -136,3 +137,18 @@ def test_every_position_is_scored_in_the_units_of_the_sidecar(dtype: str) -> Non
     # head 4 + 10 = 14 and 15; -2 * head + 3 - 1
     assert scores.tolist() == [[-26.0, -28.0]]
     assert scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_new_scorer_comes_back_whole_from_its_folder(tmp_path: Path, kind: str) -> None:
+    cpu = Accelerator("cpu", "float32")
+    base = write_policy(tmp_path / "base", kind)
+    scorer = new_scorer(base, "cost", cpu, seed=0, pad_token_id=0)
+    # As `export_model` does: by the model's own names.
+    weights = {name: tensor.detach() for name, tensor in scorer.model.named_parameters()}
+    scorer.model.save_pretrained(tmp_path / "cost", state_dict=weights)
+    write_sidecar(tmp_path / "cost", ScorerSidecar(kind="cost"))
+    token_ids = torch.tensor([[3, 9, 4, 20]])
+    with torch.no_grad():
+        again = load_scorer(tmp_path / "cost", "cost", cpu)(token_ids)
+        torch.testing.assert_close(again, scorer(token_ids), rtol=1e-6, atol=1e-7)
