@@ -155,11 +155,12 @@ def test_sharing_a_generator_changes_no_number(
 ) -> None:
     """The run of `straight` as one of a study, in the processes that another run has used."""
     short = {"iterations": 1, "evaluate_every": 0}
-    broken = {"data": {"reward": str(tmp_path / "nowhere")}}
+    # There is such a folder, but it is no reward model: what is missing is refused before any run.
+    broken = {"data": {"reward": str(settings.parent / "policy")}}
     tree = {
         "name": "shared",
         "output": str(tmp_path / "study"),
-        "results": str(tmp_path / "results"),
+        "results": str(tmp_path / "results.jsonl"),
         "base": {"train": [str(settings)]},
         # One task at a time on any machine: of three runs, of one and of one.
         "common": {"train": {"rollout": {"cpus": 0.375 * (os.cpu_count() or 1)}}},
@@ -193,11 +194,8 @@ def test_sharing_a_generator_changes_no_number(
     assert study.returncode == 3, log
     assert log.count("failed: broken") == 2, log
     assert len(generators) == 2 * 2  # two for the task of three, two for that of one
-    (same,) = (
-        path.stem
-        for path in (tmp_path / "results").iterdir()
-        if json.loads(path.read_text())["config"]["iterations"] == runs.ITERATIONS
-    )
+    rows = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    (same,) = (row["key"] for row in rows if row["config"]["iterations"] == runs.ITERATIONS)
     assert metrics(tmp_path / "study" / "runs" / same) == metrics(straight)
 
 
