@@ -76,7 +76,8 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert document.read_text().startswith("## Results of `smoke`\n")
     masks = runs.command("study", str(study), "--mask-direction", log=log)
     assert runs.finish(masks, seconds=200) == 0, log.with_suffix(".log").read_text()
-    rows = [json.loads(row) for row in (tmp_path / "output" / "mask_direction.jsonl").open()]
+    lines = (tmp_path / "output" / "mask_direction.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     assert [(row["arm"], row["place"], row["mask"]) for row in rows] == [
         ("adpo", place, mask) for place in ("start", "end") for mask in ("mask", "random", "halves")
     ]
