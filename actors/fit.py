@@ -38,11 +38,12 @@ from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.contents import Contents
 from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
+from equilibrate.run.inputs import by_row
 from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.stages import Stage, library_versions, short_hash
 from equilibrate.run.watch import ScoreWatch
 from equilibrate.text.renderer import Renderer
-from equilibrate.types import Category, Prompt, PromptBatch, ScorerKind
+from equilibrate.types import PromptBatch, ScorerKind
 
 KEY_FILE = "training.key"
 FIGURES_FILE = "training.json"
@@ -269,11 +270,7 @@ def _require_apart(texts: Sequence[str], inputs: FitInputs, config: FitConfig) -
         return
     run = Path(config.output)
     held_out = read_fitting(inputs.evaluation, Renderer(inputs.policy, config.text), config, run)
-    learned = (
-        Prompt(prompt_id=f"row {row}", text=text, token_ids=(), category=Category.GENERAL)
-        for row, text in enumerate(texts)
-    )
-    check_disjoint(learned, held_out)
+    check_disjoint(by_row(texts), held_out)
 
 
 def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsConfig) -> AnswerTable:

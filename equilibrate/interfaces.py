@@ -69,7 +69,7 @@ class Learner(Protocol):
     def update(
         self, scored: Sequence[ScoredRollout], *, iteration: int, multiplier: float, kl_coef: float
     ) -> UpdateMetrics:
-        """All epochs and minibatches of one iteration; skipped as a whole step where not finite."""
+        """All epochs and minibatches of one iteration, up to the first that is not finite."""
 
     def publish(self, version: int, *, averaged: bool = False) -> Weights:
         """Hand the current policy to the transport under this version.

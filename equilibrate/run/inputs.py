@@ -46,7 +46,7 @@ def _check_texts(data: Path) -> list[Prompt]:
     rejected = RejectedRows(data)
     table = load_table(data, SFT_COLUMNS, rejected)
     columns = table.readable(lambda columns: require_text(columns, SFT_COLUMNS), rejected)
-    return _named([text for text in columns["prompt"] if text.strip()])
+    return by_row([text for text in columns["prompt"] if text.strip()])
 
 
 def _check_answers(config: FitConfig, run: Path | None, data: Path) -> list[Prompt]:
@@ -58,10 +58,11 @@ def _check_answers(config: FitConfig, run: Path | None, data: Path) -> list[Prom
         OBJECTIVES[config.objective.type].view(columns, config.objective, config.seed)
     except DataError as error:
         raise DataError(f"{data}: {str(error).removeprefix(f'{data}: ')}") from None
-    return _named(columns["prompt"])
+    return by_row(columns["prompt"])
 
 
-def _named(texts: Sequence[str]) -> list[Prompt]:
+def by_row(texts: Sequence[str]) -> list[Prompt]:
+    """Texts as `check_disjoint` takes them, named by their rows."""
     return [
         Prompt(prompt_id=f"row {row}", text=text, token_ids=(), category=Category.GENERAL)
         for row, text in enumerate(texts)
