@@ -89,8 +89,9 @@ def scored(models: Path) -> list[ScoredRollout]:
     return score_rollouts(models)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def group_of_one() -> Iterator[None]:
+    # No longer than a module: an engine in this process ends every group when it shuts down.
     set_rank(0, 1, free_port())
     yield
     torch.distributed.destroy_process_group()

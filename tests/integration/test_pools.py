@@ -35,6 +35,24 @@ def cluster():
     ray.shutdown()
 
 
+WORKERS: list[Worker[Any]] = []
+"""Those of one test."""
+
+
+@pytest.fixture(autouse=True)
+def no_worker_outlives_its_test():
+    # An error that pytest keeps would keep them, and the CPU that they hold, for longer.
+    yield
+    for worker in WORKERS:
+        worker.kill()
+    WORKERS.clear()
+
+
+def make_worker(name: str, make: partial[Any], **more: Any) -> Worker[Any]:
+    WORKERS.append(Worker(name, make, options={"num_cpus": 0.1}, **more))
+    return WORKERS[-1]
+
+
 class Sleeper:
     """Writes down what it was asked for; dies or hangs where a file tells it to, once."""
 
@@ -79,11 +97,8 @@ def make_pool(
     folder: Path, *, max_restarts: int = 1, timeout_seconds: float = 30.0
 ) -> WorkerPool[Sleeper]:
     return WorkerPool(
-        lambda index: Worker(
-            f"test worker {index}",
-            partial(Sleeper, index, str(folder)),
-            options={"num_cpus": 0.1},
-            environment={},
+        lambda index: make_worker(
+            f"test worker {index}", partial(Sleeper, index, str(folder)), environment={}
         ),
         num_workers=2,
         watch=Watch(
@@ -219,10 +234,9 @@ class Rank:
 def make_group(folder: Path) -> RayLearnerGroup:
     def make_ranks(divisor: int) -> list[Worker[Any]]:
         return [
-            Worker(
+            make_worker(
                 f"learner worker {rank}",
                 partial(Rank, rank, 8 // divisor, str(folder)),
-                options={"num_cpus": 0.1},
                 environment={},
             )
             for rank in range(2)
@@ -263,8 +277,6 @@ def test_a_rank_that_cannot_start_is_seen_while_the_others_wait_for_it(
     with pytest.raises(ResourceError, match=message):
         group.save(tmp_path)
     assert time.monotonic() - start < 40
-    for rank in group.ranks:
-        rank.kill()
 
 
 def test_a_loss_that_shows_first_as_a_broken_collective_is_a_loss(tmp_path: Path) -> None:
@@ -309,7 +321,7 @@ class Meeter:
 
 
 def test_rank_0_keeps_the_port_where_the_ranks_meet() -> None:
-    ranks = [Worker(f"rank {n}", partial(Meeter), options={"num_cpus": 0.1}) for n in range(2)]
+    ranks = [make_worker(f"rank {n}", partial(Meeter)) for n in range(2)]
     meeting = ranks[0].run(open_meeting).result(seconds=100.0)
     # It is taken from now on: nobody else can have it before the ranks meet there.
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
