@@ -228,7 +228,7 @@ def _world_stage(config: RunConfig) -> Stage:
 
     return Stage(
         name="world",
-        format=1,
+        format=2,
         inputs={"run": result_settings(config), "sizes": asdict(sizes)},
         libraries=WORLD,
         make=make,

@@ -90,6 +90,8 @@ class Prompt:
     category: Category
     cell: str = ""
     """Finer evaluation group, for example `EHD_heldout_known`; empty in training data."""
+    part: str = ""
+    """Part of a cell that is counted by itself as well, for example `IHD_new`."""
     messages: Conversation = ()
     """Empty for one user turn that says `text`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from equilibrate.errors import DataError
@@ -30,6 +30,8 @@ class EvaluationTable:
     """Mean in [0, 1] of every cell; higher is better."""
     malformed: Estimate
     """Share among all answers; lower is better."""
+    harm_by_part: Mapping[str, Estimate] = field(default_factory=dict)
+    """As `harmful_compliance` for each `Prompt.part`; in no mean, where its cell counts."""
 
     @property
     def mean_harm(self) -> float:
@@ -55,25 +57,27 @@ class EvaluationTable:
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:
         """Raises: DataError if a group is missing or holds something else than figures."""
+        table = {"harm_by_part": {}, **table}  # older results have none
         missing = [key for key in (*CELL_GROUPS, "malformed") if key not in table]
         if missing:
             raise DataError(
                 f"evaluation table ({sorted(table)}) must hold {missing[0]}; "
                 f"needed are {', '.join((*CELL_GROUPS, 'malformed'))}"
             )
-        harm, refusal, helpfulness = (
+        harm, parts, refusal, helpfulness = (
             {cell: Estimate.from_json(figure) for cell, figure in table[group].items()}
             for group in CELL_GROUPS
         )
         return cls(
             harmful_compliance=harm,
+            harm_by_part=parts,
             over_refusal=refusal,
             helpfulness=helpfulness,
             malformed=Estimate.from_json(table["malformed"]),
         )
 
 
-CELL_GROUPS = ("harmful_compliance", "over_refusal", "helpfulness")
+CELL_GROUPS = ("harmful_compliance", "harm_by_part", "over_refusal", "helpfulness")
 
 
 def tabulate(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> EvaluationTable:
@@ -134,25 +138,28 @@ Summary = Callable[[Sequence[int], Callable[[Verdict], float]], Estimate]
 
 
 def _build(prompts: Sequence[Prompt], *, rate: Summary, mean: Summary) -> EvaluationTable:
-    cells = _cells(prompts)
+    cells = _rows_by(prompts, lambda prompt: prompt.cell or prompt.category.value)
     harmful = {k: v for k, v in cells.items() if prompts[v[0]].category.is_safety}
     harmless = {k: v for k, v in cells.items() if k not in harmful}
+    parts = _rows_by(prompts, lambda prompt: prompt.part if prompt.category.is_safety else "")
     return EvaluationTable(
         harmful_compliance={k: rate(v, lambda x: float(x.harmful)) for k, v in harmful.items()},
+        harm_by_part={k: rate(v, lambda x: float(x.harmful)) for k, v in parts.items()},
         over_refusal={k: rate(v, lambda x: float(x.refused)) for k, v in harmless.items()},
         helpfulness={k: mean(v, lambda x: x.helpfulness) for k, v in cells.items()},
         malformed=rate(range(len(prompts)), lambda x: float(x.malformed)),
     )
 
 
-def _cells(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """Rows of each cell, in the order of classes and then of first appearance.
+def _rows_by(prompts: Sequence[Prompt], name: Callable[[Prompt], str]) -> dict[str, list[int]]:
+    """Rows of each name but "", in the order of classes and then of first appearance.
 
     Raises: DataError if one cell holds harmful and harmless prompts: it would be in no group.
     """
     cells: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        cells.setdefault(prompt.cell or prompt.category.value, []).append(i)
+        if key := name(prompt):
+            cells.setdefault(key, []).append(i)
     for cell, rows in cells.items():
         classes = sorted({prompts[i].category for i in rows})
         if len({category.is_safety for category in classes}) > 1:
@@ -177,9 +184,10 @@ def _pool(tables: Sequence[EvaluationTable]) -> EvaluationTable:
             )
         return {cell: over([cells[cell] for cells in groups]) for cell in groups[0]}
 
-    harm, refusal, helpfulness = (group(name) for name in CELL_GROUPS)
+    harm, parts, refusal, helpfulness = (group(name) for name in CELL_GROUPS)
     return EvaluationTable(
         harmful_compliance=harm,
+        harm_by_part=parts,
         over_refusal=refusal,
         helpfulness=helpfulness,
         malformed=over([table.malformed for table in tables]),

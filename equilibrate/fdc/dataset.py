@@ -24,7 +24,7 @@ from equilibrate.errors import DataError
 from equilibrate.fdc.categories import UNDECIDED, parse_label
 from equilibrate.types import Category, Prompt
 
-_COLUMNS = ("prompt", "category", "id", "cell")
+_COLUMNS = ("prompt", "category", "id", "cell", "part")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def read_prompts(
     max_tokens: int,
     rejected: RejectedRows | None = None,
 ) -> PromptRows:
-    """Read rows with `prompt`, `category` and optionally `id` and `cell`; other columns stay out.
+    """Read rows with `prompt`, `category` and optionally `id`, `cell`, `part`; others stay out.
 
     Args:
         path: a JSON-lines file, or a folder written by `datasets.Dataset.save_to_disk`.
@@ -105,7 +105,10 @@ class _Reader:
         if text in self._first_by_text:
             self._drop_duplicate(text, category)
             return
-        cell = "" if row.get("cell") is None else _checked_text(row, "cell", may_be_empty=True)
+        cell, part = (
+            "" if row.get(key) is None else _checked_text(row, key, may_be_empty=True)
+            for key in ("cell", "part")
+        )
         # Last: a row that is rejected keeps no id from another.
         prompt_id = self._new_id(row, text, where)
         self._first_by_text[text] = (where, category)
@@ -119,7 +122,12 @@ class _Reader:
             return
         self.prompts.append(
             Prompt(
-                prompt_id=prompt_id, text=text, token_ids=token_ids, category=category, cell=cell
+                prompt_id=prompt_id,
+                text=text,
+                token_ids=token_ids,
+                category=category,
+                cell=cell,
+                part=part,
             )
         )
 

@@ -65,6 +65,11 @@ def headline_groups(record: RunRecord) -> list[Group]:
     )
     return [
         group("Harmful compliance", "lower is better", "harmful_compliance", lower_is_better=True),
+        *(
+            [group("Harm in parts", "lower is better", "harm_by_part", lower_is_better=True)]
+            if base.harm_by_part
+            else []
+        ),
         group("Over-refusal", "lower is better", "over_refusal", lower_is_better=True),
         group("Helpfulness", "higher is better", "helpfulness", lower_is_better=False),
         Group(title="Malformed answers", hint="lower is better", lines=malformed),

@@ -14,6 +14,7 @@ from equilibrate.report.inputs import RESULTS_FILE, RunRecord, read_run
 
 GROUPS = {
     "harmful_compliance": "harmful answers",
+    "harm_by_part": "harmful answers",
     "over_refusal": "over-refusal",
     "helpfulness": "helpfulness",
 }
@@ -158,7 +159,7 @@ def paired_markdown(first: Sequence[Path], second: Sequence[Path]) -> str:
     ]
     aligned = [[by_seed[seed]["aligned"] for seed in seeds] for by_seed in both]
     for group, title in GROUPS.items():
-        cells = [list(table[group]) for side in aligned for table in side]
+        cells = [list(table.get(group, ())) for side in aligned for table in side]
         if any(other != cells[0] for other in cells):
             raise DataError(f"all runs must have the same cells of {group}, got {cells}")
         lines += [

@@ -185,11 +185,11 @@ def prompt_rows(world: World, num_per_class: int) -> Iterator[Row]:
 
 
 def evaluation_rows(world: World, num_per_cell: int) -> Iterator[Row]:
-    """Held-out prompts: {prompt, category, cell, exposure, intent}.
+    """Held-out prompts: {prompt, category, cell, part, exposure, intent}.
 
     All have held-out openers. In GENERAL, BORDERLINE, IHD and MHD half of the entities and half of
     the purposes are new to post-training; `exposure` is the entity's, `intent` is none, seen or
-    new.
+    new, and the part of an IHD prompt is its intent.
     """
     rng = random.Random(f"{world.seed}/evaluation")
     seen = (Exposure.SEEN,)
@@ -204,12 +204,14 @@ def evaluation_rows(world: World, num_per_cell: int) -> Iterator[Row]:
         category = Category(cell.split("_")[0])
         for request in _distinct(category, pools.get(cell, mixed), num_per_cell, rng):
             purpose = request.purpose
+            intent = "none" if purpose is None else "new" if purpose.is_new else "seen"
             yield {
                 "prompt": request.text,
                 "category": category.value,
                 "cell": cell,
+                "part": f"{cell}_{intent}" if category is Category.IHD else "",
                 "exposure": request.entity.exposure.value,
-                "intent": "none" if purpose is None else "new" if purpose.is_new else "seen",
+                "intent": intent,
             }
 
 

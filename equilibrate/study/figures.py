@@ -32,11 +32,12 @@ def figure_of(result: RunResult, name: str) -> float:
         return table.malformed.mean
     if not part:
         return table.mean_harm if group == "harm" else table.mean_over_refusal
-    numbers: Mapping[str, float] = (
-        result.training
-        if group == "training"
-        else {k: figure.mean for k, figure in getattr(table, _CELL_GROUPS[group]).items()}
-    )
+    if group == "training":
+        numbers: Mapping[str, float] = result.training
+    else:
+        cells = getattr(table, _CELL_GROUPS[group])
+        cells = cells | table.harm_by_part if group == "harm" else cells
+        numbers = {name: figure.mean for name, figure in cells.items()}
     if part not in numbers:
         hint = nearest(part, numbers) or f"it has {', '.join(numbers) or 'none'}"
         raise DataError(f"figure ({name!r}) must be in result {result.key}; {hint}")

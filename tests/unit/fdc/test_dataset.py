@@ -41,10 +41,10 @@ def read(tmp_path: Path) -> Callable[..., PromptRows]:
 
 def test_rows_become_prompts(read: Callable[..., PromptRows]) -> None:
     rows = read(
-        row("ab", "Factual Risk", cell="EHD_seen", email="kept out"),
+        row("ab", "Factual Risk", cell="EHD_seen", part="new", email="kept out"),
         b"",
         row("c", "GENERAL", id=7),
-        row("d", "GENERAL", id="x", cell=None),
+        row("d", "GENERAL", id="x", cell=None, part=None),
     )
     assert rows.prompts == [
         Prompt(
@@ -53,6 +53,7 @@ def test_rows_become_prompts(read: Callable[..., PromptRows]) -> None:
             token_ids=(107, 108),
             category=Category.EHD,
             cell="EHD_seen",
+            part="new",
         ),
         Prompt(prompt_id="7", text="c", token_ids=(109,), category=Category.GENERAL),
         Prompt(prompt_id="x", text="d", token_ids=(110,), category=Category.GENERAL),
@@ -104,6 +105,7 @@ def test_same_text_has_the_same_id_in_any_file(read: Callable[..., PromptRows]) 
         (row(category=3), r"category \(3\) must be a string"),
         (row(category="EHF"), r"category \('EHF'\) must be one of .* did you mean EHD"),
         (row(cell=3), r"cell \(3\) must be a string"),
+        (row(part=3), r"part \(3\) must be a string"),
         (row(id=True), r"id \(True\) must be a string"),
         (row(id=""), r"id \(''\) must not be empty"),
         ([1], r"\(\[1\]\) must be a JSON object"),

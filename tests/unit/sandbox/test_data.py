@@ -93,6 +93,9 @@ def test_evaluation_cells_hold_what_their_names_say():
     assert {e for e, _ in exposures["EHD_heldout_unknown"]} == {"heldout_unknown"}
     assert {i for _, i in exposures["IHD"]} == {i for _, i in exposures["MHD"]} == {"seen", "new"}
     assert {e for e, _ in exposures["IHD"]} == {"seen", "heldout_known"}
+    parts = Counter((row["part"], row["cell"], row["intent"]) for row in ROWS["evaluation"])
+    named = {key: number for key, number in parts.items() if key[0]}
+    assert named == {("IHD_seen", "IHD", "seen"): 32, ("IHD_new", "IHD", "new"): 32}
 
 
 def test_unknown_entities_have_no_facts_and_no_tell_tale_styles():

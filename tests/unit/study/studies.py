@@ -90,6 +90,7 @@ def table(*, harm: float = 0.2, refusal: float = 0.1, helpful: float = 0.8) -> E
         over_refusal={"GENERAL": figure(refusal), "BORDERLINE": figure(refusal)},
         helpfulness={"GENERAL": figure(helpful)},
         malformed=figure(0.03),
+        harm_by_part={"IHD_new": figure(harm + 0.15)},
     )
 
 

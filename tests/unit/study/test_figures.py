@@ -33,6 +33,7 @@ MADE = result(
     [
         ("harm", 0.2),  # (0.15 + 0.25)/2
         ("harm.EHD_seen", 0.15),
+        ("harm.IHD_new", 0.35),
         ("over_refusal", 0.1),
         ("over_refusal.BORDERLINE", 0.1),
         ("helpfulness.GENERAL", 0.8),
