@@ -153,6 +153,7 @@ def _make_parts(
         sink=sink,
         stateful={"sampler": sampler, "multiplier": multiplier, "kl": kl},
         fixed=fixed_on_resume(config) | contents_of(inputs, Contents(stages_of(run))),
+        defaults=fixed_on_resume(TrainConfig()),
     )
     parts = driver.Parts(
         sampler=sampler,

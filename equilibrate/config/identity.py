@@ -55,13 +55,23 @@ def fixed_on_resume(config: BaseModel) -> dict[str, Any]:
     }
 
 
-def require_fixed(saved: Mapping[str, Any], now: Mapping[str, Any], place: object) -> None:
-    """Raises: ConfigError naming the first key of `fixed_on_resume` that is not what it was."""
+def require_fixed(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    place: object,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Compare two `fixed_on_resume`.
+
+    Args: defaults: of settings that may be newer than what was saved.
+    Raises: ConfigError naming the first key that is not what it was.
+    """
     for key in sorted({*saved, *now}):
-        if saved.get(key) != now.get(key):
+        before = saved.get(key, (defaults or {}).get(key))
+        if before != now.get(key) or key not in now:
             raise ConfigError(
                 f"{key} ({now.get(key)!r}) must stay what it was when the run in {place} was "
-                f"started ({saved.get(key)!r}); set it back, or choose another output folder"
+                f"started ({before!r}); set it back, or choose another output folder"
             )
 
 

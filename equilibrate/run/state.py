@@ -33,15 +33,21 @@ class RunCheckpoints:
         sink: MetricSink,
         stateful: Mapping[str, Stateful],
         fixed: Mapping[str, Any],
+        defaults: Mapping[str, Any],
     ) -> None:
-        """`fixed`: what must be equal when a run is resumed, by key: `fixed_on_resume` and the
-        contents of the inputs."""
+        """
+        Args:
+            fixed: what must be equal when a run is resumed, by key: `fixed_on_resume` and the
+                contents of the inputs.
+            defaults: what counts for settings that an older checkpoint does not name.
+        """
         self._store = store
         self._learner = learner
         self._queue = queue
         self._sink = sink
         self._stateful = stateful
         self._fixed = dict(fixed)
+        self._defaults = defaults
 
     def save(self, iteration: int) -> None:
         def write(folder: Path) -> None:
@@ -66,7 +72,7 @@ class RunCheckpoints:
             return 0
         state = json.loads((checkpoint.folder / "driver.json").read_text())
         require_resumable(state, checkpoint.folder)
-        require_fixed(state["fixed"], self._fixed, checkpoint.folder)
+        require_fixed(state["fixed"], self._fixed, checkpoint.folder, self._defaults)
         self._learner.load(checkpoint.folder / "learner")
         self._queue.load(checkpoint.folder)
         for name, part in self._stateful.items():

@@ -74,6 +74,7 @@ class Run:
                 sink=self.sink,
                 stateful={"sampler": self.sampler, "multiplier": self.multiplier, "kl": self.kl},
                 fixed={"seed": seed},
+                defaults={},
             ),
             evaluate=lambda iteration: self.journal.append(f"evaluate {iteration}"),
             should_stop=should_stop,

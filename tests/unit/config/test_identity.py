@@ -192,6 +192,16 @@ def test_a_setting_that_must_stay_is_named_with_both_values() -> None:
         require_fixed(saved, now, "runs/a")
 
 
+def test_a_setting_that_is_newer_than_a_checkpoint_counts_at_its_default() -> None:
+    saved, defaults = {"constraint": None}, {"epsilon": 1, "constraint.type": "pid"}
+    require_fixed(saved, {**saved, "epsilon": 1}, "runs/a", defaults)
+    with pytest.raises(ConfigError, match=r"epsilon \(2\) must stay .* \(1\)"):
+        require_fixed(saved, {**saved, "epsilon": 2}, "runs/a", defaults)
+    # What was off and is now as by default is no newer setting.
+    with pytest.raises(ConfigError, match=r"constraint \(None\) must stay"):
+        require_fixed(saved, {"constraint.type": "pid"}, "runs/a", defaults)
+
+
 NOT_SAMPLED_BY = {
     *("settings_format", "output", "phase_seconds", "timeout_seconds", "max_restarts"),
     *("sandbox", "scoring"),  # the models and prompts that come of it count by their content
