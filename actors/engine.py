@@ -37,6 +37,7 @@ class DeepSpeedModel:
         *,
         zero_stage: Literal[0, 1, 2, 3],
         minibatch_size: int,
+        adam_epsilon: float = 1e-8,
     ) -> None:
         import deepspeed
 
@@ -44,7 +45,12 @@ class DeepSpeedModel:
         self._world_size = dist.get_world_size()
         num_parameters = sum(parameter.numel() for parameter in module.parameters())
         optimizer = torch.optim.AdamW(
-            module.parameters(), lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True
+            module.parameters(),
+            lr=learning_rate,
+            betas=ADAM_BETAS,
+            eps=adam_epsilon,
+            weight_decay=0.0,
+            fused=True,
         )
         self._engine, *_ = deepspeed.initialize(
             model=module,

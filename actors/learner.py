@@ -120,6 +120,7 @@ class LearnerWorker:
             learning_rate,
             zero_stage=self._settings.learner.zero_stage,
             minibatch_size=self._settings.ppo.minibatch_size,
+            adam_epsilon=self._settings.learner.adam_epsilon,
         )
 
     @property

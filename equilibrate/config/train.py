@@ -48,6 +48,10 @@ class LearnerConfig(WorkerGroup):
     """Safe RLHF took 5e-6, OpenRLHF takes 9e-6."""
     lr_schedule: Literal["constant", "linear", "cosine", "cooldown"] = "constant"
     """How both learning rates fall to zero over the run; cooldown falls in its last 30 % only."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """Gradients far below it move little. Adam moves all weights alike, also by the nearly empty
+    gradients of words that no prompt or answer holds: of those the policy then forgets what it
+    knew. 1e-5 suits a million weights; each gradient of a billion is smaller than that."""
     average_decay: float = Field(0.0, ge=0, lt=1)
     """Decay per iteration of an average of the policy's weights, which is then what is evaluated
     and exported, the last weights beside it: 0.9 looks back about 10 iterations; 0 keeps none."""

@@ -87,6 +87,22 @@ def test_ranks_and_zero_stages_do_not_change_the_result(
             assert dict(values) == pytest.approx(dict(metrics.values), rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_small_gradients_move_little_under_a_large_epsilon(
+    models: Path, scored: list[ScoredRollout], stage: int
+) -> None:
+    # Adam's first step is lr * g / (|g| + epsilon), and no |g| is above 1, the largest norm.
+    learner = {"adam_epsilon": 9.0, "zero_stage": stage}
+    ppo = {"minibatch_size": len(scored), "epochs": 1}
+    worker = LearnerWorker(make_settings(models, learner=learner, ppo=ppo))
+    before = snapshot(worker)
+    update(worker, scored)
+    moved = {name: np.abs(value - before[name]).max() for name, value in snapshot(worker).items()}
+    for role, rate in (("policy", 1e-4), ("critic", 5e-4), ("cost_critic", 5e-4)):
+        largest = max(change for name, change in moved.items() if name.startswith(f"{role}/"))
+        assert 0 < largest <= 0.1 * rate * (1 + 1e-3), role
+
+
 @pytest.mark.parametrize("way", ["stage0", "stage2", "stage3", "critic-free"])
 def test_loading_continues_bit_by_bit(
     models: Path, scored: list[ScoredRollout], tmp_path: Path, way: str
