@@ -89,9 +89,11 @@ def scored(models: Path) -> list[ScoredRollout]:
     return score_rollouts(models)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def group_of_one() -> Iterator[None]:
-    # No longer than a module: an engine in this process ends every group when it shuts down.
+    # One for all: DeepSpeed would go on with the group that it met first.
     set_rank(0, 1, free_port())
     yield
-    torch.distributed.destroy_process_group()
+    # An engine in this process ends every group when it shuts down.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
