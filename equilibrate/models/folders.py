@@ -57,6 +57,22 @@ def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Pat
             )
 
 
+def check_positions(folder: str | Path, length: int) -> None:
+    """Refuse a model that cannot read a prompt and response of `length` tokens together.
+
+    Raises: DataError, as `read_config`; or naming the folder and both lengths.
+    """
+    config = read_config(folder)
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    # Stretched positions reach further than this number says.
+    if isinstance(positions, int) and positions < length and "factor" not in scaling:
+        raise DataError(
+            f"{folder}: its model has {positions} positions, and rollout.max_model_len ({length}) "
+            f"asks for more; try rollout.max_model_len={positions}"
+        )
+
+
 def _num_rows(folder: str | Path, role: Role) -> int:
     """Token ids that the model knows, once the folder is found right."""
     from equilibrate.models.skeleton import skeleton

@@ -12,7 +12,7 @@ from equilibrate.data.rows import RejectedRows, check_disjoint
 from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import read_prompts
-from equilibrate.models.folders import check_models
+from equilibrate.models.folders import check_models, check_positions
 from equilibrate.offline.labelled import chosen_columns
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import SCORERS, require_path
@@ -29,6 +29,11 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
         kind: require_path(kind, folder) for kind in SCORERS if (folder := getattr(data, kind))
     }
     check_models(policy=policy, **scorers)
+    samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
+    for folder in (policy, *scorers.values()) if samples_to_learn else ():
+        check_positions(folder, config.rollout.max_model_len)
+    if data.evaluation:
+        check_positions(policy, config.rollout.max_model_len)
     training: list[Prompt] = []
     if isinstance(config, TrainConfig):
         training = _prompts(config, run, require_path("prompts", config.data.prompts))

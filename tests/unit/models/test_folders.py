@@ -19,7 +19,13 @@ from transformers import PreTrainedTokenizerFast
 
 from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator
-from equilibrate.models.folders import INDEX_FILE, WEIGHT_FILE, check_folder, check_models
+from equilibrate.models.folders import (
+    INDEX_FILE,
+    WEIGHT_FILE,
+    check_folder,
+    check_models,
+    check_positions,
+)
 from equilibrate.models.loading import load_policy, load_scorer
 from tests.unit.models.toys import CONFIGS, causal_model, write_policy, write_scorer
 
@@ -280,3 +286,11 @@ def test_no_id_can_be_beyond_the_embeddings(tmp_path: Path) -> None:
     model.save_pretrained(policy)
     with pytest.raises(DataError, match=r"ids up to 8, the model knows 0 to 7"):
         check_folder(policy, "policy")
+
+
+def test_a_model_with_fewer_positions_than_a_rollout_is_refused(tmp_path: Path) -> None:
+    folder = edit_config(write_policy(tmp_path), max_position_embeddings=32)
+    check_positions(folder, 32)
+    with pytest.raises(DataError, match=r"has 32 positions, and rollout.max_model_len \(33\)"):
+        check_positions(folder, 33)
+    check_positions(edit_config(folder, rope_scaling={"type": "yarn", "factor": 4.0}), 33)

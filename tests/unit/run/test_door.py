@@ -28,7 +28,9 @@ def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tokenizer = build_tokenizer()
-    build_model(tokenizer, seed=0).save_pretrained(folder / "policy")
+    policy = build_model(tokenizer, seed=0)
+    policy.config.max_position_embeddings = 4096
+    policy.save_pretrained(folder / "policy")
     scorer = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1)
     for kind in ("reward", "cost"):
         scorer.save_pretrained(folder / kind)
@@ -56,6 +58,16 @@ def validate(inputs: Path, *overrides: str) -> int:
 
 def test_inputs_in_order_are_accepted(inputs: Path) -> None:
     assert validate(inputs) == 0
+
+
+@pytest.mark.parametrize("name", ["policy", "reward", "cost"])
+def test_a_model_that_cannot_read_the_longest_rollout(
+    name: str, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = inputs / name / "config.json"
+    file.write_text(file.read_text().replace("4096", "1024"))
+    assert validate(inputs) == 3
+    assert f"{name}: its model has 1024 positions" in capsys.readouterr().err
 
 
 def test_a_scorer_without_its_sidecar(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
