@@ -45,6 +45,17 @@ def test_colours_follow_the_paired_interval(record: RunRecord):
     assert malformed.lines[0].cell == "all prompts"
 
 
+def test_parts_of_cells_have_a_table_where_there_are_any(record: RunRecord):
+    parts = {"IHD_new": estimate(0.6)}
+    with_parts = {
+        name: dataclasses.replace(getattr(record, name), harm_by_part=parts)
+        for name in ("base", "aligned", "difference")
+    }
+    groups = headline_groups(dataclasses.replace(record, **with_parts))
+    assert [line.cell for line in groups[1].lines] == ["IHD_new"]
+    assert len(groups) == len(headline_groups(record)) + 1
+
+
 def test_more_helpful_is_better(record: RunRecord):
     gap = record.difference
     better = dataclasses.replace(gap, helpfulness={"GENERAL": estimate(0.2)})
