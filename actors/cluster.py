@@ -6,7 +6,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -19,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
 """Longest wait for a cluster's port."""
+HEAD_CHECK_SECONDS = 3.0
+HEAD_LOST_SECONDS = 40.0
+"""A head that does not listen for so long is gone. After 60 s Ray would end this process itself,
+with exit code 1 and no word on how to go on."""
 _REMEDY = "start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
 
 
@@ -71,6 +78,7 @@ def ray_cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     require_answer(address)
     _join(address)
+    watch = HeadWatch(ray.get_runtime_context().gcs_address, _end_without_head)
     try:
         yield
     except RayTaskError:
@@ -82,7 +90,53 @@ def ray_cluster() -> Iterator[None]:
             "its head is up, then the same command goes on from the last checkpoint"
         ) from error
     finally:
+        watch.stop()
         ray.shutdown()
+
+
+class HeadWatch:
+    """Calls `lost` once the head of the cluster has stopped listening.
+
+    In a thread: what the main one waits for may never come, and Ray tells it nothing.
+    """
+
+    def __init__(self, address: str, lost: Callable[[str], None]) -> None:
+        """Args: address: `host:port`; one that does not answer from here is not watched."""
+        self._address = address
+        self._lost = lost
+        self._stopped = threading.Event()
+        if _answers(address):
+            threading.Thread(target=self._watch, name="head watch", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        heard = time.monotonic()
+        while not self._stopped.wait(HEAD_CHECK_SECONDS):
+            if _answers(self._address):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > HEAD_LOST_SECONDS:
+                self._lost(self._address)
+                return
+
+
+def _answers(address: str) -> bool:
+    try:
+        require_answer(address)
+    except ResourceError:
+        return False
+    return True
+
+
+def _end_without_head(address: str) -> None:
+    error = ResourceError(
+        f"the head of the Ray cluster at {address} is gone; see that one is up, then the same "
+        "command goes on from the last checkpoint"
+    )
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    # Not by way of the main thread: leaving the cluster in good order would wait for its head.
+    os._exit(error.exit_code)
 
 
 def require_answer(address: str) -> None:

@@ -44,7 +44,7 @@ def test_a_head_that_is_killed_ends_the_run_with_the_way_to_go_on(
         if moment == "running":
             runs.wait_until(lambda: runs.num_rows(run.output) >= 3, run.process)
         else:
-            runs.wait_until(lambda: bool(processes(run, "ray::")), run.process)
+            runs.wait_until(lambda: bool(processes(run, "ray::Rollout")), run.process)
         killed = time.monotonic()
         processes(run, "gcs_server")[0].kill()
         said = run.ends(4, within=200)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.cluster import ray_cluster, require_answer
+from actors.cluster import HeadWatch, ray_cluster, require_answer
 from actors.handles import Task, Worker, task, wait_for_start
 from actors.meeting import open_meeting
 from actors.placement import Reservation
@@ -369,6 +369,26 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
             require_answer(f"127.0.0.1:{silent.getsockname()[1]}")
     require_answer("local")
     require_answer("auto")
+
+
+def test_a_head_that_stops_listening_is_told_once_and_a_slow_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.cluster.HEAD_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("actors.cluster.HEAD_LOST_SECONDS", 0.5)
+    lost: list[str] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        HeadWatch(address, lost.append)
+        stopped = HeadWatch(address, lost.append)
+        time.sleep(1.0)  # it accepts nobody, as one that is busy
+        assert lost == []
+        stopped.stop()
+    time.sleep(2.0)
+    assert lost == [address]
+    HeadWatch(address, lost.append)  # no answer from the start: not watched
+    time.sleep(1.0)
+    assert lost == [address]
 
 
 def test_a_cluster_that_fails_under_way_is_a_resource_error(
