@@ -78,7 +78,9 @@ def ray_cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     require_answer(address)
     _join(address)
-    watch = HeadWatch(ray.get_runtime_context().gcs_address, _end_without_head)
+    # Behind ray:// there is no such address, and the client's own connection tells the loss.
+    address_of_head = getattr(ray.get_runtime_context(), "gcs_address", "")
+    watch = HeadWatch(address_of_head, _end_without_head)
     try:
         yield
     except RayTaskError:
