@@ -64,7 +64,7 @@ test-unit: setup-unit ## unit tests without ray, vllm and deepspeed; full covera
 	--include='equilibrate/ppo/*,equilibrate/ama/*,equilibrate/fdc/*,equilibrate/models/log_probs.py,equilibrate/models/chunked.py'
 
 test-integration: setup ## real Ray, vLLM and DeepSpeed on CPU
-	.venv/bin/pytest tests/integration tests/unit/actors --durations=20
+	.venv/bin/pytest tests/integration tests/unit/actors/test_prepare.py --durations=20
 
 test-faults: setup ## whole runs with faults from outside: minutes
 	.venv/bin/pytest tests/faults
