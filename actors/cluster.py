@@ -26,6 +26,7 @@ HEAD_CHECK_SECONDS = 3.0
 HEAD_LOST_SECONDS = 40.0
 """A head that does not listen for so long is gone. After 60 s Ray would end this process itself,
 with exit code 1 and no word on how to go on."""
+_GO_ON = "then the same command goes on from the last checkpoint"
 _REMEDY = "start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
 
 
@@ -89,7 +90,7 @@ def ray_cluster() -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0]
         raise ResourceError(
             f"the Ray cluster at {address!r} failed ({type(error).__name__}: {reason}); see that "
-            "its head is up, then the same command goes on from the last checkpoint"
+            f"its head is up, {_GO_ON}"
         ) from error
     finally:
         watch.stop()
@@ -107,7 +108,7 @@ class HeadWatch:
         self._address = address
         self._lost = lost
         self._stopped = threading.Event()
-        if _answers(address):
+        if address and _answers(address):
             threading.Thread(target=self._watch, name="head watch", daemon=True).start()
 
     def stop(self) -> None:
@@ -133,8 +134,7 @@ def _answers(address: str) -> bool:
 
 def _end_without_head(address: str) -> None:
     error = ResourceError(
-        f"the head of the Ray cluster at {address} is gone; see that one is up, then the same "
-        "command goes on from the last checkpoint"
+        f"the head of the Ray cluster at {address} is gone; see that one is up, {_GO_ON}"
     )
     print(f"error: {error}", file=sys.stderr, flush=True)
     # Not by way of the main thread: leaving the cluster in good order would wait for its head.

@@ -30,10 +30,9 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     }
     check_models(policy=policy, **scorers)
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
-    for folder in (policy, *scorers.values()) if samples_to_learn else ():
+    samplers = [policy] if samples_to_learn or data.evaluation else []
+    for folder in (*samplers, *(scorers.values() if samples_to_learn else ())):
         check_positions(folder, config.rollout.max_model_len)
-    if data.evaluation:
-        check_positions(policy, config.rollout.max_model_len)
     training: list[Prompt] = []
     if isinstance(config, TrainConfig):
         training = _prompts(config, run, require_path("prompts", config.data.prompts))

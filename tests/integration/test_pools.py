@@ -384,6 +384,7 @@ def test_a_head_that_stops_listening_is_told_once_and_a_slow_one_is_not(
         time.sleep(1.0)  # it accepts nobody, as one that is busy
         assert lost == []
         stopped.stop()
+    HeadWatch(address, lost.append)  # no answer from the start: not watched
     time.sleep(2.0)
     assert lost == [address]
 
