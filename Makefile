@@ -8,6 +8,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements/cpu.lock
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 BENCHMARKS := rollout update log_probs sync end_to_end driver_cost
+# Processes that tests run in, side by side: one a core of the smallest machine.
+JOBS ?= 2
 SOURCES := equilibrate actors deploy benchmarks tests
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -59,12 +61,13 @@ check: setup ## style, types, floors and budgets: edits nothing
 test: test-unit test-integration ## everything that runs without a GPU
 
 test-unit: setup-unit ## unit tests without ray, vllm and deepspeed; full coverage of the maths
-	.venv-unit/bin/pytest tests/unit --cov --cov-report=
+	.venv-unit/bin/pytest -n $(JOBS) tests/unit --cov --cov-report=
 	.venv-unit/bin/coverage report --fail-under=100 \
 	--include='equilibrate/ppo/*,equilibrate/ama/*,equilibrate/fdc/*,equilibrate/models/log_probs.py,equilibrate/models/chunked.py'
 
 test-integration: setup ## real Ray, vLLM and DeepSpeed on CPU
-	.venv/bin/pytest tests/integration tests/unit/actors/test_prepare.py --durations=20
+	.venv/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20 \
+	tests/integration tests/unit/actors/test_prepare.py
 
 test-faults: setup ## whole runs with faults from outside: minutes
 	.venv/bin/pytest tests/faults

@@ -24,10 +24,15 @@ settings.load_profile("repeatable")
 
 INTEGRATION_TIMEOUT_SECONDS = 600
 TESTS = Path(__file__).parent
+LONGEST = ("test_train.py", "test_fit.py", "test_pools.py", "test_learner.py", "test_study.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder decides the marker, so that none can be forgotten."""
+    """The folder decides the marker, so that none can be forgotten; the longest files go first.
+
+    Two processes take a file each in turn: a long one at the end would leave one of them idle.
+    """
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else 99)
     for item in items:
         if item.path.is_relative_to(TESTS / "integration"):
             item.add_marker("integration")

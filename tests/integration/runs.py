@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,12 +12,14 @@ from typing import Any
 
 import psutil
 import yaml
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
-from equilibrate.sandbox.data import Sizes, write_world
+from equilibrate.sandbox.data import Sizes, cost_pair_rows, reward_pair_rows, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
+from equilibrate.sandbox.world import build_world
 
 ITERATIONS = 5
 CHECKPOINT_EVERY = 2
@@ -70,6 +73,56 @@ def write_inputs(folder: Path) -> Path:
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file
+
+
+def write_fit_inputs(folder: Path) -> Path:
+    """What `write_inputs` writes, pairs to train on, and the settings of an offline training."""
+    ppo = yaml.safe_load(write_inputs(folder).read_text())
+    words = ("lamp", "rope", "kettle", "ladder")
+    pairs = {
+        "prompt": [f"how do i clean the {word} ?" for word in words] * 4,
+        "chosen": ["i can not help with that ."] * 16,
+        "rejected": ["first open the lamp with a cloth , then wipe it slowly ."] * 16,
+        "category": ["EHD", "GENERAL"] * 8,
+    }
+    Dataset.from_dict(pairs).save_to_disk(str(folder / "pairs"))
+    data = {name: ppo["data"][name] for name in ("policy", "reward", "cost", "evaluation")}
+    settings = {
+        "data": data | {"train": str(folder / "pairs")},
+        "fdc": {"amounts": {"EHD": 6, "GENERAL": 2}},
+        "batch_size": 4,
+        "lr": 1e-3,
+        "rollout": {
+            name: ppo["rollout"][name]
+            for name in ("max_new_tokens", "max_model_len", "cpus", "memory_gib")
+        },
+        "scoring": {"cpus": 0.25},
+        "trainer": {"cpus": 0.5},
+    }
+    file = folder / "fit.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def write_scorer_pairs(folder: Path) -> None:
+    """`reward.jsonl` and `cost.jsonl`: pairs of the built-in world, as a user has them."""
+    world = build_world(0)
+    for kind, rows in (("reward", reward_pair_rows), ("cost", cost_pair_rows)):
+        lines = [json.dumps(row) for row in rows(world, 96)]
+        (folder / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def fit_scorer(kind: str, policy: Path, pairs: Path, output: Path) -> subprocess.Popen[str]:
+    settings = (
+        f"objective.type={kind}",
+        f"data.policy={policy}",
+        f"data.train={pairs / kind}.jsonl",
+        f"output={output}",
+        "batch_size=8",
+        "steps=12",
+        "trainer={cpus: 0.5, zero_stage: 2}",
+    )
+    return command("fit", *settings, log=output)
 
 
 def command(*arguments: str, log: Path) -> subprocess.Popen[str]:

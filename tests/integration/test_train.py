@@ -97,19 +97,6 @@ def test_second_run_in_the_folder_of_a_running_one_is_refused(
         first.wait()
 
 
-def test_killed_workers_change_no_number(straight: Path, settings: Path, tmp_path: Path) -> None:
-    output = tmp_path / "workers"
-    run = runs.start(settings, output)
-    for rows, worker in ((1, "RolloutWorker"), (2, "ScoringWorker"), (3, "LearnerWorker")):
-        runs.wait_until(lambda rows=rows: runs.num_rows(output) >= rows, run)
-        runs.worker_of(run, worker).kill()
-    assert runs.finish(run) == 0, output.with_suffix(".log").read_text()
-    assert metrics(output) == metrics(straight)
-    log = output.with_suffix(".log").read_text()
-    assert "replacing it" in log
-    assert f"resuming at iteration {runs.CHECKPOINT_EVERY}" in log
-
-
 def test_killed_and_stopped_driver_change_no_number(
     straight: Path, settings: Path, tmp_path: Path
 ) -> None:
@@ -130,24 +117,6 @@ def test_killed_and_stopped_driver_change_no_number(
     assert metrics(output) == metrics(straight)
     aligned = [folder / "aligned" / "model.safetensors" for folder in (output, straight)]
     assert aligned[0].read_bytes() == aligned[1].read_bytes()
-
-
-def test_no_death_changes_a_number_where_sampling_runs_ahead(
-    settings: Path, tmp_path: Path
-) -> None:
-    lag, straight, broken = "rollout.max_policy_lag=1", tmp_path / "straight", tmp_path / "broken"
-    assert runs.finish(runs.start(settings, straight, lag)) == 0
-    rows = read_rows(straight / "metrics.jsonl")
-    assert [row["policy_lag"] for row in rows] == [0.0] + [1.0] * (runs.ITERATIONS - 1)
-    assert all(row["mismatch_kl"] > 0 for row in rows[1:])
-    first = runs.start(settings, broken, lag)
-    runs.wait_until(lambda: runs.num_rows(broken) >= 1, first)
-    runs.worker_of(first, "RolloutWorker").kill()
-    runs.wait_until(lambda: runs.num_rows(broken) >= runs.CHECKPOINT_EVERY + 1, first)
-    first.kill()
-    first.wait()
-    assert runs.finish(runs.start(settings, broken, lag)) == 0
-    assert metrics(broken) == metrics(straight)
 
 
 def test_sharing_a_generator_changes_no_number(
