@@ -69,6 +69,18 @@ def fit(config: Configs = (), overrides: Overrides = ()) -> int:
     return launch(settings)
 
 
+def align(config: Configs = (), overrides: Overrides = ()) -> int:
+    """From a chat model and labelled pairs to an aligned, measured model: all steps in one."""
+    from equilibrate.config.align import AlignConfig
+    from equilibrate.config.files import load_settings
+
+    settings = load_settings(AlignConfig, config, overrides)
+    _require_siblings()
+    from actors.align import align as launch
+
+    return launch(settings)
+
+
 def study(
     file: Annotated[Positional[Path], arg(help="YAML file of a study.", metavar="STUDY")],
     report_only: Annotated[bool, arg(help="Run nothing; write the page and the summary.")] = False,
@@ -185,7 +197,7 @@ def doctor() -> int:
 
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__: command
-    for command in (demo, train, fit, study, evaluate, report, serve, validate, doctor)
+    for command in (demo, align, train, fit, study, evaluate, report, serve, validate, doctor)
 }
 
 

@@ -100,5 +100,28 @@ def read_sidecar(folder: Path, *, kind: ScorerKind | None = None) -> ScorerSidec
     return sidecar
 
 
+def propose_budget(cost: Path, share: float) -> float:
+    """Mean cost of answers of which a share is unsafe, if they cost what held-out ones do.
+
+        d = (1 - share) * mean cost of safe answers + share * mean cost of unsafe ones
+
+    Raises: DataError if the cost model's sidecar does not say those means, or says them in the
+        wrong order.
+    """
+    means = read_sidecar(cost, kind="cost").calibration
+    safe, unsafe = means.get("safe_mean"), means.get("unsafe_mean")
+    if safe is None or unsafe is None:
+        raise DataError(
+            f"{cost / SIDECAR_FILE}: has no calibration (safe_mean, unsafe_mean), so no budget can "
+            "be proposed; set steps.align.constraint.budget"
+        )
+    if safe >= unsafe:
+        raise DataError(
+            f"{cost / SIDECAR_FILE}: the mean cost of held-out safe answers ({safe:g}) must be "
+            f"below that of unsafe ones ({unsafe:g}); this model cannot tell them apart"
+        )
+    return round((1 - share) * safe + share * unsafe, 4)
+
+
 def _is_finite_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

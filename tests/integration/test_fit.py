@@ -12,6 +12,7 @@ import yaml
 from actors.prepare import prepare_fit_inputs, shared_base
 from equilibrate.config.files import merge_settings, parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.models.sidecar import read_sidecar
 from tests.integration import runs
 
 # Ray Data, which Ray Train imports, uses its own deprecated settings.
@@ -104,17 +105,33 @@ def test_evaluation_prompts_do_not_train(inputs: Path, tmp_path: Path) -> None:
     assert "must not be in the training prompts" in output.with_suffix(".log").read_text()
 
 
-def test_scorers_trained_on_a_file_of_pairs_are_what_train_takes(
-    inputs: Path, tmp_path: Path
-) -> None:
+def test_align_takes_every_step_from_a_file_of_pairs(inputs: Path, tmp_path: Path) -> None:
+    """Scorers trained on the user's pairs are what PPO takes, its budget from their calibration."""
     runs.write_scorer_pairs(tmp_path)
+    ppo = yaml.safe_load((inputs.parent / "run.yaml").read_text())
+    file, output = tmp_path / "align.yaml", tmp_path / "journey"
+    fit = {"batch_size": 8, "steps": 12, "trainer": {"cpus": 0.5, "zero_stage": 2}}
+    reward = {**fit, "data": {"train": str(tmp_path / "reward.jsonl")}}
+    tree = {
+        "policy": ppo.pop("data")["policy"],
+        "pairs": str(tmp_path / "cost.jsonl"),
+        "prompts": str(inputs.parent / "world" / "prompts"),
+        "output": str(output),
+        "steps": {"reward": reward, "cost": fit, "align": {**ppo, "iterations": 1}},
+    }
+    file.write_text(yaml.safe_dump(tree))
+    for _ in range(2):
+        assert runs.finish(runs.command("align", "--config", str(file), log=output)) == 0, (
+            output.with_suffix(".log").read_text()
+        )
+    log = output.with_suffix(".log").read_text()
+    assert log.count("already holds this run") == 3  # the second time all is there
     for kind in ("reward", "cost"):
-        run = runs.fit_scorer(kind, inputs.parent / "policy", tmp_path, tmp_path / kind)
-        assert runs.finish(run) == 0, (tmp_path / f"{kind}.log").read_text()
-        figures = json.loads((tmp_path / kind / "training.json").read_text())
+        figures = json.loads((output / kind / "training.json").read_text())
         assert figures["num_steps"] == 12
-    taken = (f"data.reward={tmp_path / 'reward/reward'}", f"data.cost={tmp_path / 'cost/cost'}",
-             "iterations=1", "evaluate_every=0")  # fmt: skip
-    ppo = runs.start(inputs.parent / "run.yaml", tmp_path / "ppo", *taken)
-    assert runs.finish(ppo) == 0, (tmp_path / "ppo.log").read_text()
-    assert runs.num_rows(tmp_path / "ppo") == 1
+    means = read_sidecar(output / "cost" / "cost", kind="cost").calibration
+    budget = 0.95 * means["safe_mean"] + 0.05 * means["unsafe_mean"]
+    settings = yaml.safe_load((output / "align" / "config.yaml").read_text())
+    assert settings["constraint"]["budget"] == pytest.approx(budget, abs=1e-4)
+    assert runs.num_rows(output / "align") == 1
+    assert (output / "align" / "aligned" / "config.json").is_file()

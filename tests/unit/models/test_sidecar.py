@@ -7,7 +7,13 @@ import math
 import pytest
 
 from equilibrate.errors import DataError
-from equilibrate.models.sidecar import SIDECAR_FILE, ScorerSidecar, read_sidecar, write_sidecar
+from equilibrate.models.sidecar import (
+    SIDECAR_FILE,
+    ScorerSidecar,
+    propose_budget,
+    read_sidecar,
+    write_sidecar,
+)
 
 COST = ScorerSidecar(
     kind="cost", threshold=0.25, bias=-0.5, scale=2.0, calibration={"ranking_accuracy": 0.875}
@@ -77,3 +83,23 @@ def test_a_reward_model_is_refused_where_a_cost_model_is_needed(tmp_path):
 def test_a_sidecar_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         COST.threshold = math.pi  # type: ignore[misc]
+
+
+def test_a_budget_is_the_mean_cost_of_a_mixture(tmp_path):
+    calibration = {"safe_mean": -2.0, "unsafe_mean": 1.0}
+    write_sidecar(tmp_path, dataclasses.replace(COST, calibration=calibration))
+    assert propose_budget(tmp_path, 0.05) == -1.85  # 0.95 * -2 + 0.05 * 1
+    assert propose_budget(tmp_path, 0.5) == -0.5
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        ({}, r"no calibration .*set steps\.align\.constraint\.budget"),
+        ({"safe_mean": 1.0, "unsafe_mean": 1.0}, r"safe answers \(1\) must be below .*\(1\)"),
+    ],
+)
+def test_no_budget_from_a_cost_that_says_too_little(tmp_path, calibration, message):
+    write_sidecar(tmp_path, dataclasses.replace(COST, calibration=calibration))
+    with pytest.raises(DataError, match=message):
+        propose_budget(tmp_path, 0.05)

@@ -1,0 +1,113 @@
+"""What a journey's few settings become: the settings of each step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equilibrate.config.align import AlignConfig, Journey
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
+from equilibrate.errors import ConfigError
+
+INPUTS = {"policy": "chat", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl", "output": "out"}
+
+
+def journey(**changes: Any) -> Journey:
+    return Journey(parse_settings(AlignConfig, {**INPUTS, **changes}))
+
+
+def names(trip: Journey) -> list[str]:
+    return [step.name for step in trip.steps()]
+
+
+def test_each_step_starts_from_what_those_before_it_made() -> None:
+    trip = journey(demonstrations="answers.jsonl", evaluation="held_out.jsonl", common={"seed": 7})
+    sft, reward, cost, align = trip.steps(budget=-0.25)
+    assert sft.config.data.train == "answers.jsonl"
+    assert sft.config.data.policy == "chat"
+    for step in (reward, cost):
+        assert isinstance(step.config, FitConfig)
+        assert step.config.trains == step.name
+        assert step.config.data.policy == str(sft.model) == "out/sft/aligned"
+        assert step.config.data.train == "pairs.jsonl"
+        assert step.config.output == f"out/{step.name}"
+    assert isinstance(align.config, TrainConfig)
+    data = align.config.data
+    assert (data.policy, data.reward, data.cost) == (
+        "out/sft/aligned", "out/reward/reward", "out/cost/cost",
+    )  # fmt: skip
+    assert (data.prompts, data.evaluation) == ("prompts.jsonl", "held_out.jsonl")
+    assert align.config.constraint.budget == -0.25
+    assert {step.config.seed for step in trip.steps()} == {7}
+
+
+def test_what_is_given_is_not_made() -> None:
+    assert names(journey()) == ["reward", "cost", "align"]
+    assert names(journey(cost="mine")) == ["reward", "align"]
+    trip = journey(cost="mine", reward="theirs", pairs="")
+    (align,) = trip.steps()
+    assert (align.config.data.reward, align.config.data.cost) == ("theirs", "mine")
+
+
+def test_an_offline_objective_needs_scorers_only_for_a_mask() -> None:
+    (step,) = journey(by="dpo", prompts="").steps()
+    assert step.config.data.train == "pairs.jsonl"
+    assert step.config.data.cost == ""
+    assert names(journey(by="dpo", steps={"align": {"ama": {"source": "cost"}}})) == [
+        "reward", "cost", "align",
+    ]  # fmt: skip
+    *_, ars = journey(by="ars").steps()
+    assert ars.config.data.train == "prompts.jsonl"
+
+
+def test_a_steps_own_settings_win_and_common_ones_reach_those_who_have_them() -> None:
+    trip = journey(
+        common={"max_length": 256, "iterations": 3, "rollout": {"temperature": 0.6}},
+        steps={"cost": {"lr": 3e-5}, "align": {"constraint": {"budget": -1.0}}},
+    )
+    reward, cost, align = trip.steps(budget=0.5)
+    assert (reward.config.max_length, cost.config.lr, reward.config.lr) == (256, 3e-5, 2e-5)
+    assert align.config.iterations == 3
+    assert align.config.constraint.budget == -1.0
+    assert all(step.config.rollout.temperature == 0.6 for step in (reward, cost, align))
+    # Nothing of one step is left in the next, or in the settings themselves.
+    assert trip.config.common["rollout"] == {"temperature": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": ""}, r"policy \(''\) must name .*try policy: models/my-chat"),
+        ({"pairs": ""}, r"pairs \(''\) must name"),
+        ({"prompts": ""}, r"prompts \(''\) must name"),
+        ({"by": "dpo", "reward": "r", "cost": "c", "pairs": ""}, r"pairs \(''\) must name"),
+        ({"by": "grpo"}, "by .*'grpo'"),
+        ({"max_unsafe_share": 0.5}, "max_unsafe_share"),
+        ({"polcy": "chat"}, "polcy is not a known key"),
+    ],
+)
+def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        journey(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": {"cost": {"learning_rate": 1.0}}}, r"steps\.cost: learning_rate is not a known"),
+        ({"common": {"sead": 1}}, r"common\.sead is a setting of no step"),
+    ],
+)
+def test_a_wrong_setting_of_a_step_names_the_step(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(journey(**changes).steps())
+
+
+def test_the_models_of_a_journey_lie_in_its_folder() -> None:
+    trip = journey(demonstrations="answers.jsonl")
+    assert trip.model("align") == Path("out/align/aligned")
+    assert trip.scorer("cost") == "out/cost/cost"
