@@ -13,10 +13,10 @@ from actors.fit import fit
 from actors.launch import train
 from equilibrate.config.align import AlignConfig, Journey, Step
 from equilibrate.config.train import TrainConfig
-from equilibrate.errors import ConfigError, DataError
+from equilibrate.errors import EXIT_STOPPED
 from equilibrate.models.sidecar import propose_budget
 from equilibrate.run.capacity import check_this_machine
-from equilibrate.run.door import SCORERS, check_inputs
+from equilibrate.run.door import check_journey
 from equilibrate.run.folder import say
 
 
@@ -27,9 +27,25 @@ def align(config: AlignConfig) -> int:
     Raises: as `fit` and `train`; what can be known of all steps is checked before the first.
     """
     journey = Journey(config)
-    _check(journey)
+    check_journey(journey)
+    for step in journey.steps():
+        check_this_machine(step.config)
+    try:
+        code = _take_all(journey)
+    except KeyboardInterrupt:  # between two steps, or while a cluster starts
+        say("stopped; the same command goes on from the last checkpoint")
+        return EXIT_STOPPED
+    if code == 0:
+        folder = journey.folder("align")
+        say(f"aligned model:         {journey.model('align')}")
+        say(f"report:                {folder / 'report.html'}")
+        say(f"serve it:              python -m equilibrate serve {folder}")
+    return code
+
+
+def _take_all(journey: Journey) -> int:
+    names = [step.name for step in journey.steps()]
     with ray_cluster():
-        names = [step.name for step in journey.steps()]
         for number, name in enumerate(names, start=1):
             # Again, with what the steps before have made: the budget hangs on the cost model.
             budget = _budget(journey) if name == "align" else None
@@ -37,9 +53,6 @@ def align(config: AlignConfig) -> int:
             say(f"step {number} of {len(names)}: {name}, in {journey.folder(name)}")
             if code := _take(step):
                 return code
-    say(f"aligned model:         {journey.model('align')}")
-    say(f"report:                {journey.folder('align') / 'report.html'}")
-    say(f"serve it:              python -m equilibrate serve {journey.folder('align')}")
     return 0
 
 
@@ -49,34 +62,8 @@ def _take(step: Step) -> int:
     return fit(step.config)
 
 
-def _check(journey: Journey) -> None:
-    """Raises: ConfigError or DataError for what would stop a later step after hours."""
-    made: set[str] = set()
-    for step in journey.steps():
-        check_this_machine(step.config)
-        data = step.config.data
-        # What an earlier step makes is not there yet; its tokens are those of the first policy.
-        changes: dict[str, str] = {kind: "" for kind in SCORERS if getattr(data, kind) in made}
-        if data.policy in made:
-            changes["policy"] = journey.config.policy
-        here = step.config.model_copy(update={"data": data.model_copy(update=changes)})
-        try:
-            check_inputs(here)
-        except (ConfigError, DataError) as error:
-            raise type(error)(f"step {step.name}: {error}") from None
-        made.add(str(step.model))
-    if _needs_a_proposal(journey) and journey.config.cost:
-        propose_budget(Path(journey.config.cost), journey.config.max_unsafe_share)
-
-
-def _needs_a_proposal(journey: Journey) -> bool:
-    constraint = journey.config.steps.align.get("constraint", {})
-    is_free = not isinstance(constraint, dict) or "budget" in constraint
-    return journey.config.by == "ppo" and not is_free
-
-
 def _budget(journey: Journey) -> float | None:
-    if not _needs_a_proposal(journey):
+    if not journey.needs_budget:
         return None
     share = journey.config.max_unsafe_share
     budget = propose_budget(Path(journey.scorer("cost")), share)

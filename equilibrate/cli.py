@@ -165,15 +165,23 @@ def validate(
     config: Configs = (),
     overrides: Overrides = (),
     kind: Annotated[
-        Literal["train", "fit"], arg(help="Which command the settings are for.")
+        Literal["train", "fit", "align"], arg(help="Which command the settings are for.")
     ] = "train",
 ) -> int:
     """Check settings, and the files they name, without starting anything; print them in full."""
+    from equilibrate.config.align import AlignConfig, Journey
     from equilibrate.config.files import RUN_KINDS, dump_config, load_settings
     from equilibrate.run.capacity import check_this_machine
     from equilibrate.run.disk import require_writable
-    from equilibrate.run.door import check_inputs
+    from equilibrate.run.door import check_inputs, check_journey
 
+    if kind == "align":
+        journey = Journey(load_settings(AlignConfig, config, overrides))
+        require_writable(Path(journey.config.output).resolve())
+        check_journey(journey)
+        for step in journey.steps():
+            print(f"# step {step.name}", dump_config(step.config), sep="\n", end="")
+        return 0
     settings = load_settings(RUN_KINDS[kind], config, overrides)
     require_writable(Path(settings.output).resolve())
     check_inputs(settings)

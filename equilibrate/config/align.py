@@ -110,6 +110,14 @@ class Journey:
         """DPO and its kin learn from labels alone, unless a mask asks for scores."""
         return self.config.by in ("ppo", "ars") or bool(self.config.steps.align.get("ama"))
 
+    @property
+    def needs_budget(self) -> bool:
+        """Whether the cost model is to say where the budget lies."""
+        constraint = self.config.steps.align.get("constraint", {})
+        return (
+            self.config.by == "ppo" and isinstance(constraint, dict) and "budget" not in constraint
+        )
+
     def steps(self, budget: float | None = None) -> Iterator[Step]:
         """Raises: ConfigError naming the step and the key, for what a step's settings break.
 

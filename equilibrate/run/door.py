@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from equilibrate.config.align import Journey
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
+from equilibrate.models.sidecar import propose_budget
 from equilibrate.sandbox.words import MAX_LENGTH
 from equilibrate.types import ScorerKind
 
@@ -27,6 +29,28 @@ def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> No
     from equilibrate.run.inputs import check_files
 
     check_files(config, run)
+
+
+def check_journey(journey: Journey) -> None:
+    """What would stop a later step of `align` after the hours of those before it.
+
+    Raises: ConfigError or DataError naming the step.
+    """
+    made: set[str] = set()
+    for step in journey.steps():
+        data = step.config.data
+        # What an earlier step makes is not there yet; its tokens are those of the first policy.
+        changes: dict[str, str] = {kind: "" for kind in SCORERS if getattr(data, kind) in made}
+        if data.policy in made:
+            changes["policy"] = journey.config.policy
+        here = step.config.model_copy(update={"data": data.model_copy(update=changes)})
+        try:
+            check_inputs(here)
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"step {step.name}: {error}") from None
+        made.add(str(step.model))
+    if journey.needs_budget and (cost := journey.config.cost):
+        propose_budget(Path(cost), journey.config.max_unsafe_share)
 
 
 def require_path(key: str, path: str) -> Path:
