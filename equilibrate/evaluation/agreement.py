@@ -174,7 +174,7 @@ def read_agreement(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}); write it by `judge --json`") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not {"judge", "judge_name", "options", "fit"} <= {*content}:
         raise DataError(f"{file}: must hold what `judge --json` wrote")
     cite(content)
     return content
