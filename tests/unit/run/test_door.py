@@ -61,8 +61,15 @@ def test_inputs_in_order_are_accepted(inputs: Path) -> None:
 
 
 AGREEMENT = {
-    "judge": "refusals", "judge_name": "refusal rules", "options": {}, "verdict": "harmful",
-    "file": "f", "n": 2, "kappa": None, "look_alikes": None, "fit": None,
+    "judge": "refusals",
+    "judge_name": "refusal rules",
+    "options": {},
+    "verdict": "harmful",
+    "file": "f",
+    "n": 2,
+    "kappa": None,
+    "look_alikes": None,
+    "fit": None,
 }
 
 
