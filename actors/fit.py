@@ -22,7 +22,7 @@ from actors.prepare import (
 from actors.workbench import Workbench
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY
 from equilibrate.config.fit import ArsConfig, FitConfig
-from equilibrate.config.identity import only, result_settings
+from equilibrate.config.identity import only, result_settings, training_settings
 from equilibrate.errors import EXIT_STOPPED, DataError
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.mixture import choose_amounts
@@ -127,7 +127,7 @@ def _training_key(config: FitConfig, inputs: FitInputs, answers: Path, contents:
     """Of all that the trained policy depends on."""
     return short_hash(
         {
-            "settings": result_settings(config),
+            "settings": training_settings(config),
             "policy": contents.of(inputs.policy),
             "answers": answers.name,
             "versions": library_versions(TRAINING),

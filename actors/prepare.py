@@ -19,9 +19,9 @@ from transformers.utils.logging import disable_progress_bar
 from actors.offline import train_on_cluster
 from equilibrate.config.base import SAMPLED_BY, RunConfig, WorkerGroup
 from equilibrate.config.fit import FitConfig
-from equilibrate.config.identity import only, result_settings
+from equilibrate.config.identity import only, result_settings, training_settings
 from equilibrate.config.train import TrainConfig
-from equilibrate.evaluation import CallableJudge, Judge, RefusalMatcher
+from equilibrate.evaluation import Judge, load_judge
 from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.run.contents import Contents
 from equilibrate.run.disk import held
@@ -29,7 +29,6 @@ from equilibrate.run.door import SCORERS, require_path
 from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
-from equilibrate.sandbox.oracle import Oracle
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.types import ScorerKind
 
@@ -152,8 +151,20 @@ def _models(config: TrainConfig | FitConfig) -> dict[str, Any]:
         "reward": _existing("reward", data.reward),
         "cost": _existing("cost", data.cost),
         "evaluation": _existing("evaluation", data.evaluation),
-        "judge": RefusalMatcher(),
+        "judge": judge_of(config, is_built_in=False),
     }
+
+
+def judge_of(config: RunConfig, *, is_built_in: bool) -> Judge:
+    """The judge that the settings name; in the built-in world by default its oracle.
+
+    Raises: ConfigError or DataError, as `load_judge`.
+    """
+    if config.judge.name:
+        return load_judge(config.judge.name, **config.judge.options)
+    if is_built_in:
+        return load_judge("oracle", seed=config.sandbox.seed)
+    return load_judge("refusals")
 
 
 def _existing(key: str, path: str) -> Path | None:
@@ -167,13 +178,12 @@ class _World:
     scorers: dict[ScorerKind, Path]
 
     def models(self, config: RunConfig) -> dict[str, Any]:
-        oracle = Oracle.from_seed(config.sandbox.seed)
         return {
             "policy": self.base,
             "reward": self.scorers.get("reward"),
             "cost": self.scorers.get("cost"),
             "evaluation": self.data / "evaluation",
-            "judge": CallableJudge("oracle", oracle.judge),
+            "judge": judge_of(config, is_built_in=True),
         }
 
 
@@ -295,7 +305,7 @@ def _model_stage(name: str, settings: FitConfig, root: Path, start: Path, data: 
 
     contents = Contents(root)
     inputs = {
-        "settings": result_settings(settings),
+        "settings": training_settings(settings),
         "start": contents.of(start),
         "data": contents.of(data),
     }

@@ -137,6 +137,56 @@ def evaluate(
     return launch(config, run, judged_by)
 
 
+def judge(
+    file: Annotated[Positional[Path], arg(help="Labelled answers.", metavar="FILE")],
+    options: Annotated[
+        Positional[tuple[str, ...]], arg(help="Options of the judge.", metavar="KEY=VALUE")
+    ] = (),
+    *,
+    judge: Annotated[str, arg(help="Who is measured.", metavar="NAME")],
+    positive: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(help="Label that the verdict means; repeat it.")
+    ] = (),
+    negative: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(help="Label of the rest; others are left out.")
+    ] = (),
+    verdict: Annotated[str, arg(help="harmful, refused, partly_refused or malformed.")] = "harmful",
+    prompt_column: str = "prompt",
+    response_column: str = "response",
+    label_column: str = "label",
+    group_column: Annotated[str, arg(help="Count its values apart: a model, a class.")] = "",
+    look_alikes: Annotated[
+        Path | None, arg(help="Answers to harmless look-alikes, in the same columns.")
+    ] = None,
+    json: Annotated[Path | None, arg(help="Write it down for reports.", metavar="FILE")] = None,
+) -> int:
+    """Measure a judge against labelled answers. Returns 6 if it calls too many look-alikes."""
+    from equilibrate.config.files import parse_options
+    from equilibrate.evaluation import load_judge
+    from equilibrate.evaluation.agreement import UNFIT, agree, write_agreement
+    from equilibrate.evaluation.labelled_answers import AnswerColumns
+
+    columns = AnswerColumns(
+        prompt=prompt_column, response=response_column, label=label_column, group=group_column
+    )
+    read = parse_options(options)
+    found = agree(
+        load_judge(judge, **read),
+        file,
+        columns,
+        name=judge,
+        options=read,
+        verdict=verdict,
+        positive=positive,
+        negative=negative,
+        look_alikes=look_alikes,
+    )
+    print(found)
+    if json is not None:
+        write_agreement(json, found)
+    return UNFIT if found.fit is False else 0
+
+
 def report(run: RunFolder, more: MoreRuns = (), versus: OtherRuns = ()) -> int:
     """Write the HTML report of each run again; of several, print their figures as one table."""
     from equilibrate.report import paired_markdown, pooled_markdown, write_report
@@ -205,14 +255,17 @@ def doctor() -> int:
 
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__: command
-    for command in (demo, align, train, fit, study, evaluate, report, serve, validate, doctor)
-}
+    for command in (
+        demo, align, train, fit, study, evaluate, judge, report, serve, validate, doctor,
+    )
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Returns: 0, or 2 settings, 3 data, 4 resources, 5 numerics, 143 stopped (saved, can be resumed).
+    Returns: 0, or 2 settings, 3 data, 4 resources, 5 numerics, 6 a judge that is unfit, 143 stopped
+        (saved, can be resumed).
     """
     try:
         code: int = tyro.extras.subcommand_cli_from_dict(

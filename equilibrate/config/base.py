@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -143,6 +143,27 @@ class MaskConfig(Config):
     pivots: PivotConfig = PivotConfig()
 
 
+class JudgeConfig(Config):
+    """Who says whether an answer is harmful, a refusal, helpful. It changes no trained weight."""
+
+    name: str = ""
+    """A judge by its name, see docs/evaluation.md. Empty: in the built-in world its oracle, on your
+    own models `refusals`, for which every answer to a harmful request that does not refuse is
+    harmful."""
+    options: dict[str, Any] = {}
+    """Options of that judge, as `evaluate` takes them after its name."""
+    agreement: Annotated[tuple[str, ...], Mark.CARRIES_OUT] = ()
+    """Files that `python -m equilibrate judge --json` wrote of this judge: the report cites them,
+    and a judge that one of them calls unfit is refused."""
+
+    @model_validator(mode="after")
+    def _options_are_of_a_judge(self) -> Self:
+        if not self.name and (self.options or self.agreement):
+            key = "options" if self.options else "agreement"
+            raise ValueError(f"{key} is given without a name; name the judge, for example refusals")
+        return self
+
+
 class SandboxConfig(Config):
     """Sizes of the built-in world and of the training that precedes PPO."""
 
@@ -206,6 +227,7 @@ class RunConfig(Config):
     max_restarts: Annotated[int, Mark.CARRIES_OUT] = Field(3, ge=0)
     """Lost workers that are replaced before the run stops."""
     text: TextConfig = TextConfig()
+    judge: JudgeConfig = JudgeConfig()
     sandbox: SandboxConfig = SandboxConfig()
     rollout: SamplingConfig = SamplingConfig()
     scoring: ScoringConfig = ScoringConfig()

@@ -41,6 +41,11 @@ def result_settings(config: BaseModel) -> dict[str, Any]:
     return result_tree(type(config), config.model_dump(mode="json"))
 
 
+def training_settings(config: BaseModel) -> dict[str, Any]:
+    """`result_settings` of what is trained: who judges it afterwards changes no weight."""
+    return {name: value for name, value in result_settings(config).items() if name != "judge"}
+
+
 def result_tree(kind: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Any]:
     """`result_settings` of a plain tree that settings of this class were written to."""
     return _pruned([kind], tree)

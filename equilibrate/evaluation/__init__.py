@@ -1,7 +1,10 @@
 """How harmful, how willing and how helpful a policy is, always with its interval.
 
-judges           prompts and answers -> verdicts, by phrases or any function; at which word
+judges           prompts and answers -> verdicts, by rules or any function; at which word
                  refusals begin
+refusals         the rules: full refusal, partial refusal or compliance, in seven languages
+agreement        a judge against labelled answers, and on harmless look-alikes
+labelled_answers files of such answers, in any columns
 judge_plugins    a judge by its name: ours below, or one that another package registers
 model_judge      verdicts of a cost model; scores of answers
 endpoint_judge   verdicts of a language model behind a chat endpoint

@@ -24,7 +24,7 @@ GROUP = "equilibrate.judges"
 # Ours are not registered in pyproject.toml: an editable install keeps the entry points of the day
 # it was made, and a new one would be missing until everybody installs again.
 BUILT_IN: Mapping[str, str] = {
-    "refusal_phrases": "equilibrate.evaluation.judges:RefusalMatcher",
+    "refusals": "equilibrate.evaluation.judges:RefusalMatcher",
     "oracle": "equilibrate.evaluation.judge_plugins:oracle_judge",
     "cost_model": "equilibrate.evaluation.model_judge:CostModelJudge",
     "openai": "equilibrate.evaluation.endpoint_judge:EndpointJudge",
@@ -50,12 +50,21 @@ def load_judge(name: str, /, **options: Any) -> Judge:
     Raises: ConfigError for an unknown name or option, naming the nearest and all that are known, or
         for a value of another type; and what the judge itself raises.
     """
+    judge: Judge = _checked(name, options)(**options)
+    return judge
+
+
+def check_judge(name: str, options: Mapping[str, Any]) -> None:
+    """What can be said of it without loading any model. Raises: ConfigError as `load_judge`."""
+    _checked(name, options)
+
+
+def _checked(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     registered = _registered()
     require_known("judge", name, registered)
     factory = _load(name, registered[name])
     _require_options(name, factory, options)
-    judge: Judge = factory(**options)
-    return judge
+    return factory
 
 
 def oracle_judge(*, seed: int = 0) -> CallableJudge:

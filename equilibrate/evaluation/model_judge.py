@@ -20,8 +20,8 @@ from equilibrate.types import Conversation, Prompt, ScorerKind, is_unsafe
 class CostModelJudge:
     """Harmful where the cost model's score is above the threshold of its sidecar.
 
-    Helpfulness is sigmoid(reward - threshold) with a reward model. Without one it is judged by
-    phrases, as refusals always are: see `RefusalMatcher`.
+    Helpfulness is sigmoid(reward - threshold) with a reward model. Without one it is judged
+    by rules, as refusals always are: see `RefusalMatcher`.
     """
 
     def __init__(

@@ -67,7 +67,7 @@
   for (const name of [...new Set(all.map((item) => item.cell))].sort())
     cell.append(new Option(name.replaceAll("_", " "), name));
 
-  const FLAGS = ["harmful", "refused", "malformed"];
+  const FLAGS = ["harmful", "refused", "partly_refused", "malformed"];
   const hasVerdict = (row, wanted) =>
     wanted === "clean" ? !FLAGS.some((flag) => row.verdict?.[flag]) : Boolean(row.verdict?.[wanted]);
   const matches = (item) => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from equilibrate.evaluation.agreement import cite
 from equilibrate.report.figures import all_figures, split_seconds
 from equilibrate.report.headline import headline_cards, headline_groups
 from equilibrate.report.html import leaves, own_file, plotly_library, script_json, template
@@ -36,6 +37,7 @@ def render(record: RunRecord) -> str:
         cards=headline_cards(record),
         groups=headline_groups(record),
         alarm=budget_alarm(record),
+        agreement=judge_agreement(record),
         recorded=set(figures),
         figures_json=script_json(figures),
         samples_json=script_json(samples),
@@ -49,6 +51,17 @@ def render(record: RunRecord) -> str:
         script=own_file("page.js"),
         plotly=plotly_library() if figures else "",
     )
+
+
+def judge_agreement(record: RunRecord) -> str:
+    """How far the judge can be believed; empty where nothing was judged."""
+    judge = record.results.get("judge")
+    if not judge:
+        return ""
+    measured = [cite(one) for one in record.results.get("judge_agreement") or ()]
+    # Its own name for itself; it knows the rules that its world was made by.
+    known = "exact by construction" if judge == "oracle" else "nobody measured it"
+    return f"judge agreement: {'; '.join(measured) or known}"
 
 
 def budget_alarm(record: RunRecord) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from equilibrate.config.base import RunConfig
 from equilibrate.evaluation import EvaluationTable, Judge
+from equilibrate.evaluation.agreement import read_agreement
 from equilibrate.report.page import write_report
 from equilibrate.run.assessment import difference, read_assessment, sample_rows
 from equilibrate.run.folder import say, stage_seconds
@@ -99,6 +100,7 @@ def write_results(
     judge: str,
     versions: Mapping[str, str],
     seed: int,
+    judge_agreement: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write `results.json` whole or not at all.
 
@@ -108,6 +110,7 @@ def write_results(
         cost_budget: None where the constraint is off; the multiplier then means nothing either.
         stage_seconds: what the run spent outside PPO, joined to the phases of the iterations.
         judge: whose verdicts the tables count.
+        judge_agreement: with labelled answers, as `evaluation.agreement` measured it.
     """
     constrained = cost_budget is not None
     results = {
@@ -124,6 +127,7 @@ def write_results(
         },
         "training": {name: _significant(value) for name, value in training.figures.items()},
         "judge": judge,
+        "judge_agreement": list(judge_agreement),
         "versions": dict(versions),
         "seed": seed,
     }
@@ -173,5 +177,11 @@ def write_outcome(
         judge=judge.name if prompts else "",
         versions=installed_versions(),
         seed=config.seed,
+        judge_agreement=[
+            measured
+            for measured in map(read_agreement, map(Path, config.judge.agreement))
+            # `evaluate` may have named another.
+            if measured["judge_name"] == judge.name
+        ],
     )
     say(f"report: {write_report(run)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from equilibrate.config.align import Journey
+from equilibrate.config.base import JudgeConfig
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
@@ -21,6 +22,7 @@ def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> No
     Args: run: the run's folder, which gets the rows that break a rule; None writes nothing.
     Raises: DataError naming the key or the file and what is wrong with it.
     """
+    _check_judge(config.judge)
     data = config.data
     if data.is_built_in:
         _require_sizes_of_the_world(config)
@@ -58,6 +60,29 @@ def require_path(key: str, path: str) -> Path:
     if not Path(path).exists():
         raise DataError(f"data.{key} ({path!r}) does not exist; give an existing file or folder")
     return Path(path)
+
+
+def _check_judge(judge: JudgeConfig) -> None:
+    """Raises: ConfigError for a judge that does not exist, or that was measured and is unfit."""
+    if not judge.name:
+        return
+    from equilibrate.evaluation.agreement import MAX_FALSE_ALARMS, read_agreement
+    from equilibrate.evaluation.judge_plugins import check_judge
+
+    check_judge(judge.name, judge.options)
+    for file in judge.agreement:
+        measured = read_agreement(Path(file))
+        if (measured["judge"], measured["options"]) != (judge.name, judge.options):
+            raise ConfigError(
+                f"judge.agreement ({file}) is of judge {measured['judge']!r} with the options "
+                f"{measured['options']}, and the settings name {judge.name!r} with "
+                f"{judge.options}; measure that one by `python -m equilibrate judge`"
+            )
+        if measured["fit"] is False:
+            raise ConfigError(
+                f"judge.name ({judge.name}) is unfit by {file}: it raises false alarms on more "
+                f"than {MAX_FALSE_ALARMS:.0%} of answers to harmless look-alikes; take another"
+            )
 
 
 def _require_sizes_of_the_world(config: TrainConfig | FitConfig) -> None:

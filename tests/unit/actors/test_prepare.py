@@ -12,10 +12,11 @@ import pytest
 from datasets import Dataset
 from pydantic import BaseModel
 
-from equilibrate.config.base import RunConfig
+from equilibrate.config.base import JudgeConfig, RunConfig
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
+from equilibrate.errors import ConfigError
 from equilibrate.evaluation import RefusalMatcher
 from equilibrate.offline.table import load_answers
 from equilibrate.run.contents import Contents
@@ -222,3 +223,16 @@ def test_making_answers_reads_no_setting_that_is_not_in_their_key(
     else:
         with pytest.raises(BenchReached):
             stage.make(tmp_path)
+
+
+def test_the_judge_is_the_one_that_the_settings_name() -> None:
+    config = TrainConfig()
+    assert prepare.judge_of(config, is_built_in=True).name == "oracle"
+    assert prepare.judge_of(config, is_built_in=False).name == "refusal rules"
+    named = config.model_copy(update={"judge": JudgeConfig(name="oracle", options={"seed": 1})})
+    assert prepare.judge_of(named, is_built_in=False).name == "oracle"
+    with pytest.raises(ConfigError, match="'seed'"):
+        prepare.judge_of(
+            config.model_copy(update={"judge": JudgeConfig(name="oracle", options={"sed": 1})}),
+            is_built_in=True,
+        )

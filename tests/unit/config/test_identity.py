@@ -36,6 +36,7 @@ CARRIES_OUT = {
     "phase_seconds",
     "max_restarts",
     "data.max_rejected_fraction",
+    "judge.agreement",
     *SAMPLING,
     *(f"scoring.{name}" for name in WORKERS),
 }
@@ -203,6 +204,7 @@ def test_a_setting_that_is_newer_than_a_checkpoint_counts_at_its_default() -> No
 
 
 NOT_SAMPLED_BY = {
+    "judge",
     *("settings_format", "output", "phase_seconds", "timeout_seconds", "max_restarts"),
     *("sandbox", "scoring"),  # the models and prompts that come of it count by their content
 }

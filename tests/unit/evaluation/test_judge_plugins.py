@@ -13,7 +13,7 @@ from equilibrate.sandbox.words import STEP_WORDS
 from equilibrate.sandbox.world import build_world
 from equilibrate.types import Category, Prompt
 
-OURS = ["cost_model", "openai", "oracle", "refusal_phrases"]
+OURS = ["cost_model", "openai", "oracle", "refusals"]
 THEIRS = """
 from equilibrate.evaluation.judges import Verdict
 
@@ -48,7 +48,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, po
 
 def test_ours_are_there_without_any_entry_point():
     assert judge_names() == OURS
-    assert isinstance(load_judge("refusal_phrases"), RefusalMatcher)
+    assert isinstance(load_judge("refusals"), RefusalMatcher)
 
 
 def test_the_oracle_judges_the_world_of_its_seed():
@@ -83,11 +83,11 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("oracel", {}, r"judge \('oracel'\).*'oracle'.*cost_model, openai, oracle, refusal_phr"),
+        ("oracel", {}, r"judge \('oracel'\).*'oracle'.*cost_model, openai, oracle, refusals"),
         ("oracle", {"sead": 1}, r"option of judge 'oracle' \('sead'\).*'seed'"),
         ("oracle", {"seed": "1"}, r"option seed \('1'\) of judge 'oracle'.*int"),
         ("oracle", {"seed": True}, r"option seed \(True\).*int"),
-        ("refusal_phrases", {"seed": 1}, "'seed'.*none at all"),
+        ("refusals", {"seed": 1}, "'seed'.*none at all"),
         ("cost_model", {}, "'cost_model' needs the option folder; .*folder, reward, batch_size"),
         ("cost_model", {"folder": "x", "batch_size": 0}, r"batch_size \(0\)"),
         ("openai", {"base_url": "u"}, "'openai' needs the option model"),

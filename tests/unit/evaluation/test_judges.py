@@ -61,11 +61,6 @@ def test_first_refusal_word(response, word):
     assert first_refusal_word(response) == word
 
 
-def test_first_refusal_word_looks_no_further_than_told():
-    assert first_refusal_word("No,  I cannot", num_characters=11) is None  # `No, I canno`
-    assert first_refusal_word("No,  I cannot", num_characters=12) == 1
-
-
 def test_callable_judge_passes_texts_and_copies_the_verdict():
     seen = []
 

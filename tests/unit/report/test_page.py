@@ -100,6 +100,39 @@ def test_every_panel_is_there(page: str):
         assert words in elements.text
 
 
+RATE = {"mean": 0.93, "low": 0.87, "high": 0.96, "n": 315}
+MEASURED = {"verdict": "refused", "file": "<b>.csv", "n": 315, "kappa": RATE, "look_alikes": None}
+
+
+@pytest.mark.parametrize(
+    ("judge", "agreement", "said"),
+    [
+        ("oracle", [], "judge agreement: exact by construction"),
+        ("refusal rules", [], "judge agreement: nobody measured it"),
+        (
+            "refusal rules",
+            [MEASURED],
+            "judge agreement: refused: kappa 0.93 [0.87, 0.96] measured on <b>.csv, n=315; "
+            "not measured on harmless look-alikes",
+        ),
+        (
+            "refusal rules",
+            [MEASURED | {"kappa": None, "look_alikes": {"false_alarms": RATE}}],
+            "judge agreement: refused: no kappa measured on <b>.csv, n=315; false alarms on "
+            "harmless look-alikes 0.93 [0.87, 0.96], n=315",
+        ),
+    ],
+)
+def test_the_page_says_how_far_the_judge_agrees(
+    judge: str, agreement: list[dict[str, object]], said: str, tmp_path: Path
+):
+    folder = write_run(tmp_path, per_cell=2)
+    results = json.loads((folder / "results.json").read_text())
+    results |= {"judge": judge, "judge_agreement": agreement}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert said in Elements(write_report(folder).read_text()).text
+
+
 def test_two_reports_of_one_run_are_equal(run_folder: Path, page: str):
     assert write_report(run_folder).read_text() == page
 

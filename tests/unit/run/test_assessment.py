@@ -112,4 +112,5 @@ def test_samples_show_the_same_prompts_for_each_stage(tmp_path: Path) -> None:
         "harmful": True,
         "refused": False,
         "malformed": False,
+        "partly_refused": False,
     }

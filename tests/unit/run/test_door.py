@@ -60,6 +60,59 @@ def test_inputs_in_order_are_accepted(inputs: Path) -> None:
     assert validate(inputs) == 0
 
 
+AGREEMENT = {
+    "judge": "refusals",
+    "judge_name": "refusal rules",
+    "options": {},
+    "verdict": "harmful",
+    "file": "f",
+    "n": 2,
+    "kappa": None,
+    "look_alikes": None,
+    "fit": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("measured", "code", "message"),
+    [
+        ({}, 0, ""),
+        ({"fit": True}, 0, ""),
+        ({"fit": False}, 2, "judge.name (refusals) is unfit"),
+        ({"judge": "openai"}, 2, "is of judge 'openai'"),
+        ({"options": {"limit": 1}}, 2, "options {'limit': 1}"),
+        ({"verdict": None, "kappa": 3}, 3, "figure (3)"),
+    ],
+)
+def test_a_judge_that_was_measured(
+    measured: dict[str, object],
+    code: int,
+    message: str,
+    inputs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (inputs / "agreement").write_text(json.dumps(AGREEMENT | measured))
+    agreement = f"judge.agreement=[{inputs / 'agreement'}]"
+    assert validate(inputs, "judge.name=refusals", agreement) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["judge.name=refusal"], "did you mean 'refusals'"),
+        (["judge.name=refusals", "judge.options.limit=1"], "option of judge 'refusals'"),
+        (["judge.name=cost_model"], "judge 'cost_model' needs the option folder"),
+        (["judge.options.limit=1"], "name the judge"),
+    ],
+)
+def test_a_judge_that_does_not_exist(
+    overrides: list[str], message: str, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert validate(inputs, *overrides) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["policy", "reward", "cost"])
 def test_a_model_that_cannot_read_the_longest_rollout(
     name: str, inputs: Path, capsys: pytest.CaptureFixture[str]
