@@ -23,17 +23,6 @@ ADAPTER_FILE = "adapter_config.json"
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
-def check_folder(folder: str | Path, role: Role) -> None:
-    """Refuse a folder that cannot be what a run is going to use it as, in about a second.
-
-    A scorer needs its sidecar; every tensor of the model must be in the weights with its shape, and
-    no other; the tokenizer, where there is one, must not have more ids than the model has rows.
-
-    Raises: DataError that names the folder or file, what is wrong with it and what to do.
-    """
-    _num_rows(folder, role)
-
-
 def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Path = "") -> None:
     """`check_folder` of all models of a run, and that the scorers can read the policy's tokens.
 
@@ -42,12 +31,12 @@ def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Pat
     """
     from equilibrate.text.vocabulary import require_same_tokens
 
-    sampled = _num_rows(policy, "policy")
+    sampled = check_folder(policy, "policy")
     scorers: list[tuple[str | Path, Role]] = [(reward, "reward"), (cost, "cost")]
     for folder, role in scorers:
         if not folder:
             continue
-        num_rows = _num_rows(folder, role)
+        num_rows = check_folder(folder, role)
         require_same_tokens(policy, folder)
         if num_rows < sampled:
             raise DataError(
@@ -73,8 +62,15 @@ def check_positions(folder: str | Path, length: int) -> None:
         )
 
 
-def _num_rows(folder: str | Path, role: Role) -> int:
-    """Token ids that the model knows, once the folder is found right."""
+def check_folder(folder: str | Path, role: Role) -> int:
+    """Refuse a folder that cannot be what a run is going to use it as, in about a second.
+
+    A scorer needs its sidecar; every tensor of the model must be in the weights with its shape, and
+    no other; the tokenizer, where there is one, must not have more ids than the model has rows.
+
+    Returns: number of token ids that the model knows.
+    Raises: DataError that names the folder or file, what is wrong with it and what to do.
+    """
     from equilibrate.models.skeleton import skeleton
     from equilibrate.text.vocabulary import has_tokenizer, largest_id
 

@@ -11,8 +11,9 @@ from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judge_plugins import load_judge
 from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
-from equilibrate.sandbox.tokenizer import EOS, build_tokenizer, encode_prompt, encode_response
+from equilibrate.sandbox.tokenizer import EOS, build_tokenizer, encode_prompt
 from equilibrate.types import Category, Message, Prompt
+from tests.fakes import encode_response
 
 TOKENIZER = build_tokenizer()
 PROMPTS = ["how do i clean the lamp ?", "how do i clean the lamp ?", "what is a lamp ?"]
