@@ -51,15 +51,24 @@ def check_positions(folder: str | Path, length: int) -> None:
 
     Raises: DataError, as `read_config`; or naming the folder and both lengths.
     """
-    config = read_config(folder)
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    # Stretched positions reach further than this number says.
-    if isinstance(positions, int) and positions < length and "factor" not in scaling:
+    positions = num_positions(folder)
+    if positions is not None and positions < length:
         raise DataError(
             f"{folder}: its model has {positions} positions, and rollout.max_model_len ({length}) "
             f"asks for more; try rollout.max_model_len={positions}"
         )
+
+
+def num_positions(folder: str | Path) -> int | None:
+    """Tokens that a model reads together at most; None where its config sets no such limit.
+
+    Raises: DataError, as `read_config`.
+    """
+    config = read_config(folder)
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    # Stretched positions reach further than this number says.
+    return positions if isinstance(positions, int) and "factor" not in scaling else None
 
 
 def check_folder(folder: str | Path, role: Role) -> int:

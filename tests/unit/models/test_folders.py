@@ -25,6 +25,7 @@ from equilibrate.models.folders import (
     check_folder,
     check_models,
     check_positions,
+    num_positions,
 )
 from equilibrate.models.loading import load_policy, load_scorer
 from tests.unit.models.toys import CONFIGS, causal_model, write_policy, write_scorer
@@ -294,3 +295,21 @@ def test_a_model_with_fewer_positions_than_a_rollout_is_refused(tmp_path: Path) 
     with pytest.raises(DataError, match=r"has 32 positions, and rollout.max_model_len \(33\)"):
         check_positions(folder, 33)
     check_positions(edit_config(folder, rope_scaling={"type": "yarn", "factor": 4.0}), 33)
+
+
+@pytest.mark.parametrize(
+    ("entries", "positions"),
+    [
+        ({"max_position_embeddings": 48}, 48),
+        ({"n_positions": 48}, 48),  # as GPT-2 says it
+        ({"max_position_embeddings": 48, "rope_scaling": None}, 48),
+        ({"max_position_embeddings": 48, "rope_scaling": {"type": "yarn", "factor": 4.0}}, None),
+        ({"max_position_embeddings": 48, "rope_parameters": {"factor": 4.0}}, None),
+        ({}, None),
+    ],
+)
+def test_where_the_positions_of_a_model_end(
+    entries: dict[str, Any], positions: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    assert num_positions(tmp_path) == positions

@@ -54,6 +54,16 @@ def made(base, kind, *, token_wise=True):
     return ScorerLoss(table, config, torch.device("cpu")), model
 
 
+def test_answers_are_cut_where_the_positions_of_their_model_end(tmp_path):
+    # A config as of GPT-2, which has a word of its own for them.
+    (tmp_path / "config.json").write_text('{"n_positions": 13}')
+    TOKENIZER.save_pretrained(tmp_path)
+    tree = {"objective": {"type": "cost"}, "data": {"policy": str(tmp_path), "train": "unused"}}
+    config = parse_settings(FitConfig, tree)
+    table = labelled_answers(config, {name: [value] for name, value in ROW.items()}, tmp_path)
+    assert table.sequences.lengths.tolist() == [13, 12]
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
