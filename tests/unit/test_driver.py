@@ -58,6 +58,8 @@ class Run:
         self.queue = RolloutQueue(
             self.sampler, self.rollouts, max_policy_lag=max_policy_lag, iterations=iterations
         )
+        watch = RunWatch({"reward": {}, "cost": {}}, ProjectedMultiplier())
+        steering = {"sampler": self.sampler, "multiplier": self.multiplier, "kl": self.kl}
         self.parts = Parts(
             sampler=self.sampler,
             queue=self.queue,
@@ -66,13 +68,13 @@ class Run:
             multiplier=self.multiplier,
             kl=self.kl,
             sink=self.sink,
-            watch=RunWatch({"reward": {}, "cost": {}}, ProjectedMultiplier()),
+            watch=watch,
             checkpoints=RunCheckpoints(
                 self.store,
                 learner=self.learner,
                 queue=self.queue,
                 sink=self.sink,
-                stateful={"sampler": self.sampler, "multiplier": self.multiplier, "kl": self.kl},
+                stateful={**steering, "watch": watch},
                 fixed={"seed": seed},
                 defaults={},
             ),
