@@ -58,8 +58,6 @@ class Run:
         self.queue = RolloutQueue(
             self.sampler, self.rollouts, max_policy_lag=max_policy_lag, iterations=iterations
         )
-        watch = RunWatch({"reward": {}, "cost": {}}, ProjectedMultiplier())
-        steering = {"sampler": self.sampler, "multiplier": self.multiplier, "kl": self.kl}
         self.parts = Parts(
             sampler=self.sampler,
             queue=self.queue,
@@ -68,13 +66,13 @@ class Run:
             multiplier=self.multiplier,
             kl=self.kl,
             sink=self.sink,
-            watch=watch,
+            watch=RunWatch({"reward": {}, "cost": {}}, ProjectedMultiplier()),
             checkpoints=RunCheckpoints(
                 self.store,
                 learner=self.learner,
                 queue=self.queue,
                 sink=self.sink,
-                stateful={**steering, "watch": watch},
+                stateful={"sampler": self.sampler, "multiplier": self.multiplier, "kl": self.kl},
                 fixed={"seed": seed},
                 defaults={},
             ),
