@@ -77,8 +77,8 @@ def front_point(result: RunResult, axes: tuple[str, str]) -> tuple[float, float]
 def over_seeds(results: Iterable[RunResult], name: str) -> Estimate | None:
     """Mean of a figure with its 95 % t-interval over seeds; None if no result has it.
 
-    A single seed has no interval: low and high are then nan. What a training counts about itself and
-    is equal in all seeds follows from its settings: it is certain.
+    A single seed has no interval: low and high are then nan. What a training counts about itself
+    and is equal in all seeds follows from its settings: it is certain.
     """
     values = [v for v in (figure_or_nan(result, name) for result in results) if v == v]
     if not values:
