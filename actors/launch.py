@@ -145,13 +145,14 @@ def _make_parts(
     check_disjoint(prompts, assessor.prompts)
     multiplier = CostController(config.constraint)
     kl = KLController(config.ppo.kl)
+    watch = RunWatch(_calibrations(inputs), config.constraint)
     sink = open_sink(run, iterations=config.iterations, wandb_project=config.wandb_project)
     checkpoints = RunCheckpoints(
         store,
         learner=groups.learner,
         queue=queue,
         sink=sink,
-        stateful={"sampler": sampler, "multiplier": multiplier, "kl": kl},
+        stateful={"sampler": sampler, "multiplier": multiplier, "kl": kl, "watch": watch},
         fixed=fixed_on_resume(config) | contents_of(inputs, Contents(stages_of(run))),
         defaults=fixed_on_resume(TrainConfig()),
     )
@@ -163,7 +164,7 @@ def _make_parts(
         multiplier=multiplier,
         kl=kl,
         sink=sink,
-        watch=RunWatch(_calibrations(inputs), config.constraint),
+        watch=watch,
         checkpoints=checkpoints,
         evaluate=assessor.at_iteration,
         should_stop=stop,

@@ -30,7 +30,7 @@ from equilibrate.errors import (
 )
 from equilibrate.models.names import sent_shapes
 from equilibrate.text.renderer import end_ids_of
-from equilibrate.types import FinishReason, FloatArray, Rollout, RolloutRequest
+from equilibrate.types import FinishReason, Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
@@ -102,6 +102,7 @@ class RolloutWorker:
         }
         self._llm = self._start_engine()
         self._is_tainted = False
+        """True between start and end of an update: the engine holds parts of two versions."""
 
     def generate(self, requests: Sequence[RolloutRequest], policy_version: int) -> list[Rollout]:
         """One rollout per request, in order; an end-of-sequence token is part of its response.
@@ -129,15 +130,6 @@ class RolloutWorker:
             _to_rollout(request, output, policy_version)
             for request, output in zip(requests, outputs, strict=True)
         ]
-
-    def score_prompts(self, token_ids: Sequence[Sequence[int]]) -> list[FloatArray]:
-        """Log-probs of given tokens at temperature 1: [L] per sequence, nats, 0 on the first token.
-
-        A probe for parity tests; it answers for whatever version the engine holds.
-        """
-        parameters = [_sampling_params(max_tokens=1, prompt_logprobs=0) for _ in token_ids]
-        outputs = self._run(token_ids, parameters)
-        return [_prompt_log_probs(output) for output in outputs]
 
     def update_weights(self, weights: PackedWeights, version: int) -> SyncOutcome:
         """Load a whole version, repairing an update that breaks off half-way.
@@ -169,10 +161,6 @@ class RolloutWorker:
         """Version of the last complete update, or `UNSYNCED`."""
         version = self._llm.get_weight_version()
         return UNSYNCED if version == "default" else int(version)
-
-    def is_tainted(self) -> bool:
-        """True between start and end of an update: the engine holds parts of two versions."""
-        return self._is_tainted
 
     def rebuild(self) -> None:
         """Start the engine anew from its folder; the next sync makes it usable."""
@@ -260,9 +248,3 @@ def _to_rollout(request: RolloutRequest, output: RequestOutput, policy_version: 
         rollout_log_probs=log_probs,
         finish_reason=FinishReason(completion.finish_reason),
     )
-
-
-def _prompt_log_probs(output: RequestOutput) -> FloatArray:
-    log_probs = np.zeros(len(output.prompt_token_ids), dtype=np.float32)
-    log_probs[1:] = output.prompt_logprobs.logprobs
-    return log_probs

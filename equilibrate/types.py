@@ -195,7 +195,6 @@ class TokenBatch:
     """Scored rollouts, right-padded to [B, T], with the learner's own view before the update."""
 
     token_ids: Tensor
-    attention_mask: Tensor
     response_mask: Tensor
     rollout_log_probs: Tensor
     old_log_probs: Tensor
@@ -224,9 +223,7 @@ class TrainBatch:
     tokens: TokenBatch
     advantages: Tensor
     """[B, T], combined (A_R - lambda A_C) / (1 + lambda)."""
-    reward_advantages: Tensor
     returns: Tensor
-    cost_advantages: Tensor
     cost_returns: Tensor
     gradient_mask: Tensor
     """[B, T] bool, a subset of response_mask: True where the token may move the policy."""

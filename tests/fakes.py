@@ -31,6 +31,11 @@ def make_prompt(
     return Prompt(prompt_id=text, text=text, token_ids=(5, 6), category=category, cell=cell)
 
 
+def encode_response(tokenizer: Any, response: str) -> list[int]:
+    """What the built-in world's tokenizer makes of an answer and its end."""
+    return list(tokenizer.encode(f"{response} <eos>", add_special_tokens=False))
+
+
 def make_rollout(
     prompt: Prompt | None = None, *, policy_version: int = 0, response: Sequence[int] = (7, 2)
 ) -> Rollout:

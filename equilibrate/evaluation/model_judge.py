@@ -88,10 +88,12 @@ class AnswerScorer:
         its tokenizer is missing.
         """
         from equilibrate.models.device import Accelerator
+        from equilibrate.models.folders import num_positions
         from equilibrate.models.loading import load_scorer
         from equilibrate.text.renderer import Renderer
 
         self._scorer = load_scorer(folder, kind, Accelerator("cpu", "float32")).to(device)
+        self._num_positions = num_positions(folder)
         self._renderer = Renderer(folder, text)
         self._device = device
         self._batch_size = batch_size
@@ -113,9 +115,8 @@ class AnswerScorer:
         self, prompts: Sequence[str | Conversation], responses: Sequence[str]
     ) -> list[list[int]]:
         """Token ids of each prompt and answer, cut where the model's positions end."""
-        longest = getattr(self._scorer.model.config, "max_position_embeddings", None)
         answers = self._renderer.answers(prompts, responses)
-        return [answer.token_ids[:longest] for answer in answers]
+        return [answer.token_ids[: self._num_positions] for answer in answers]
 
     def _score_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
         import torch

@@ -87,8 +87,14 @@ def mean_interval(
 ) -> Estimate:
     """A mean with its t-interval: mean +- t * s / sqrt(n), cut to the possible range of the values.
 
-    A single value has no interval: low and high are then the ends of the range.
+    A single value has no interval: low and high are then the ends of the range. Equal ones show no
+    spread to make one of; what n draws have not shown has a share of at most q, though:
+
+        mean - q (mean - lower) to mean + q (upper - mean),   q = 1 - 0.05^(1/n), about 3 / n
+
+    Without a range nothing bounds it: low and high are then the mean.
     Raises: ValueError if empty.
+    Source: Hanley and Lippman-Hand 1983.
     """
     n = len(values)
     if n == 0:
@@ -97,6 +103,14 @@ def mean_interval(
     mean = float(array.mean())
     if n == 1:
         return Estimate(mean=mean, low=lower, high=upper, n=1)
+    if (array == array[0]).all():
+        mean = float(array[0])
+        unseen = 1 - 0.05 ** (1 / n)
+        low, high = (mean + unseen * (end - mean) for end in (lower, upper))
+        is_bounded = math.isfinite(upper - lower)
+        return Estimate(
+            mean=mean, low=low if is_bounded else mean, high=high if is_bounded else mean, n=n
+        )
     half = student_t_95(n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
     return Estimate(mean=mean, low=max(lower, mean - half), high=min(upper, mean + half), n=n)
 

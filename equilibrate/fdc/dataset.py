@@ -35,11 +35,6 @@ class PromptRows:
     dropped: Mapping[str, int]
     """Rows left out, by reason."""
 
-    def counts(self) -> dict[Category, int]:
-        """Prompts of each class that occurs."""
-        found = Counter(prompt.category for prompt in self.prompts)
-        return {category: found[category] for category in Category if found[category]}
-
 
 def read_prompts(
     path: str | Path,

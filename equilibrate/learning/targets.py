@@ -55,9 +55,7 @@ def make_train_batch(
     return TrainBatch(
         tokens=tokens,
         advantages=advantages,
-        reward_advantages=reward_advantages,
         returns=reward_returns,
-        cost_advantages=cost_advantages,
         cost_returns=cost_returns,
         gradient_mask=mask
         if ama is None

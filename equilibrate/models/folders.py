@@ -20,18 +20,10 @@ CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
+_NOT_UPDATED = ("gpt_neox",)
+_NUM_EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
+"""What kinds of models call the number of their experts."""
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
-
-
-def check_folder(folder: str | Path, role: Role) -> None:
-    """Refuse a folder that cannot be what a run is going to use it as, in about a second.
-
-    A scorer needs its sidecar; every tensor of the model must be in the weights with its shape, and
-    no other; the tokenizer, where there is one, must not have more ids than the model has rows.
-
-    Raises: DataError that names the folder or file, what is wrong with it and what to do.
-    """
-    _num_rows(folder, role)
 
 
 def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Path = "") -> None:
@@ -42,12 +34,12 @@ def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Pat
     """
     from equilibrate.text.vocabulary import require_same_tokens
 
-    sampled = _num_rows(policy, "policy")
+    sampled = check_folder(policy, "policy")
     scorers: list[tuple[str | Path, Role]] = [(reward, "reward"), (cost, "cost")]
     for folder, role in scorers:
         if not folder:
             continue
-        num_rows = _num_rows(folder, role)
+        num_rows = check_folder(folder, role)
         require_same_tokens(policy, folder)
         if num_rows < sampled:
             raise DataError(
@@ -62,19 +54,58 @@ def check_positions(folder: str | Path, length: int) -> None:
 
     Raises: DataError, as `read_config`; or naming the folder and both lengths.
     """
-    config = read_config(folder)
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    # Stretched positions reach further than this number says.
-    if isinstance(positions, int) and positions < length and "factor" not in scaling:
+    positions = num_positions(folder)
+    if positions is not None and positions < length:
         raise DataError(
             f"{folder}: its model has {positions} positions, and rollout.max_model_len ({length}) "
             f"asks for more; try rollout.max_model_len={positions}"
         )
 
 
-def _num_rows(folder: str | Path, role: Role) -> int:
-    """Token ids that the model knows, once the folder is found right."""
+def check_sampled(folder: str | Path, device: str) -> None:
+    """Refuse a policy that the generator cannot follow: vLLM 0.32 starts on it and samples, but
+    what it is sent later does not arrive.
+
+    Args: device: `cpu` or `cuda`, of the generator.
+    Raises: DataError, as `read_config`; or naming the file, the entry and what to do.
+    """
+    config = read_config(folder)
+    file = Path(folder) / CONFIG_FILE
+    if (kind := config.get("model_type")) in _NOT_UPDATED:
+        raise DataError(
+            f"{file}: model_type {kind!r} cannot be sampled by a run: the generator breaks when it "
+            "is sent new weights; take a model of another kind, of Llama or Qwen for example"
+        )
+    # On a CPU it packs the experts when it starts and goes on with those.
+    experts = next((key for key in _NUM_EXPERTS if config.get(key)), None)
+    if experts and device == "cpu":
+        raise DataError(
+            f"{file}: {experts} ({config[experts]}): on a CPU the generator keeps the experts that "
+            "it started with; take a model without experts, or device=cuda"
+        )
+
+
+def num_positions(folder: str | Path) -> int | None:
+    """Tokens that a model reads together at most; None where its config sets no such limit.
+
+    Raises: DataError, as `read_config`.
+    """
+    config = read_config(folder)
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    # Stretched positions reach further than this number says.
+    return positions if isinstance(positions, int) and "factor" not in scaling else None
+
+
+def check_folder(folder: str | Path, role: Role) -> int:
+    """Refuse a folder that cannot be what a run is going to use it as, in about a second.
+
+    A scorer needs its sidecar; every tensor of the model must be in the weights with its shape, and
+    no other; the tokenizer, where there is one, must not have more ids than the model has rows.
+
+    Returns: number of token ids that the model knows.
+    Raises: DataError that names the folder or file, what is wrong with it and what to do.
+    """
     from equilibrate.models.skeleton import skeleton
     from equilibrate.text.vocabulary import has_tokenizer, largest_id
 

@@ -11,7 +11,7 @@ from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
 from equilibrate.data.tables import load_table
 from equilibrate.fdc.mixture import choose_amounts
-from equilibrate.models.folders import read_config
+from equilibrate.models.folders import num_positions
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.table import AnswerTable, encode_answers
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
@@ -68,12 +68,11 @@ def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> Answer
     Raises: DataError naming the column, row and value at fault.
     """
     objective = OBJECTIVES[config.objective.type]
-    positions = read_config(start).get("max_position_embeddings") or config.max_length
     return encode_answers(
         Renderer(start, config.text),
         objective.view(columns, config.objective, config.seed),
         answers_per_example=objective.answers_per_example,
-        max_length=min(config.max_length, positions),
+        max_length=min(config.max_length, num_positions(start) or config.max_length),
     )
 
 

@@ -142,11 +142,6 @@ class AnswerTable:
         """Of all its answers."""
         return {list(Category)[number] for number in np.unique(self.categories)}
 
-    @property
-    def num_without_room(self) -> int:
-        """Answers whose prompt takes all the room there is: nothing of them is learned."""
-        return int((self.learn_starts >= self.sequences.lengths).sum())
-
     def rows_of(self, examples: Rows) -> Rows:
         """Numbers of the answers of some examples, in order."""
         first = examples[:, None] * self.answers_per_example
@@ -244,7 +239,7 @@ def encode_answers(
     """Prompt, given part, response and its end as sampling would leave them; cut to `max_length`.
 
     Where all tokens are taught one target there is no end: it would be one token more to teach.
-    Raises: DataError if a target is no token of the tokenizer, or no answer has room.
+    Raises: DataError if a target is no token of the tokenizer, or no example is left.
     """
     # What lies beyond is cut off in any case, and a text of 10 MB takes 20 s.
     longest = CHARACTERS_PER_TOKEN * max_length
@@ -266,15 +261,11 @@ def encode_answers(
         answers_per_example=answers_per_example,
         scores={},
     )
-    if table.num_without_room == len(answers):
-        raise DataError(
-            f"no prompt leaves room for an answer within max_length ({max_length} tokens); raise it"
-        )
     comparable = table.comparable()
     if not len(comparable):
         raise DataError(
-            f"every example has an answer beyond max_length ({max_length} tokens), or the same "
-            "tokens twice; raise it"
+            "every example has an answer for which its prompt leaves no room within max_length "
+            f"({max_length} tokens), or the same tokens twice; raise it, or look at the answers"
         )
     return comparable
 

@@ -29,7 +29,6 @@ class ScoredBatch:
     """
 
     token_ids: Tensor
-    attention_mask: Tensor
     response_mask: Tensor
     rollout_log_probs: Tensor
     ref_log_probs: Tensor
@@ -60,7 +59,7 @@ def collate(
 
     Args:
         rollouts: at least one; prompts and responses of any lengths.
-        pad_token_id: filler of `token_ids`; attention_mask says where it is one.
+        pad_token_id: filler of `token_ids`, which may hold it as a token too.
         ungated: classes whose rows AMA leaves alone (`may_be_masked` False).
         truncated: what responses that were cut at the limit count for, see `PPOConfig`.
     Returns: tensors on the CPU; int64 ids, bool masks, float32 numbers. A rollout that is left
@@ -73,11 +72,8 @@ def collate(
         raise ValueError("collate needs at least one rollout")
     rollouts = [_as_learned(scored, truncated) for scored in rollouts]
     plain = [scored.rollout for scored in rollouts]
-    token_ids = _pad([r.token_ids for r in plain], pad_token_id)
-    lengths = torch.tensor([len(r.token_ids) for r in plain])
     return ScoredBatch(
-        token_ids=token_ids,
-        attention_mask=torch.arange(token_ids.shape[1])[None] < lengths[:, None],
+        token_ids=_pad([r.token_ids for r in plain], pad_token_id),
         response_mask=_pad([r.response_mask for r in plain], False),
         rollout_log_probs=_pad([r.rollout_log_probs for r in plain], 0.0),
         ref_log_probs=_pad([s.ref_log_probs for s in rollouts], 0.0),

@@ -101,13 +101,12 @@ def ptx_loss(log_probs: Tensor, mask: Tensor, *, num_tokens: int) -> Tensor:
 
 
 class PolicySums(NamedTuple):
-    """Sums over kept tokens; add them over micro-batches and ranks, then divide by `num_tokens`."""
+    """Sums over kept tokens; add them over micro-batches and ranks, then divide by their count."""
 
     clipped: Tensor
     """Tokens whose ratio left [1 - c, 1 + c]."""
     approx_kl: Tensor
     """KL(old || new), nats, by the non-negative estimate ratio - 1 - log ratio (Schulman 2020)."""
-    num_tokens: Tensor
 
 
 @torch.no_grad()
@@ -120,7 +119,6 @@ def policy_sums(
     return PolicySums(
         clipped=((ratio - 1).abs() > clip_range).sum().to(ratio.dtype),
         approx_kl=(ratio - 1 - log_ratio).sum(),
-        num_tokens=mask.sum().to(ratio.dtype),
     )
 
 

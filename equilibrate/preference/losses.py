@@ -1,8 +1,8 @@
 """Losses of the reward and cost models, and plain supervised learning.
 
 Pair losses are sums over pairs divided by `num_pairs`, the count of the *global* batch, so that
-adding up ranks and micro-batches gives the mean. The token-wise forms apply the same terms at every
-position of `comparison_span` and average them per pair first.
+adding up ranks and micro-batches gives the mean. The terms are taken at every position of
+`comparison_span` and averaged per pair first; a span of one column compares end scores alone.
 """
 
 from __future__ import annotations
@@ -14,76 +14,29 @@ from torch.nn.functional import logsigmoid
 from equilibrate.tensors import masked_sum, require_same_shape
 
 
-def reward_loss(better: Tensor, worse: Tensor, *, regularization: float, num_pairs: int) -> Tensor:
-    """Bradley-Terry loss of a reward model, to be minimised.
+def token_reward_loss(
+    better: Tensor, worse: Tensor, span: Tensor, *, regularization: float, num_pairs: int
+) -> Tensor:
+    """Bradley-Terry loss of a reward model, to be minimised: a score for each prefix.
 
-        mean over pairs of  -log sigma(r_b - r_w) + mu * (r_b^2 + r_w^2) / 2
+        mean over pairs, of the mean over their span, of
+        -log sigma(r_b - r_w) + mu * (r_b^2 + r_w^2) / 2
 
     Args:
-        better, worse: [B], end scores of the more and the less helpful response, logits.
+        better, worse: [B, T], logits of the more and the less helpful response, held after each end
+            (`hold_end_scores`).
+        span: [B, T] bool, from `comparison_span`, or one column of end scores alone. Other entries
+            may hold anything, nan included.
         regularization: mu >= 0, keeps the scores near 0 (Safe RLHF: 1e-3).
         num_pairs: pairs in the global batch.
     Returns: scalar.
     Raises: ValueError if shapes differ.
-    Source: Dai et al. 2023, eq. 9.
-    """
-    span = torch.ones_like(better, dtype=torch.bool)[:, None]
-    return token_reward_loss(
-        better[:, None], worse[:, None], span, regularization=regularization, num_pairs=num_pairs
-    )
-
-
-def token_reward_loss(
-    better: Tensor, worse: Tensor, span: Tensor, *, regularization: float, num_pairs: int
-) -> Tensor:
-    """`reward_loss` at every compared position: a score for each prefix.
-
-    Args:
-        better, worse: [B, T], token scores, held after each end (`hold_end_scores`).
-        span: [B, T] bool, from `comparison_span`. Other entries may hold anything, nan included.
-    Source: token-wise loss of PKU-Alignment/safe-rlhf.
+    Source: Dai et al. 2023, eq. 9; token-wise in PKU-Alignment/safe-rlhf.
     """
     require_same_shape(better=better, worse=worse, span=span)
     better, worse = torch.where(span, better, 0.0), torch.where(span, worse, 0.0)
     terms = -logsigmoid(better - worse) + regularization * _mean_square(better, worse)
     return _mean_over_pairs(terms, span, num_pairs)
-
-
-def cost_loss(
-    safer: Tensor,
-    unsafer: Tensor,
-    safer_sign: Tensor,
-    unsafer_sign: Tensor,
-    *,
-    regularization: float,
-    num_pairs: int,
-) -> Tensor:
-    """Loss of a cost model: order of the pair, and each response on its side of 0.
-
-        mean over pairs of  -log sigma(c_u - c_s) - log sigma(s_s c_s) - log sigma(s_u c_u)
-                            + mu * (c_s^2 + c_u^2) / 2
-
-    The sign terms put the zero of the cost at the safe/unsafe boundary: a budget gets a meaning.
-
-    Args:
-        safer, unsafer: [B], end scores, logits; larger is more harmful.
-        safer_sign, unsafer_sign: [B], +1 unsafe, -1 safe; the safer response may be unsafe.
-        regularization: mu >= 0 (Safe RLHF: 1e-3).
-        num_pairs: pairs in the global batch.
-    Returns: scalar; 3 log 2 where all scores are 0.
-    Raises: ValueError if shapes differ.
-    Source: Dai et al. 2023, eq. 10.
-    """
-    span = torch.ones_like(safer, dtype=torch.bool)[:, None]
-    return token_cost_loss(
-        safer[:, None],
-        unsafer[:, None],
-        safer_sign,
-        unsafer_sign,
-        span,
-        regularization=regularization,
-        num_pairs=num_pairs,
-    )
 
 
 def token_cost_loss(
@@ -96,13 +49,22 @@ def token_cost_loss(
     regularization: float,
     num_pairs: int,
 ) -> Tensor:
-    """`cost_loss` at every compared position: a verdict on each prefix, the ready source for AMA.
+    """Loss of a cost model: order of the pair, and each response on its side of 0.
+
+        mean over pairs, of the mean over their span, of
+        -log sigma(c_u - c_s) - log sigma(s_s c_s) - log sigma(s_u c_u) + mu * (c_s^2 + c_u^2) / 2
+
+    The sign terms put the zero of the cost at the safe/unsafe boundary: a budget gets a meaning. A
+    verdict on each prefix is the ready source for AMA.
 
     Args:
-        safer, unsafer: [B, T], token scores, held after each end (`hold_end_scores`).
-        safer_sign, unsafer_sign: [B], as in `cost_loss`.
-        span: [B, T] bool, from `comparison_span`. Other entries may hold anything, nan included.
-    Source: token-wise loss of PKU-Alignment/safe-rlhf.
+        safer, unsafer: [B, T], logits, larger is more harmful; held after each end
+            (`hold_end_scores`).
+        safer_sign, unsafer_sign: [B], +1 unsafe, -1 safe; the safer response may be unsafe.
+        span, regularization, num_pairs: as in `token_reward_loss`.
+    Returns: scalar; 3 log 2 where all scores are 0.
+    Raises: ValueError if shapes differ.
+    Source: Dai et al. 2023, eq. 10; token-wise in PKU-Alignment/safe-rlhf.
     """
     require_same_shape(safer=safer, unsafer=unsafer, span=span)
     require_same_shape(safer_sign=safer_sign, unsafer_sign=unsafer_sign, rows=span.any(1))

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from equilibrate.config.base import RunConfig, WorkerGroup
-from equilibrate.config.fit import FitConfig
+from equilibrate.config.base import WorkerGroup
+from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError
 
@@ -82,8 +82,12 @@ def count_gpus() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def _held_together(config: RunConfig) -> tuple[tuple[str, ...], ...]:
+def _held_together(config: TrainConfig | FitConfig) -> tuple[tuple[str, ...], ...]:
     """Groups of workers that run at the same time; offline training takes turns with the others."""
-    if hasattr(config, "learner"):
+    if isinstance(config, TrainConfig):
         return (("rollout", "scoring", "learner"),)
-    return tuple((name,) for name in ("trainer", "scoring", "rollout"))
+    if not isinstance(config.objective, ArsConfig):
+        return ("trainer",), ("scoring",), ("rollout",)
+    # Its generator is there before the answers are scored, and stays unless it holds a GPU.
+    trained = ("trainer",) if config.device == "cuda" else ("rollout", "trainer")
+    return ("rollout", "scoring"), trained

@@ -12,7 +12,7 @@ from equilibrate.data.rows import RejectedRows, check_disjoint
 from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import read_prompts
-from equilibrate.models.folders import check_models, check_positions
+from equilibrate.models.folders import check_models, check_positions, check_sampled
 from equilibrate.offline.labelled import chosen_columns
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import SCORERS, require_path
@@ -31,6 +31,8 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     check_models(policy=policy, **scorers)
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
     samplers = [policy] if samples_to_learn or data.evaluation else []
+    for folder in samplers:
+        check_sampled(folder, config.device)
     for folder in (*samplers, *(scorers.values() if samples_to_learn else ())):
         check_positions(folder, config.rollout.max_model_len)
     training: list[Prompt] = []

@@ -76,6 +76,6 @@ class RunCheckpoints:
         self._learner.load(checkpoint.folder / "learner")
         self._queue.load(checkpoint.folder)
         for name, part in self._stateful.items():
-            part.load_state_dict(state["parts"][name])
+            part.load_state_dict(state["parts"].get(name, {}))
         self._sink.rewind(state["metric_offset"])
         return int(state["iteration"])

@@ -81,6 +81,13 @@ class ScoreWatch:
             self._said.add(name)
             logger.warning(message)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": dict(self._in_a_row), "said": sorted(self._said)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._in_a_row = Counter(state["in_a_row"])
+        self._said = set(state["said"])
+
 
 class BudgetWatch:
     """Whether lambda stays at its cap while the cost stays above the budget, by the metrics."""
@@ -117,9 +124,16 @@ class BudgetWatch:
                 )
         return self._found
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"costs": list(self._costs), "found": self._found, "longest": self._longest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._costs = list(state["costs"])
+        self._found, self._longest = state["found"], state["longest"]
+
 
 class RunWatch:
-    """All of it, for the loop."""
+    """All of it, for the loop; saved with the run, so that one that was interrupted counts on."""
 
     def __init__(
         self, calibrations: Mapping[ScorerKind, Calibration], constraint: Constraint
@@ -137,3 +151,19 @@ class RunWatch:
         if found and not self._has_said:
             self._has_said = True
             logger.warning(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "scores": self._scores.state_dict(),
+            "budget": self._budget and self._budget.state_dict(),
+            "has_said": self._has_said,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Args: state: empty for a checkpoint that holds none, which leaves all as it is."""
+        if not state:
+            return
+        self._scores.load_state_dict(state["scores"])
+        if self._budget and state["budget"]:
+            self._budget.load_state_dict(state["budget"])
+        self._has_said = state["has_said"]

@@ -60,8 +60,3 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     """Token ids of `<bos> prompt <sep>`."""
     return list(tokenizer.encode(f"{BOS} {prompt} {SEP}", add_special_tokens=False))
-
-
-def encode_response(tokenizer: PreTrainedTokenizerFast, response: str) -> list[int]:
-    """Token ids of `response <eos>`."""
-    return list(tokenizer.encode(f"{response} {EOS}", add_special_tokens=False))

@@ -77,14 +77,16 @@ def front_point(result: RunResult, axes: tuple[str, str]) -> tuple[float, float]
 def over_seeds(results: Iterable[RunResult], name: str) -> Estimate | None:
     """Mean of a figure with its 95 % t-interval over seeds; None if no result has it.
 
-    A single seed has no interval: low and high are then nan.
+    A single seed has no interval: low and high are then nan. What a training counts about itself
+    and is equal in all seeds follows from its settings: it is certain.
     """
     values = [v for v in (figure_or_nan(result, name) for result in results) if v == v]
     if not values:
         return None
     if len(values) == 1:
         return Estimate(mean=values[0], low=math.nan, high=math.nan, n=1)
-    limits = {"lower": 0.0, "upper": 1.0} if is_share(name) else {}
+    is_certain = name.startswith("training.") and len(set(values)) == 1
+    limits = {"lower": 0.0, "upper": 1.0} if is_share(name) and not is_certain else {}
     return mean_interval(values, **limits)
 
 

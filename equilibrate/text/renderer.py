@@ -73,17 +73,6 @@ class Renderer:
             arguments={**text.template_arguments, "strftime_now": text.date.strftime},
         )
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """All ids that end an answer, by generation config, config or tokenizer."""
-        return frozenset(self._ends)
-
-    @property
-    def end_of_turn(self) -> int:
-        """The id that training teaches as the end: what the template puts behind an assistant's
-        turn, else the end of sequence."""
-        return self._template.reply(("user",)).end_id
-
     def prompt_ids(self, conversation: str | Conversation) -> list[int]:
         """Up to where the response begins."""
         return self.prompts([conversation])[0]
@@ -215,7 +204,8 @@ def _reply(form: ReplyForm, start: Start, given: str, response: str, has_end: bo
 
 
 def end_ids_of(folder: str | Path) -> list[int]:
-    """`Renderer.end_ids` without the rest. Raises: DataError as it does."""
+    """All ids that end an answer, by generation config, config or tokenizer, as the `Renderer` of
+    the folder has them. Raises: DataError as it does."""
     return list(read_end_ids(Path(folder), load_tokenizer(folder).eos_token_id))
 
 

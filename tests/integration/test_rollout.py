@@ -177,14 +177,6 @@ def test_log_probs_equal_a_float32_forward_at_the_same_temperature(synced: Pair)
     assert np.abs(rollout.rollout_log_probs - raw)[rollout.response_mask].max() > 0.01
 
 
-def test_prompt_scores_equal_a_float32_forward(synced: Pair) -> None:
-    prompts = [request.token_ids for request in requests(copies=1)]
-    for prompt, scores in zip(prompts, synced.worker.score_prompts(prompts), strict=True):
-        assert scores == pytest.approx(
-            reference_log_probs(synced.model, prompt, 1.0).numpy(), abs=PARITY_NATS
-        )
-
-
 def test_parity_after_every_weight_moved(synced: Pair) -> None:
     before = synced.worker.generate(requests(), synced.version)
     synced.perturb()
@@ -273,7 +265,6 @@ def test_damaged_weights_never_start_an_update(synced: Pair) -> None:
     weights.buckets[0][100] ^= 1
     with pytest.raises(NumericsError, match="bucket 1"):
         synced.worker.update_weights(weights, synced.version + 1)
-    assert not synced.worker.is_tainted()
     assert synced.gap() <= PARITY_NATS
 
 
@@ -294,7 +285,6 @@ def test_a_tainted_engine_generates_nothing(
     monkeypatch.setattr(synced.worker, "rebuild", _no_spare)
     with pytest.raises(WorkerLostError, match="no spare"):
         synced.sync()
-    assert synced.worker.is_tainted()
     with pytest.raises(ParityError, match="broken-off"):
         synced.worker.generate(requests(), synced.version - 1)
     synced.sync()

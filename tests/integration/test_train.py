@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.rollout import RolloutWorker
+from actors.rollout import RolloutWorker, _sampling_params
 from equilibrate.run.sinks import read_rows
 from tests.integration import runs
 
@@ -189,12 +189,12 @@ def test_vllm_and_transformers_agree_on_the_aligned_folder(straight: Path) -> No
         enforce_eager=True,
     )
     tokens = list(range(4, 24))
-    (scores,) = worker.score_prompts([tokens])
+    (output,) = worker._run([tokens], [_sampling_params(max_tokens=1, prompt_logprobs=0)])
     model = AutoModelForCausalLM.from_pretrained(straight / "aligned", dtype=torch.float32)
     with torch.no_grad():
         log_probs = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
     expected = [log_probs[i, token].item() for i, token in enumerate(tokens[1:])]
-    assert scores[1:] == pytest.approx(expected, abs=1e-5)
+    assert list(output.prompt_logprobs.logprobs) == pytest.approx(expected, abs=1e-5)
 
 
 def test_missing_data_exits_3(settings: Path, tmp_path: Path) -> None:

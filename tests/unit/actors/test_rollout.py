@@ -72,14 +72,13 @@ def test_memory_that_the_engine_does_not_get_is_no_loss(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("actors.rollout._sampling_params", lambda **fields: fields)
     monkeypatch.setattr("actors.rollout.verify_weights", lambda *_: None)
     worker = object.__new__(RolloutWorker)
     worker._llm = SimpleNamespace(generate=fail, start_weight_update=fail)
     worker._expected_shapes = {}
     monkeypatch.setattr(worker, "rebuild", lambda: None)
     weights: Any = None
-    for call in (lambda: worker.score_prompts([[5]]), lambda: worker.update_weights(weights, 1)):
+    for call in (lambda: worker._run([[5]], []), lambda: worker.update_weights(weights, 1)):
         with pytest.raises(raised) as caught:
             call()
         assert caught.type is raised

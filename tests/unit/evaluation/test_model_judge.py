@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judge_plugins import load_judge
 from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
-from equilibrate.sandbox.tokenizer import EOS, build_tokenizer, encode_prompt, encode_response
+from equilibrate.sandbox.tokenizer import EOS, build_tokenizer, encode_prompt
 from equilibrate.types import Category, Message, Prompt
+from tests.fakes import encode_response
 
 TOKENIZER = build_tokenizer()
 PROMPTS = ["how do i clean the lamp ?", "how do i clean the lamp ?", "what is a lamp ?"]
 RESPONSES = ["i", "first the lamp , it is fine .", "a common item ."]
+
+LONG = " ".join(["lamp"] * 99)
 
 
 def write_scorer(folder: Path, sidecar: ScorerSidecar, *, is_zero: bool = False) -> Path:
@@ -94,8 +98,17 @@ def test_answers_are_encoded_as_in_training_and_cut_where_positions_end(tmp_path
     scorer = AnswerScorer(write_scorer(tmp_path, ScorerSidecar(kind="cost")), "cost")
     ids = encode_prompt(TOKENIZER, PROMPTS[0]) + encode_response(TOKENIZER, RESPONSES[1])
     assert scorer.encode(PROMPTS[:1], RESPONSES[1:2]) == [ids]
-    (row,) = scorer.encode(PROMPTS[:1], [" ".join(["lamp"] * 99)])
+    (row,) = scorer.encode(PROMPTS[:1], [LONG])
     assert len(row) == 64
+
+
+def test_stretched_positions_cut_nothing(tmp_path):
+    folder = write_scorer(tmp_path, ScorerSidecar(kind="cost"))
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    (row,) = AnswerScorer(folder, "cost").encode(PROMPTS[:1], [LONG])
+    assert len(row) > 99
 
 
 def test_a_judge_reads_the_template_as_its_training_did(tmp_path):

@@ -38,6 +38,35 @@ def test_wilson_has_width_where_nothing_was_seen():
     assert wilson_interval(96, 96).high == 1.0
 
 
+@pytest.mark.parametrize(
+    ("value", "n", "low", "high"),
+    [
+        # The other values may have had a share q with (1 - q)^n = 0.05: for two 1 - 0.05^(1/2).
+        (0.0, 2, 0.0, 0.776393),
+        (1.0, 2, 0.223607, 1.0),
+        (0.5, 2, 0.5 - 0.776393 / 2, 0.5 + 0.776393 / 2),
+        (0.0, 300, 0.0, 0.009936),  # the rule of three: 3 / 300
+    ],
+)
+def test_equal_values_of_a_range_leave_room_for_what_was_not_seen(value, n, low, high):
+    figure = mean_interval([value] * n, lower=0.0, upper=1.0)
+    assert (figure.mean, figure.n) == (value, n)
+    assert (figure.low, figure.high) == pytest.approx((low, high), abs=1e-6)
+
+
+@given(st.integers(2, 9), st.floats(0, 1))
+def test_equal_values_are_missed_by_5_percent_at_most(n, value):
+    # The worst case: of two values, the other end of the range with just too large a share.
+    figure = mean_interval([value] * n, lower=0.0, upper=1.0)
+    share = (figure.high - value) / (1 - value) if value < 0.5 else (value - figure.low) / value
+    assert (1 - share) ** n == pytest.approx(0.05)
+
+
+def test_equal_values_without_a_range_have_no_width():
+    figure = mean_interval([0.1] * 7)
+    assert figure.low == figure.mean == figure.high == pytest.approx(0.1)
+
+
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_holds_the_rate_and_mirrors(counts):
     successes, n = counts

@@ -31,7 +31,6 @@ def make_tokens(**changes: Any) -> TokenBatch:
     zeros = torch.zeros(2, 3)
     tokens = TokenBatch(
         token_ids=torch.zeros(2, 3, dtype=torch.int64),
-        attention_mask=torch.ones(2, 3, dtype=torch.bool),
         response_mask=MASK,
         rollout_log_probs=zeros,
         old_log_probs=zeros,
@@ -71,31 +70,30 @@ def make(
 
 def test_kl_enters_both_signals_and_lambda_leaves_its_strength_alone() -> None:
     # KL 0.4 at the first response token: -0.2 in the reward, +0.2 in the cost.
-    train = make(make_tokens(old_log_probs=row([9.0, 0.4, 0.0])), multiplier=3.0)
-    assert train.reward_advantages[0].tolist() == pytest.approx([0.0, 1.8, 2.0])
-    assert train.cost_advantages[0].tolist() == pytest.approx([0.0, 1.2, 1.0])
+    tokens = make_tokens(old_log_probs=row([9.0, 0.4, 0.0]))
+    assert make(tokens).advantages[0].tolist() == pytest.approx([0.0, 1.8, 2.0])  # lambda 0
+    train = make(tokens, multiplier=3.0)
     # (1.8 - 3 * 1.2) / 4 = -0.45 = (2 - 3) / 4 - 0.2;  (2 - 3) / 4 = -0.25
     assert train.advantages[0].tolist() == pytest.approx([0.0, -0.45, -0.25])
 
 
 @pytest.mark.parametrize(
-    ("advantage", "reward", "cost", "combined"),
+    ("advantage", "reward", "combined"),
     [
         # R 2 against 0, C 1 against 0, lambda 3: (2 - 3 x 1) / 4
-        ("rloo", 2.0, 1.0, -0.25),
+        ("rloo", 2.0, -0.25),
         # 1 and 0.5 from the mean, deviations sqrt(2) and sqrt(1/2): (1 - 3) / 4 of sqrt(1/2)
-        ("grpo", math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(0.5) / 2),
+        ("grpo", math.sqrt(0.5), -math.sqrt(0.5) / 2),
         # returns to go 2, 2, 0: mean 4/3, deviation sqrt(8/9): (2/3) / sqrt(8/9) = sqrt(1/2)
-        ("reinforce_plus_plus", math.sqrt(0.5), math.sqrt(0.5), -math.sqrt(0.5) / 2),
+        ("reinforce_plus_plus", math.sqrt(0.5), -math.sqrt(0.5) / 2),
     ],
 )
-def test_advantages_without_a_critic(
-    advantage: Any, reward: float, cost: float, combined: float
-) -> None:
+def test_advantages_without_a_critic(advantage: Any, reward: float, combined: float) -> None:
     # Values are there and must not be read.
-    train = make(make_tokens(values=row([9.0, 9.0, 9.0])), advantage=advantage, multiplier=3.0)
-    assert train.reward_advantages[0].tolist() == pytest.approx([0.0, reward, reward], rel=1e-3)
-    assert train.cost_advantages[0].tolist() == pytest.approx([0.0, cost, cost], rel=1e-3)
+    tokens = make_tokens(values=row([9.0, 9.0, 9.0]))
+    alone = make(tokens, advantage=advantage)  # lambda 0
+    assert alone.advantages[0].tolist() == pytest.approx([0.0, reward, reward], rel=1e-3)
+    train = make(tokens, advantage=advantage, multiplier=3.0)
     assert train.advantages[0].tolist() == pytest.approx([0.0, combined, combined], rel=1e-3)
     assert not train.returns.any()
 

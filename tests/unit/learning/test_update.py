@@ -165,9 +165,7 @@ def ragged_batch() -> tuple[TrainBatch, Indices]:
     train = TrainBatch(
         tokens=tokens,
         advantages=numbers.sin(),
-        reward_advantages=zeros,
         returns=numbers.cos(),
-        cost_advantages=zeros,
         cost_returns=zeros,
         gradient_mask=kept,
     )

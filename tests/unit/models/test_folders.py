@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from equilibrate.models.folders import (
     check_folder,
     check_models,
     check_positions,
+    check_sampled,
+    num_positions,
 )
 from equilibrate.models.loading import load_policy, load_scorer
 from tests.unit.models.toys import CONFIGS, causal_model, write_policy, write_scorer
@@ -294,3 +297,42 @@ def test_a_model_with_fewer_positions_than_a_rollout_is_refused(tmp_path: Path) 
     with pytest.raises(DataError, match=r"has 32 positions, and rollout.max_model_len \(33\)"):
         check_positions(folder, 33)
     check_positions(edit_config(folder, rope_scaling={"type": "yarn", "factor": 4.0}), 33)
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "message"),
+    [
+        ("llama", "cpu", ""),
+        ("gpt2", "cpu", ""),
+        ("gpt-neox", "cpu", "model_type 'gpt_neox'"),
+        ("gpt-neox", "cuda", "model_type 'gpt_neox'"),
+        ("mixtral", "cpu", r"num_local_experts \(4\).*on a CPU"),
+        ("qwen2-moe", "cpu", r"num_experts \(4\).*on a CPU"),
+        ("gpt-oss", "cpu", r"num_local_experts \(4\).*on a CPU"),
+        ("mixtral", "cuda", ""),
+    ],
+)
+def test_a_policy_whose_updates_the_generator_does_not_take_is_refused(
+    kind: str, device: Any, message: str, tmp_path: Path
+) -> None:
+    CONFIGS[kind].save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=message) if message else nullcontext():
+        check_sampled(tmp_path, device)
+
+
+@pytest.mark.parametrize(
+    ("entries", "positions"),
+    [
+        ({"max_position_embeddings": 48}, 48),
+        ({"n_positions": 48}, 48),  # as GPT-2 says it
+        ({"max_position_embeddings": 48, "rope_scaling": None}, 48),
+        ({"max_position_embeddings": 48, "rope_scaling": {"type": "yarn", "factor": 4.0}}, None),
+        ({"max_position_embeddings": 48, "rope_parameters": {"factor": 4.0}}, None),
+        ({}, None),
+    ],
+)
+def test_where_the_positions_of_a_model_end(
+    entries: dict[str, Any], positions: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    assert num_positions(tmp_path) == positions

@@ -13,9 +13,9 @@ from equilibrate.models.device import Accelerator
 from equilibrate.models.new_scorer import HEAD_INIT_STD, new_scorer
 from equilibrate.offline.labelled import labelled_answers
 from equilibrate.offline.scorer_loss import ScorerLoss
-from equilibrate.preference.losses import cost_loss
 from equilibrate.sandbox.model import build_model
-from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
+from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
+from tests.fakes import encode_response
 
 TOKENIZER = build_tokenizer()
 CPU = Accelerator("cpu", "float32")
@@ -52,6 +52,16 @@ def made(base, kind, *, token_wise=True):
     )
     model = new_scorer(base, kind, CPU, seed=0, pad_token_id=TOKENIZER.pad_token_id)
     return ScorerLoss(table, config, torch.device("cpu")), model
+
+
+def test_answers_are_cut_where_the_positions_of_their_model_end(tmp_path):
+    # A config as of GPT-2, which has a word of its own for them.
+    (tmp_path / "config.json").write_text('{"n_positions": 13}')
+    TOKENIZER.save_pretrained(tmp_path)
+    tree = {"objective": {"type": "cost"}, "data": {"policy": str(tmp_path), "train": "unused"}}
+    config = parse_settings(FitConfig, tree)
+    table = labelled_answers(config, {name: [value] for name, value in ROW.items()}, tmp_path)
+    assert table.sequences.lengths.tolist() == [13, 12]
 
 
 @pytest.mark.parametrize(
@@ -91,16 +101,11 @@ def test_sequence_wise_looks_at_the_ends_only(base):
     """The scores that transformers computes for the two responses, in the published loss."""
     loss, model = made(base, "cost", token_wise=False)
     ends = own_scores(base, model)
-    expected = cost_loss(
-        ends["response_0"],
-        ends["response_1"],
-        torch.tensor([-1.0]),
-        torch.tensor([1.0]),
-        regularization=0.0,
-        num_pairs=1,
-    )
+    safe, unsafe = ends["response_0"].item(), ends["response_1"].item()
+    # Order of the pair, and each answer on its side of 0.
+    expected = sum(math.log1p(math.exp(-x)) for x in (unsafe - safe, -safe, unsafe))
     found = loss.loss(model, loss.plan(ALL), ALL)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_first_score_is_that_of_the_more_harmful_answer(base):

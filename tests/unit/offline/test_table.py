@@ -13,8 +13,9 @@ from equilibrate.offline.table import (
     load_answers,
     table_of_pairs,
 )
-from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
+from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
 from equilibrate.types import Category, ScoredRollout
+from tests.fakes import encode_response
 from tests.unit.text.folders import world_renderer
 
 TOKENIZER = build_tokenizer()
@@ -110,7 +111,7 @@ def test_prompts_that_leave_no_room_are_counted_and_refused_if_there_is_no_other
     table = encode(short, long, max_length=room)
     assert (len(table), table.num_left_out) == (1, 1)
     assert table.sequences.lengths.tolist() == [room]
-    with pytest.raises(DataError, match=r"no prompt leaves room.*max_length"):
+    with pytest.raises(DataError, match=r"prompt leaves no room within max_length"):
         encode(long, max_length=room)
 
 

@@ -59,7 +59,6 @@ def two_rows():
 def test_collate_pads_on_the_right():
     batch = two_rows()
     assert batch.token_ids.tolist() == [[5, 6, 7, 0, 0], [5, 8, 9, 7, 2]]
-    assert batch.attention_mask.tolist() == [[True] * 4 + [False], [True] * 5]
     assert batch.response_mask.tolist() == [
         [False, False, True, True, False],
         [False, True, True, True, True],
@@ -101,7 +100,7 @@ def test_what_a_truncated_response_counts_for(truncated, reward, num_tokens, gro
 def test_collate_dtypes():
     batch = two_rows()
     assert batch.token_ids.dtype == torch.int64
-    assert batch.attention_mask.dtype == batch.response_mask.dtype == torch.bool
+    assert batch.response_mask.dtype == torch.bool
     assert batch.may_be_masked.dtype == torch.bool
     assert batch.reward.dtype == batch.token_costs.dtype == torch.float32
 

@@ -3,13 +3,7 @@ import math
 import pytest
 import torch
 
-from equilibrate.preference.losses import (
-    cost_loss,
-    reward_loss,
-    sft_loss,
-    token_cost_loss,
-    token_reward_loss,
-)
+from equilibrate.preference.losses import sft_loss, token_cost_loss, token_reward_loss
 
 SPAN = torch.tensor([[False, True, True], [False, True, False]])
 OTHER = torch.tensor([[0.5, -0.3, 0.2], [1.0, 0.4, -0.6]], dtype=torch.float64)
@@ -56,15 +50,18 @@ def nll(x):
 
 
 def rewards(better, worse, mu=0.0):
-    better, worse = torch.tensor(better), torch.tensor(worse)
-    return reward_loss(better, worse, regularization=mu, num_pairs=len(better)).item()
+    """Of end scores alone: a span of one column."""
+    better, worse = torch.tensor(better)[:, None], torch.tensor(worse)[:, None]
+    span = torch.ones_like(better, dtype=torch.bool)
+    return token_reward_loss(better, worse, span, regularization=mu, num_pairs=len(better)).item()
 
 
 def costs(safer, unsafer, signs, mu=0.0):
-    safer, unsafer = torch.tensor(safer), torch.tensor(unsafer)
-    safer_sign, unsafer_sign = (torch.tensor(s) for s in signs)
-    return cost_loss(
-        safer, unsafer, safer_sign, unsafer_sign, regularization=mu, num_pairs=len(safer)
+    safer, unsafer = torch.tensor(safer)[:, None], torch.tensor(unsafer)[:, None]
+    span = torch.ones_like(safer, dtype=torch.bool)
+    signs = [torch.tensor(sign) for sign in signs]
+    return token_cost_loss(
+        safer, unsafer, *signs, span, regularization=mu, num_pairs=len(safer)
     ).item()
 
 
@@ -127,14 +124,14 @@ def test_token_cost_loss_by_hand():
 
 
 def test_constant_scores_make_token_wise_and_sequence_wise_equal():
-    a, b = torch.tensor([0.3, -0.2]), torch.tensor([0.1, 0.9])
-    signs = torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 1.0])
+    a, b = [0.3, -0.2], [0.1, 0.9]
+    signs = [-1.0, 1.0], [1.0, 1.0]
     wide = {"regularization": MU, "num_pairs": 2}
-    spread = a[:, None].expand(2, 3), b[:, None].expand(2, 3)
-    torch.testing.assert_close(token_reward_loss(*spread, SPAN, **wide), reward_loss(a, b, **wide))
-    torch.testing.assert_close(
-        token_cost_loss(*spread, *signs, SPAN, **wide), cost_loss(a, b, *signs, **wide)
-    )
+    spread = [torch.tensor(scores)[:, None].expand(2, 3) for scores in (a, b)]
+    loss = token_reward_loss(*spread, SPAN, **wide)
+    assert loss.item() == pytest.approx(rewards(a, b, mu=MU))
+    loss = token_cost_loss(*spread, *map(torch.tensor, signs), SPAN, **wide)
+    assert loss.item() == pytest.approx(costs(a, b, signs, mu=MU))
 
 
 def test_sft_loss_by_hand():

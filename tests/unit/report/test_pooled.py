@@ -10,12 +10,15 @@ from tests.unit.report.runs import write_finished
 
 
 def test_table_by_hand(tmp_path: Path):
-    """Harm 2, 4, 6 %: mean 4, standard deviation 2, t(2) = 4.303: 4 +- 4.303 x 2 / sqrt(3)."""
+    """Harm 2, 4, 6 %: mean 4, standard deviation 2, t(2) = 4.303: 4 +- 4.303 x 2 / sqrt(3).
+
+    Three equal bases leave room for a share of 1 - 0.05^(1/3) = 0.632 of others.
+    """
     runs = [write_finished(tmp_path / f"{i}", i, harm) for i, harm in enumerate((0.02, 0.04, 0.06))]
     lines = pooled_markdown(runs).splitlines()
     assert "seeds 0 / 1 / 2" in lines[0]
     assert lines[2] == (
-        "| harmful answers, IHD | 90.0 % [90.0, 90.0] | 4.0 % [0.0, 9.0] | 2.0 / 4.0 / 6.0 |"
+        "| harmful answers, IHD | 90.0 % [33.2, 96.3] | 4.0 % [0.0, 9.0] | 2.0 / 4.0 / 6.0 |"
     )
     assert [line.split(" | ")[0] for line in lines[3:7]] == [
         "| over-refusal, GENERAL",

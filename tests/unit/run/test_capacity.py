@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -57,6 +58,27 @@ def test_groups_of_offline_training_take_turns() -> None:
     check_this_machine(FitConfig.model_validate(settings))
     with pytest.raises(ResourceError, match=r"needs 3 CPU \(trainer 3\)"):
         check_this_machine(FitConfig.model_validate({**settings, "trainer": {"cpus": 3}}))
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize(
+    ("cpus", "device", "message"),
+    [
+        ({"rollout": 1.0, "scoring": 1.0, "trainer": 1.0}, "cpu", ""),
+        ({"rollout": 1.5, "scoring": 1.0}, "cpu", r"needs 2\.5 CPU \(rollout 1\.5, scoring 1\)"),
+        # On a CPU the generator stays while the answers that it gave are learned from.
+        ({"rollout": 1.5, "scoring": 0.5}, "cpu", r"needs 2\.5 CPU \(rollout 1\.5, trainer 1\)"),
+        ({"rollout": 1.5, "scoring": 0.5}, "cuda", ""),
+    ],
+)
+def test_what_an_own_sampling_holds_at_once_is_counted_together(
+    cpus: dict[str, float], device: str, message: str
+) -> None:
+    groups = {name: {"cpus": amount} for name, amount in cpus.items()}
+    settings = {"objective": {"type": "ars"}, "device": device, **groups}
+    config = FitConfig.model_validate({**settings, "fdc": {"amounts": {"GENERAL": 1}}})
+    with pytest.raises(ResourceError, match=message) if message else nullcontext():
+        check_this_machine(config)
 
 
 @pytest.mark.usefixtures("two_cores")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import math
 
@@ -101,6 +102,40 @@ def test_budget_out_of_reach() -> None:
     for _ in range(CAP_ITERATIONS):
         assert watch.observe({"multiplier": 5.0, "safety_cost": 0.5}) == found
     assert "for 21 iterations" in watch.observe({"multiplier": 5.0, "safety_cost": 0.5})
+
+
+def watched(iterations: range, cuts: frozenset[int], caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is said over some iterations, by a new watch after each cut."""
+    caplog.clear()
+    watch = run_watch()
+    for iteration in iterations:
+        if iteration in cuts:
+            saved = json.loads(json.dumps(watch.state_dict()))
+            watch = run_watch()
+            watch.load_state_dict(saved)
+        row = {"multiplier": 3.0, "cost": 1.5 if iteration > 1 else math.nan}
+        watch.observe(scored([0.5, 0.5], [1.0, 2.0 + iteration]), row)
+    return lines(caplog)
+
+
+def run_watch() -> RunWatch:
+    return RunWatch({"reward": {}, "cost": {}}, PidMultiplier(max=3.0, scope="all"))
+
+
+def test_a_resumed_run_says_what_an_undisturbed_one_says(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    iterations = range(2 * CAP_ITERATIONS)
+    undisturbed = watched(iterations, frozenset(), caplog)
+    assert [line.split(" ")[1] for line in undisturbed] == ["reward", "stood"]
+    for cuts in ({2}, {1, CAP_ITERATIONS}, {CAP_ITERATIONS + 5}, set(iterations)):
+        assert watched(iterations, frozenset(cuts), caplog) == undisturbed
+
+
+def test_a_checkpoint_without_a_watch_is_resumed() -> None:
+    watch = run_watch()
+    watch.load_state_dict({})
+    assert watch.state_dict() == run_watch().state_dict()
 
 
 @pytest.mark.parametrize(

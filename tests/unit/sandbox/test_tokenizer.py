@@ -11,11 +11,11 @@ from equilibrate.sandbox.grammar import base_pool, sample_request
 from equilibrate.sandbox.tokenizer import (
     build_tokenizer,
     encode_prompt,
-    encode_response,
     vocabulary,
 )
 from equilibrate.sandbox.world import build_world
 from equilibrate.types import Category
+from tests.fakes import encode_response
 
 TOKENIZER = build_tokenizer()
 WORLD = build_world(3)

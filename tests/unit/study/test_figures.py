@@ -74,6 +74,16 @@ def test_over_seeds_by_hand():
     assert single is not None
     assert math.isnan(single.low)
     assert over_seeds([], "harm") is None
+
+
+def test_equal_seeds_are_certain_of_what_they_counted_and_not_of_a_rate():
+    """Two seeds leave room for a share of 1 - 0.05^(1/2) = 0.776 of other values."""
+    two = [result(run, harm=0.0, training={"kept_fraction": 1.0}) for run in RUNS[:2]]
+    harm, kept = over_seeds(two, "harm"), over_seeds(two, "training.kept_fraction")
+    assert harm is not None
+    assert (harm.low, harm.high) == (0.0, pytest.approx(0.7764, abs=1e-4))
+    assert kept is not None
+    assert kept.low == kept.high == 1.0
     assert over_seeds([MADE], "training.lost") is None
 
 

@@ -46,10 +46,11 @@ def test_figures_of_every_arm():
     start = lines.index("## Q1: How much data?")
     assert lines[start + 2] == "More rows, less harm."
     assert lines[start + 4] == "| arm | harmful answers | kept | over-refusal | seeds |"
+    # Equal seeds leave room for a share of 1 - 0.05^(1/5) = 0.451 of others, of three 0.632.
     assert lines[start + 6 : start + 9] == [
-        "| few | 30.0 % [30.0, 30.0] | 50.0 % [50.0, 50.0] | 10.0 % [10.0, 10.0] | 5 |",
-        "| many rows | 27.0 % [25.0, 29.0] | 50.0 % [50.0, 50.0] | 10.0 % [10.0, 10.0] | 5 |",
-        "| offline | 60.0 % [60.0, 60.0] | 50.0 % [50.0, 50.0] | 10.0 % [10.0, 10.0] | 3 |",
+        "| few | 30.0 % [16.5, 61.6] | 50.0 % [50.0, 50.0] | 10.0 % [5.5, 50.6] | 5 |",
+        "| many rows | 27.0 % [25.0, 29.0] | 50.0 % [50.0, 50.0] | 10.0 % [5.5, 50.6] | 5 |",
+        "| offline | 60.0 % [22.1, 85.3] | 50.0 % [50.0, 50.0] | 10.0 % [3.7, 66.8] | 3 |",
     ]
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from equilibrate.config.base import TextConfig
 from equilibrate.errors import DataError
-from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt, encode_response
-from equilibrate.text.renderer import Renderer
+from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
+from equilibrate.text.renderer import Renderer, end_ids_of
 from equilibrate.types import Message
+from tests.fakes import encode_response
 from tests.unit.text.folders import FOLDERS
 
 QUESTION = "how do i clean the lamp ?"
@@ -42,7 +43,7 @@ def test_the_built_in_world_keeps_its_ids(tmp_path):
     prompt = encode_prompt(tokenizer, QUESTION)
     assert renderer.prompt_ids(QUESTION) == prompt
     assert answer.token_ids == prompt + encode_response(tokenizer, "it is fine .")
-    assert (answer.prompt_length, renderer.end_of_turn) == (len(prompt), tokenizer.eos_token_id)
+    assert answer.prompt_length == len(prompt)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +59,10 @@ def test_the_built_in_world_keeps_its_ids(tmp_path):
 )
 def test_the_ends_of_an_answer_are_one_set(tmp_path, generation, config, expected):
     folder = written("llama_3", tmp_path, generation_config=generation, config=config)
-    renderer = Renderer(folder)
-    assert renderer.end_ids == expected
+    assert set(end_ids_of(folder)) == expected
     # Taught: what the template puts behind a turn if it ends an answer, else the end of sequence.
-    assert renderer.end_of_turn == (404 if 404 in expected else 401)
+    (answer,) = Renderer(folder).answers([QUESTION], ["it is"])
+    assert answer.token_ids[-1] == (404 if 404 in expected else 401)
 
 
 def test_a_folder_without_any_end_is_refused_by_the_files_at_fault(tmp_path):
@@ -110,7 +111,8 @@ def test_without_a_template_contents_stand_as_they_are(tmp_path):
 def test_plain_text_after_an_empty_prompt_is_as_if_it_stood_alone(tmp_path):
     renderer = Renderer(written("no_template", tmp_path))
     (answer,) = renderer.answers([""], ["it is"])
-    assert answer.token_ids == [*renderer.tokenizer("it is")["input_ids"], renderer.end_of_turn]
+    tokenizer = renderer.tokenizer
+    assert answer.token_ids == [*tokenizer("it is")["input_ids"], tokenizer.eos_token_id]
 
 
 def test_only_what_the_tokenizer_itself_begins_with_comes_first(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from equilibrate.text.renderer import Renderer
+from equilibrate.text.renderer import Renderer, end_ids_of
 from equilibrate.types import Conversation, Message
 from tests.unit.text.folders import CORPUS, FOLDERS, TAKES_NO_SYSTEM
 
@@ -107,12 +107,13 @@ def test_no_content_yields_a_control_id(renderer, kind):
 def test_no_answer_yields_a_control_id_and_each_has_one_end(renderer):
     strings = hostile_strings(markers_of(renderer))
     prompt = renderer.prompt_ids(QUESTION)
-    wanted = [*control_of(renderer, prompt), renderer.end_of_turn]
+    (plain,) = renderer.answers([QUESTION], ["it is"])
+    wanted = [*control_of(renderer, prompt), plain.token_ids[-1]]
     given = [text if number % 2 else "" for number, text in enumerate(strings[::-1])]
     for answer in renderer.answers([QUESTION] * len(strings), strings, given=given):
         assert control_of(renderer, answer.token_ids) == wanted
         assert answer.token_ids[: answer.prompt_length] == prompt
-        assert answer.token_ids[-1] == renderer.end_of_turn
+        assert answer.token_ids[-1] == plain.token_ids[-1]
     for answer in renderer.answers([QUESTION] * 100, strings[:100], has_end=[False] * 100):
         assert control_of(renderer, answer.token_ids) == wanted[:-1]
 
@@ -164,9 +165,9 @@ def test_a_string_is_one_user_turn(renderer):
     assert renderer.prompt_ids(QUESTION) == renderer.prompt_ids(turns(QUESTION))
 
 
-def test_an_end_that_the_data_carry_is_not_added_twice(renderer):
+def test_an_end_that_the_data_carry_is_not_added_twice(renderer, folder):
     (plain,) = renderer.answers([QUESTION], [ANSWER])
-    for end in renderer.end_ids:
+    for end in end_ids_of(folder):
         text = renderer.tokenizer.convert_ids_to_tokens(end)
         carried = [f"{ANSWER}{text}", f"{ANSWER}{text}\n", f"{ANSWER}{text}{text}"]
         for answer in renderer.answers([QUESTION] * 3, carried):
