@@ -361,5 +361,6 @@ def _only_split(splits: Any, name: str, hint: str) -> Any:
     if len(splits) == 1 and not isinstance(splits, datasets.DatasetDict):
         return next(iter(splits.values()))
     raise DataError(
-        f"{name}: must be one split, not a set of splits ({', '.join(splits)}); try {hint}"
+        f"{name}: must be one split, not a set of splits ({', '.join(map(str, splits))}); "
+        f"try {hint}"
     )

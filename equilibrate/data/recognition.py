@@ -126,7 +126,7 @@ def recognise(rows: Sequence[object], columns: Mapping[str, str], *, name: str) 
     chosen = chosen or next((key for key in fitting if read[key]), told)
     form = FORMATS[chosen]
     why = (
-        f"{form.about}: columns {', '.join(form.needs)}; "
+        f"{form.about}: columns {', '.join(_met(form.needs, found))}; "
         f"{read.get(chosen, 0)} of the first {len(objects)} rows read"
     )
     if mapping:
@@ -144,6 +144,10 @@ def renamed(row: Row, mapping: Mapping[str, str]) -> dict[str, Any]:
 def missing(needs: Sequence[str], found: Sequence[str]) -> list[str]:
     """The needs that no column meets."""
     return [need for need in needs if not set(need.split("|")) & set(found)]
+
+
+def _met(needs: Sequence[str], found: Sequence[str]) -> list[str]:
+    return [next((name for name in need.split("|") if name in found), need) for need in needs]
 
 
 def parse_label(label: str) -> Category:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,14 @@ def _fault(row: Columns, view: View) -> str:
         # For example a pair that holds one answer twice: readable, and left out by the view.
         return ""
     return ""
+
+
+def columns_of(records: Iterable[Record]) -> Columns:
+    """Records as `load_table` lays them out."""
+    table = _Building()
+    for record in records:
+        table.add("", record)
+    return table.built("").columns
 
 
 class _Building:
