@@ -30,7 +30,7 @@ _LABELS = {
     **{category.value.lower(): category for category in Category},
 }
 PERSONAL = re.compile(
-    r"(hashed_)?ips?(_address)?|user(_?(id|name|hash))?|user_hash|e?_?mail|phone|country|state|city|"
+    r"(hashed_)?ips?(_address)?|user_?(id|name|hash)|e?_?mail|phone|country|state|city|"
     r"geo\w*|location|lat(itude)?|lon(gitude)?|header|user_agent|cookie|session(_id)?|"
     r"worker_?id|annotator\w*_id|timestamp",
     re.IGNORECASE,
