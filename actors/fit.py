@@ -43,7 +43,7 @@ from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.stages import Stage, library_versions, short_hash
 from equilibrate.run.watch import ScoreWatch
 from equilibrate.text.renderer import Renderer
-from equilibrate.types import PromptBatch, ScorerKind
+from equilibrate.types import Conversation, PromptBatch, ScorerKind
 
 KEY_FILE = "training.key"
 FIGURES_FILE = "training.json"
@@ -250,7 +250,7 @@ def _answers_stage(
 def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
     """The answers of the data set, in the amounts that are asked for."""
     try:
-        columns = chosen_columns(config, inputs.train, Path(config.output))
+        columns = chosen_columns(config, inputs.train, Path(config.output), say)
         table = labelled_answers(config, columns, inputs.policy)
     except DataError as error:
         raise DataError(f"{inputs.train or 'the built-in world'}: {error}") from None
@@ -264,7 +264,9 @@ def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
     return table
 
 
-def _require_apart(texts: Sequence[str], inputs: FitInputs, config: FitConfig) -> None:
+def _require_apart(
+    texts: Sequence[str | Conversation], inputs: FitInputs, config: FitConfig
+) -> None:
     """Evaluation prompts never train."""
     if inputs.evaluation is None:
         return
@@ -288,7 +290,7 @@ def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsCon
         seed=config.seed,
     )
     asked = tuple(prompts[row] for row in chosen)
-    _require_apart([prompt.text for prompt in asked], inputs, config)
+    _require_apart([prompt.conversation for prompt in asked], inputs, config)
     bench.load(inputs.policy, 0)
     pairs = []
     watch = ScoreWatch({kind: {} for kind in get_args(ScorerKind) if getattr(inputs, kind)})

@@ -244,6 +244,46 @@ def validate(
     return 0
 
 
+def data(
+    files: Annotated[
+        Positional[tuple[str, ...]],
+        arg(help="Files, folders, or names of data sets on the hub.", metavar="FILE"),
+    ],
+    evaluation: Annotated[
+        tuple[str, ...], arg(help="Sets to evaluate by: what they share with the others.")
+    ] = (),
+    tokenizer: Annotated[
+        Path | None, arg(help="Model folder: lengths in its tokens, not in characters.")
+    ] = None,
+    columns: Annotated[
+        tuple[str, ...],
+        arg(help="What columns of other names hold, such as prompt=Question.", metavar="KEY=NAME"),
+    ] = (),
+    rejected: Annotated[
+        Path | None, arg(help="Where the rows that break a rule are listed, as JSON lines.")
+    ] = None,
+    max_rejected_fraction: Annotated[
+        float, arg(help="Share of the rows of a file that may break a rule; beyond it, exit 3.")
+    ] = 0.01,
+) -> int:
+    """Say what data sets are, what they hold, what is wrong with them and what they share."""
+    from equilibrate.config.files import parse_options
+    from equilibrate.data.survey import survey_all
+    from equilibrate.errors import DataError
+    from equilibrate.text.renderer import Renderer
+
+    is_good = survey_all(
+        files,
+        evaluation,
+        renderer=None if tokenizer is None else Renderer(tokenizer),
+        columns={name: str(column) for name, column in parse_options(columns).items()},
+        max_rejected_fraction=max_rejected_fraction,
+        rejected_file=rejected,
+        say=print,
+    )
+    return 0 if is_good else DataError.exit_code
+
+
 def doctor() -> int:
     """Check this machine: packages, memory, compiler, cluster, ports."""
     from equilibrate.doctor import exit_code, render, run_checks
@@ -256,7 +296,7 @@ def doctor() -> int:
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__: command
     for command in (
-        demo, align, train, fit, study, evaluate, judge, report, serve, validate, doctor,
+        demo, align, train, fit, study, data, evaluate, judge, report, serve, validate, doctor,
     )
 }  # fmt: skip
 

@@ -90,6 +90,9 @@ class InputsConfig(Config):
     max_rejected_fraction: Annotated[float, Mark.CARRIES_OUT] = Field(0.01, ge=0, lt=1)
     """Share of the rows of a file that may break a rule: they are left out and listed in
     `rejected.jsonl` of the run. A wrong converter breaks most rows and is refused."""
+    columns: dict[str, str] = {}
+    """What columns of other names hold, for example {prompt: Question, response: Answer}; of a file
+    that has all of them nothing else is read."""
 
 
 class WorkerGroup(Config):

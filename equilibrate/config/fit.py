@@ -137,11 +137,13 @@ class FitDataConfig(InputsConfig):
     cost: InputPath = ""
     """Likewise."""
     train: InputPath = ""
-    """Saved data set or JSON lines: `prompt` with `response`, or with `chosen` and `rejected`, or
-    with both responses in PKU-SafeRLHF columns; `category` where amounts are asked for. ars:
-    `prompt` and `category`."""
+    """Answers or pairs, in any format that `python -m equilibrate data FILE` recognises; `category`
+    where amounts are asked for. ars: prompts."""
     evaluation: InputPath = ""
-    """JSON lines with `prompt` and `category`; without it the policy is not measured."""
+    """Prompts; without it the policy is not measured."""
+    prefer: Literal["helpful", "safer", "safe_first"] = "safe_first"
+    """Which answer of a pair sft, dpo and derta learn: the better, the safer, or the safe one where
+    the labels differ and else the better; then a pair of two unsafe answers is left out."""
 
     @property
     def is_built_in(self) -> bool:

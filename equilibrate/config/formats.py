@@ -34,6 +34,14 @@ def _dpo_learned_every_chosen_token(kind: str, settings: Settings) -> Settings:
     return {**settings, "objective": {**objective, "nll_on": "all"}}
 
 
+def _policies_learned_the_better_answer(kind: str, settings: Settings) -> Settings:
+    data = settings.get("data") or {}
+    objective = (settings.get("objective") or {}).get("type", "dpo")
+    if kind != "fit" or not data.get("policy") or objective not in ("sft", "dpo", "derta"):
+        return settings
+    return {**settings, "data": {**data, "prefer": "helpful"}}
+
+
 STEPS: Mapping[int, Step] = {
     # Checkpoints name the content of their inputs, and stages are found by it.
     1: Step(carry=lambda kind, settings: settings, text=""),
@@ -41,6 +49,12 @@ STEPS: Mapping[int, Step] = {
     2: Step(
         carry=_dpo_learned_every_chosen_token,
         text="with objective.type dpo and a mask write objective.nll_on: all",
+    ),
+    # Of a pair whose better answer is unsafe the unsafe one was learned.
+    3: Step(
+        carry=_policies_learned_the_better_answer,
+        text="with pairs of your own and objective.type sft, dpo or derta write data.prefer: "
+        "helpful",
     ),
 }
 """Step n carries format n to n + 1. A file keeps what was recorded: steps are taken on reading."""

@@ -225,7 +225,7 @@ class DataConfig(InputsConfig):
     cost: InputPath = ""
     """Likewise."""
     prompts: InputPath = ""
-    """JSON lines with `prompt` and `category`."""
+    """In any format that `python -m equilibrate data FILE` recognises; `category` names classes."""
     evaluation: InputPath = ""
     ptx: InputPath = ""
 

@@ -17,14 +17,18 @@ from equilibrate.data.columns import (
     require_text,
 )
 from equilibrate.errors import DataError
-from equilibrate.types import Category
+from equilibrate.types import Category, Conversation
+
+Prefer = Literal["helpful", "safer", "safe_first"]
+"""Which answer of a pair a policy learns: the better, the safer, or the safe one where the labels
+differ and else the better; of two unsafe ones none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One answer to learn from, as text."""
 
-    prompt: str
+    prompt: str | Conversation
     response: str
     """The text to learn; the end of sequence follows it, unless there is a target."""
     given: str = ""
@@ -121,6 +125,55 @@ def harm_pairs(columns: Columns) -> list[Answer]:
         for safer, unsafer in zip(ordered[0::2], ordered[1::2], strict=True)
         for answer in (unsafer, safer)
     ]
+
+
+def choices(columns: Columns, prefer: Prefer) -> list[int | str]:
+    """Of each row which answer a policy is to learn, or why the row teaches it nothing.
+
+    What the data prefer, all told (`preferred_response_id`), holds whatever is preferred here. Of
+    a single answer the number says nothing, and only an unsafe or unwanted one is left out.
+    """
+    count = len(columns["prompt"])
+    names = ("is_response_0_safe", "is_response_1_safe", "better_response_id", "safer_response_id")
+    if "response_0" not in columns:
+        of_answers = (columns.get(name, [None] * count) for name in ("is_safe", "is_good"))
+        return [
+            _single(is_safe, is_good, prefer) for is_safe, is_good in zip(*of_answers, strict=True)
+        ]
+    stated = columns.get("preferred_response_id", [None] * count)
+    labels = zip(*(columns.get(name, [None] * count) for name in names), strict=True)
+    return [
+        _of_pair(first, other, better, safer, prefer) if given is None else given
+        for given, (first, other, better, safer) in zip(stated, labels, strict=True)
+    ]
+
+
+def labelled(columns: Columns, name: str) -> list[int | str]:
+    """As `choices`, by a label alone; rows without it teach nothing. () where no row has it."""
+    if name not in columns:
+        return []
+    told = f"neither answer is said to be the {name.partition('_')[0]} one"
+    return [told if number is None else number for number in columns[name]]
+
+
+def _single(is_safe: bool | None, is_good: bool | None, prefer: Prefer) -> int | str:
+    if is_good is False:
+        return "the answer is not wanted"
+    return "the answer is unsafe" if is_safe is False and prefer != "helpful" else 0
+
+
+def _of_pair(
+    first: bool | None, other: bool | None, better: int | None, safer: int | None, prefer: Prefer
+) -> int | str:
+    differ = first is not None and other is not None and first != other
+    if prefer == "safe_first" and first is False and other is False:
+        return "both answers are unsafe"
+    if prefer == "safer":
+        found = int(bool(other)) if safer is None and differ else safer
+        return "neither answer is said to be the safer one" if found is None else found
+    if prefer == "safe_first" and differ:
+        return int(bool(other))
+    return "neither answer is said to be the better one" if better is None else better
 
 
 def _ordered_by(label: str, columns: Columns) -> dict[str, Sequence[Any]]:

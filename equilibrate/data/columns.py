@@ -46,6 +46,8 @@ def require_text(columns: Columns, names: Sequence[str]) -> None:
     """Raises: RowError for the first entry that is no text."""
     for name in names:
         for row, value in enumerate(columns[name]):
+            if name == "prompt" and isinstance(value, tuple):
+                continue  # a conversation, whose turns were read one by one
             fault = text_fault(value, may_be_empty=True)
             if not isinstance(value, str):
                 fault = "must be text; of a conversation give the last answer"

@@ -1,4 +1,4 @@
-"""Rows that people bring, one by one with their places; those that break a rule are set apart.
+"""Rows that people bring: what a text may hold, and those that break a rule are set apart.
 
 And no prompt both trains and evaluates (`check_disjoint`).
 """
@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
 
 from equilibrate.errors import DataError
-from equilibrate.types import Prompt
+from equilibrate.types import Conversation, Prompt, as_conversation
 
 MAX_REPORTED = 5
 """Broken rows that one message spells out; the file of rejected rows holds all of them."""
-MAX_ROW_BYTES = 8 * 2**20
-"""Of one JSON line: more text than the context of any model takes, read without holding it."""
 CHARACTERS_PER_TOKEN = 50
 """A text with more than this for each token there is room for is too long, without tokenizing it
 (10 MB take 20 s). Ordinary text has 2 to 6."""
@@ -83,16 +80,6 @@ class RejectedRows:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def read_rows(path: Path, columns: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Place (`file:line` or `folder:row`) and content of each row of a file of JSON lines or of a
-    folder written by `Dataset.save_to_disk`; a row that cannot be read comes as its DataError.
-
-    Args: columns: of a folder, all that is wanted of it; empty for all there is.
-    Raises: DataError if the file or folder cannot be read.
-    """
-    return _folder_rows(path, columns) if path.is_dir() else _file_rows(path)
-
-
 def text_fault(value: object, *, may_be_empty: bool = False) -> str:
     """The rule that a text breaks; "" if none."""
     if not isinstance(value, str):
@@ -112,81 +99,28 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(_lines(file), start=1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if content.strip():
-                    yield f"{path}:{number}", _parse_line(content)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give a JSON-lines file or a dataset folder"
-        ) from None
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Each line, of a longer one the first MAX_ROW_BYTES and one more."""
-    while line := file.readline(MAX_ROW_BYTES + 1):
-        rest = line
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_ROW_BYTES)
-        yield line
-
-
-def _parse_line(line: bytes) -> object:
-    if len(line) > MAX_ROW_BYTES:
-        return DataError(
-            f"({shown(line[:40])}...) must have at most {MAX_ROW_BYTES >> 20} MiB; leave it out"
-        )
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return DataError(f"({shown(line[error.start : error.end])}) must be UTF-8 text")
-    except (ValueError, RecursionError) as error:
-        return DataError(f"({shown(line[:40].rstrip())}) must be one JSON object ({error})")
-
-
-def _folder_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # Slow to import, and most runs of the unit tests never need it.
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except IndexError:
-        # How `datasets` 5 meets a set that was saved without a row.
-        return
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: is not a folder written by Dataset.save_to_disk ({error})"
-        ) from None
-    if isinstance(loaded, datasets.DatasetDict):
-        splits = ", ".join(loaded)
-        raise DataError(
-            f"{path}: must be one split, not a set of splits ({splits}); "
-            f"try {path / next(iter(loaded), '')}"
-        )
-    if columns:
-        loaded = loaded.select_columns([name for name in loaded.column_names if name in columns])
-    for number, row in enumerate(loaded):
-        yield f"{path}:{number}", row
-
-
 def check_disjoint(train_prompts: Iterable[Prompt], eval_prompts: Iterable[Prompt]) -> None:
-    """Refuse an evaluation prompt that training also sees, compared without case and spacing.
+    """Refuse an evaluation prompt that training also sees, compared by `prompt_key`.
 
     Raises: DataError with the first such prompt and their number.
     """
-    seen = {_normalised(prompt.text): prompt.prompt_id for prompt in train_prompts}
-    leaked = [prompt for prompt in eval_prompts if _normalised(prompt.text) in seen]
+    seen = {prompt_key(prompt.conversation): prompt.prompt_id for prompt in train_prompts}
+    leaked = [prompt for prompt in eval_prompts if prompt_key(prompt.conversation) in seen]
     if leaked:
         first = leaked[0]
         raise DataError(
             f"evaluation prompt {first.prompt_id!r} ({first.text[:80]!r}) must not be in the "
-            f"training prompts, where it is {seen[_normalised(first.text)]!r}; remove these "
+            f"training prompts, where it is {seen[prompt_key(first.conversation)]!r}; remove these "
             f"{len(leaked)} from one of the two files"
         )
 
 
-def _normalised(text: str) -> str:
-    return " ".join(text.casefold().split())
+def prompt_key(prompt: str | Conversation) -> str:
+    """What two prompts share that ask the same: the user's turns without case and spacing.
+
+    What the system says is not in it: under another system prompt a prompt is known all the same.
+    """
+    turns = as_conversation(prompt)
+    return " ".join(
+        word for turn in turns if turn.role == "user" for word in turn.content.casefold().split()
+    )

@@ -1,22 +1,27 @@
-"""Data sets of labelled answers: saved folders and JSON lines, read by column."""
+"""Data sets of labelled answers, read by column."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import load_from_disk
-
 from equilibrate.data.columns import Columns, RowError, require_columns
-from equilibrate.data.rows import RejectedRows, read_rows, shown
+from equilibrate.data.recognition import Source
+from equilibrate.data.records import Kind, OfNoUse, Record
+from equilibrate.data.rows import RejectedRows
 from equilibrate.errors import DataError
+from equilibrate.types import Category
 
 SFT_COLUMNS = ("prompt", "response")
 
 View = Callable[[Columns], object]
 """Reads what it needs of a data set of any length. Raises: RowError for a row it cannot read."""
+
+Choice = Callable[[Columns], Sequence[int | str]]
+"""Of each row the number of the response to learn, or why it teaches nothing; () for no choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,25 @@ class Table:
     columns: Columns
     places: Sequence[str]
     """`file:line` or `folder:row` of each row."""
+    about: str = ""
+    """What it was recognised as, and by what."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows of no use, by reason."""
+
+    def taught(self, choose: Choice) -> Table:
+        """With `preferred_response_id`, or without the rows that `choose` says teach nothing."""
+        chosen = choose(self.columns)
+        if not chosen:
+            return self
+        left_out = Counter(self.left_out) + Counter(
+            number for number in chosen if isinstance(number, str)
+        )
+        kept = [row for row, number in enumerate(chosen) if not isinstance(number, str)]
+        columns = {name: [values[row] for row in kept] for name, values in self.columns.items()}
+        if "response_0" in columns:
+            columns["preferred_response_id"] = [chosen[row] for row in kept]
+        places = [self.places[row] for row in kept]
+        return replace(self, columns=columns, places=places, left_out=left_out)
 
     def readable(self, view: View, rejected: RejectedRows) -> Columns:
         """The columns without the rows that a view cannot read, which `rejected` takes.
@@ -58,24 +82,45 @@ class Table:
         return found
 
 
-def load_table(path: Path, columns: Sequence[str], rejected: RejectedRows) -> Table:
-    """A data set: a folder of `Dataset.save_to_disk`, or a file of JSON lines.
+def load_table(
+    path: Path,
+    columns: Sequence[str],
+    rejected: RejectedRows,
+    *,
+    mapping: Mapping[str, str] | None = None,
+) -> Table:
+    """A data set of any format and kind that `Source` reads, as prompts with their answers.
+
+    Columns are prompt (text, or a conversation), category where the data have our classes; of
+    answers response, is_safe and is_good; of pairs response_0 and response_1, is_response_0_safe,
+    is_response_1_safe, better_response_id, safer_response_id and preferred_response_id. None is
+    where a row does not say; a column of which no row says anything is not there.
 
     Args:
         columns: those that it must have.
-        rejected: takes the lines that hold no JSON object; it is not settled here.
+        rejected: takes the rows that break a rule; it is not settled here.
+        mapping: as of `Source`.
     Raises: DataError, naming the file or folder and the column, if it is missing, empty or cannot
         be read.
     """
-    table = _read_lines(path, rejected) if path.is_file() else _read_folder(path)
+    source = Source(path, mapping)
+    table = _Building()
+    for entry in source:
+        if entry.record is not None:
+            table.add(entry.where, entry.record)
+        elif isinstance(entry.fault, OfNoUse):
+            table.left_out[str(entry.fault)] += 1
+        else:
+            rejected.add(entry.where, str(entry.fault))
     if not table.places:
         rejected.settle(len(rejected))
         raise DataError(f"{path}: the data set is empty; give at least one row")
+    built = table.built(source.recognised.why)
     try:
-        require_columns(table.columns, columns)
+        require_columns(built.columns, columns)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    return table
+    return built
 
 
 def load_columns(path: Path, columns: Sequence[str]) -> Columns:
@@ -97,32 +142,57 @@ def _fault(row: Columns, view: View) -> str:
     return ""
 
 
-def _read_folder(folder: Path) -> Table:
-    if not (folder / "dataset_info.json").is_file():
-        raise DataError(
-            f"{folder}: no data set here; give a file of JSON lines, or save one with "
-            "Dataset.save_to_disk"
-        )
-    try:
-        columns: Columns = load_from_disk(str(folder)).to_dict()
-    except IndexError:
-        # How `datasets` 5 meets a set that was saved without a row.
-        columns = {}
-    count = len(next(iter(columns.values()), ()))
-    return Table(columns=columns, places=[f"{folder}:{row}" for row in range(count)])
+def columns_of(records: Iterable[Record]) -> Columns:
+    """Records as `load_table` lays them out."""
+    table = _Building()
+    for record in records:
+        table.add("", record)
+    return table.built("").columns
 
 
-def _read_lines(file: Path, rejected: RejectedRows) -> Table:
-    """Every key that any row has is a column; what a row lacks is None there."""
-    rows: list[dict[str, Any]] = []
-    places = []
-    for where, row in read_rows(file):
-        if isinstance(row, dict):
-            rows.append(row)
-            places.append(where)
-        elif isinstance(row, DataError):
-            rejected.add(where, str(row))
-        else:
-            rejected.add(where, f"({shown(row)}) must be one JSON object")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Table(columns={name: [row.get(name) for row in rows] for name in names}, places=places)
+class _Building:
+    def __init__(self) -> None:
+        self.places: list[str] = []
+        self.left_out: Counter[str] = Counter()
+        self._columns: dict[str, list[Any]] = defaultdict(list)
+
+    def add(self, where: str, record: Record) -> None:
+        for row in _rows_of(record):
+            for name, value in row.items():
+                column = self._columns[name]
+                column += [None] * (len(self.places) - len(column))
+                column.append(value)
+            self.places.append(where)
+
+    def built(self, about: str) -> Table:
+        for column in self._columns.values():
+            column += [None] * (len(self.places) - len(column))
+        said = {
+            name: values
+            for name, values in self._columns.items()
+            if any(value is not None for value in values)
+        }
+        if "category" in said:
+            said["category"] = [name or Category.GENERAL.value for name in said["category"]]
+        return Table(columns=said, places=self.places, about=about, left_out=self.left_out)
+
+
+def _rows_of(record: Record) -> Iterator[dict[str, Any]]:
+    row: dict[str, Any] = {
+        "prompt": record.prompt,
+        "category": record.category and record.category.value,
+    }
+    if record.kind is Kind.PAIR:
+        for side in (0, 1):
+            row[f"response_{side}"] = record.responses[side]
+            row[f"is_response_{side}_safe"] = record.is_safe[side]
+        yield row | {
+            "better_response_id": record.better,
+            "safer_response_id": record.safer,
+            "preferred_response_id": record.preferred,
+        }
+    elif not record.responses:
+        yield row
+    for response, is_safe in zip(record.responses, record.is_safe, strict=True):
+        if record.kind is not Kind.PAIR:
+            yield row | {"response": response, "is_safe": is_safe, "is_good": record.is_good}

@@ -6,25 +6,13 @@ risky, and whether the asker means harm. Both, one or none give MHD, EHD or IHD,
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable
 
+from equilibrate.data.recognition import parse_label
 from equilibrate.errors import DataError
 from equilibrate.types import Category
-
-_LABELS = {
-    "factual risk": Category.EHD,
-    "intentional risk": Category.IHD,
-    "mixed risk": Category.MHD,
-    "no risk": Category.GENERAL,
-    "none": Category.GENERAL,
-    **{category.value.lower(): category for category in Category},
-}
-
-UNDECIDED = "other"
-"""Label of rows that the annotators could not place: usable for no class."""
 
 _VERDICT = re.compile(r"\b(factual|intentional|mixed|no)[\s_-]+risk\b", re.IGNORECASE)
 
@@ -61,24 +49,6 @@ Request: {request}
 """
 
 
-def parse_label(label: str) -> Category:
-    """The class that a label of a data set names, in any case: "Factual Risk", "EHD", "No risk".
-
-    Raises: DataError for OTHER, which fits no class, and for unknown labels.
-    """
-    key = " ".join(re.split(r"[\s_-]+", label.strip().lower()))
-    if key in _LABELS:
-        return _LABELS[key]
-    if key == UNDECIDED:
-        raise DataError(
-            f"category ({label!r}) must name a class; OTHER fits none, so label or drop the row"
-        )
-    names = ", ".join(category.value for category in Category)
-    close = difflib.get_close_matches(key, _LABELS, n=1)
-    hint = f"did you mean {_LABELS[close[0]].value}?" if close else "or a risk such as Factual Risk"
-    raise DataError(f"category ({label[:80]!r}) must be one of {names}; {hint}")
-
-
 def labelling_prompt(text: str) -> str:
     """The question to a judge model about one request; `parse_judge_reply` reads its answer."""
     return _TEMPLATE.format(request=json.dumps(text, ensure_ascii=False))
@@ -96,7 +66,7 @@ def parse_judge_reply(reply: str) -> Category:
         pass
     # The analysis may name risks that it rules out: only what follows the last key counts.
     _, _, tail = reply.lower().rpartition("determination")
-    found = {_LABELS[f"{name.lower()} risk"] for name in _VERDICT.findall(tail)}
+    found = {parse_label(f"{name} risk") for name in _VERDICT.findall(tail)}
     if len(found) != 1:
         raise DataError(
             f"judge reply ({reply[:80]!r}) must give one determination; found {len(found)}, "

@@ -1,4 +1,4 @@
-"""Prompts from JSON lines or a Hugging Face dataset folder, each row checked.
+"""Prompts from data sets of any format that is known, each row checked.
 
 A row that breaks a rule is rejected, and too many of them stop the run before any work is done; a
 row that is merely of no use here (a second copy, too long, of no class) is dropped and counted.
@@ -13,18 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equilibrate.data.rows import (
-    CHARACTERS_PER_TOKEN,
-    RejectedRows,
-    read_rows,
-    shown,
-    text_fault,
-)
+from equilibrate.data.recognition import Entry, Source
+from equilibrate.data.records import Kind, OfNoUse, Record, checked, said
+from equilibrate.data.rows import CHARACTERS_PER_TOKEN, RejectedRows, shown
 from equilibrate.errors import DataError
-from equilibrate.fdc.categories import UNDECIDED, parse_label
-from equilibrate.types import Category, Prompt
-
-_COLUMNS = ("prompt", "category", "id", "cell", "part")
+from equilibrate.types import Category, Conversation, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,22 +27,28 @@ class PromptRows:
     prompts: list[Prompt]
     dropped: Mapping[str, int]
     """Rows left out, by reason."""
+    about: str = ""
+    """What the file was recognised as, and how prompts count for which it names no class."""
 
 
 def read_prompts(
     path: str | Path,
-    encode: Callable[[str], list[int]],
+    encode: Callable[[Any], list[int]],
     *,
     max_tokens: int,
     rejected: RejectedRows | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> PromptRows:
-    """Read rows with `prompt`, `category` and optionally `id`, `cell`, `part`; others stay out.
+    """The prompts of a file, answers or none beside them; of plain prompts also `id`, `cell` and
+    `part`. A prompt counts in the class that its file names (`category`), or that its format says
+    of all of them (a set of harmful prompts: EHD); without one as GENERAL.
 
     Args:
-        path: a JSON-lines file, or a folder written by `datasets.Dataset.save_to_disk`.
-        encode: text to token ids, exactly as the policy will see the prompt.
+        path: whatever `Source` reads.
+        encode: text or conversation to token ids, exactly as the policy will see the prompt.
         max_tokens: longest prompt that leaves room for a response.
         rejected: takes the rows that break a rule; by default none may.
+        columns: as of `Source`.
 
     Raises: DataError with file:line, value and rule of the first broken rows, if they are too many;
         also if the file cannot be read or no usable row is left.
@@ -58,12 +57,13 @@ def read_prompts(
     reader = _Reader(encode, max_tokens)
     rejected = RejectedRows(path) if rejected is None else rejected
     num_rows = 0
-    for where, row in read_rows(path, _COLUMNS):
+    source = Source(path, columns)
+    for entry in source:
         num_rows += 1
         try:
-            reader.add(where, row)
+            reader.add(entry)
         except DataError as error:
-            rejected.add(where, str(error))
+            rejected.add(entry.where, str(error))
     rejected.settle(num_rows)
     if not reader.prompts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in reader.dropped.items())
@@ -71,46 +71,50 @@ def read_prompts(
             f"{path} ({num_rows} rows) must hold at least one usable prompt"
             + (f"; dropped: {reasons}" if reasons else "; give rows with `prompt` and `category`")
         )
-    return PromptRows(prompts=reader.prompts, dropped=dict(reader.dropped))
+    about = source.recognised.why
+    if reader.without_class:
+        about += f"; {reader.without_class} prompts have no class and count as GENERAL"
+    return PromptRows(prompts=reader.prompts, dropped=dict(reader.dropped), about=about)
 
 
 class _Reader:
     """Turns rows into prompts, one after another, and remembers what it has seen."""
 
-    def __init__(self, encode: Callable[[str], list[int]], max_tokens: int) -> None:
+    def __init__(self, encode: Callable[[Any], list[int]], max_tokens: int) -> None:
         self.prompts: list[Prompt] = []
         self.dropped: Counter[str] = Counter()
+        self.without_class = 0
         self._encode = encode
         self._max_tokens = max_tokens
-        self._first_by_text: dict[str, tuple[str, Category]] = {}
+        self._first_by_text: dict[str | Conversation, tuple[str, Category]] = {}
         self._where_by_id: dict[str, str] = {}
 
-    def add(self, where: str, row: object) -> None:
+    def add(self, entry: Entry) -> None:
         """Raises: DataError without the place, which the caller knows."""
-        if isinstance(row, DataError):
-            raise row
-        if not isinstance(row, dict):
-            raise DataError(f"({shown(row)}) must be a JSON object with `prompt` and `category`")
-        text = _checked_text(row, "prompt")
-        label = _checked_text(row, "category")
-        if label.strip().lower() == UNDECIDED:
-            self.dropped["of no class (OTHER)"] += 1
+        if isinstance(entry.fault, OfNoUse):
+            self.dropped[str(entry.fault)] += 1
             return
-        category = parse_label(label)
-        if text in self._first_by_text:
-            self._drop_duplicate(text, category)
+        if entry.record is None:
+            raise entry.fault or DataError("must hold a prompt")
+        record, where = entry.record, entry.where
+        row: Mapping[str, Any] = entry.row
+        checked(record.messages[-1].content, "prompt")
+        text, key = said(record.messages), record.prompt
+        category = record.category or Category.GENERAL
+        if key in self._first_by_text:
+            self._drop_duplicate(key, category)
             return
         cell, part = (
-            "" if row.get(key) is None else _checked_text(row, key, may_be_empty=True)
-            for key in ("cell", "part")
+            "" if row.get(name) is None else checked(row[name], name, may_be_empty=True)
+            for name in ("cell", "part")
         )
         # Last: a row that is rejected keeps no id from another.
-        prompt_id = self._new_id(row, text, where)
-        self._first_by_text[text] = (where, category)
+        prompt_id = self._new_id(row, record, where)
+        self._first_by_text[key] = (where, category)
         token_ids: tuple[int, ...] = ()
         reason = f"longer than {self._max_tokens} tokens"
         if len(text) <= CHARACTERS_PER_TOKEN * self._max_tokens:
-            token_ids = tuple(self._encode(text))
+            token_ids = tuple(self._encode(key))
             reason = self._reason_to_drop(token_ids)
         if reason:
             self.dropped[reason] += 1
@@ -123,11 +127,13 @@ class _Reader:
                 category=category,
                 cell=cell,
                 part=part,
+                messages=() if isinstance(key, str) else key,
             )
         )
+        self.without_class += record.category is None
 
-    def _drop_duplicate(self, text: str, category: Category) -> None:
-        where, first = self._first_by_text[text]
+    def _drop_duplicate(self, key: str | Conversation, category: Category) -> None:
+        where, first = self._first_by_text[key]
         if first is not category:
             raise DataError(
                 f"category ({category.value}) must agree with the same prompt at {where} "
@@ -142,14 +148,15 @@ class _Reader:
             return f"longer than {self._max_tokens} tokens"
         return ""
 
-    def _new_id(self, row: Mapping[str, Any], text: str, where: str) -> str:
-        given = row.get("id")
+    def _new_id(self, row: Mapping[str, Any], record: Record, where: str) -> str:
+        # Rows of answers may share the name of their prompt.
+        given = row.get("id") if record.kind is Kind.PROMPT else None
         if isinstance(given, int) and not isinstance(given, bool):
             given = str(given)
         if given is None:
-            given = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+            given = hashlib.blake2b(said(record.messages).encode(), digest_size=8).hexdigest()
         else:
-            given = _checked_text({"id": given}, "id")
+            given = checked(given, "id")
         if given in self._where_by_id:
             raise DataError(
                 f"id ({shown(given)}) must be unique, but {self._where_by_id[given]} has it too; "
@@ -157,13 +164,3 @@ class _Reader:
             )
         self._where_by_id[given] = where
         return given
-
-
-def _checked_text(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> str:
-    if key not in row:
-        present = ", ".join(map(repr, list(row)[:8])) or "no keys"
-        raise DataError(f"needs the key {key!r}; the row has {present}")
-    fault = text_fault(row[key], may_be_empty=may_be_empty)
-    if fault:
-        raise DataError(f"{key} ({shown(row[key])}) {fault}")
-    return str(row[key])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from equilibrate.config.fit import FitConfig
+from equilibrate.data.answers import choices, labelled
 from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
-from equilibrate.data.tables import load_table
+from equilibrate.data.tables import Choice, load_table
+from equilibrate.errors import DataError
 from equilibrate.fdc.mixture import choose_amounts
 from equilibrate.models.folders import num_positions
 from equilibrate.offline.objectives import OBJECTIVES
@@ -17,14 +19,24 @@ from equilibrate.offline.table import AnswerTable, encode_answers
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
 from equilibrate.sandbox.world import build_world
 from equilibrate.text.renderer import Renderer
+from equilibrate.types import Category
 
 
-def chosen_columns(config: FitConfig, train: Path | None, run: Path | None) -> Columns:
+def _nothing(message: str) -> None:
+    pass
+
+
+def chosen_columns(
+    config: FitConfig,
+    train: Path | None,
+    run: Path | None,
+    say: Callable[[str], None] = _nothing,
+) -> Columns:
     """The data set in the amounts that are asked for.
 
     Args:
         train: None: the built-in world writes it.
-        run: as of `readable_columns`.
+        run, say: as of `readable_columns`.
     Raises: DataError naming the file and the place at fault.
     """
     if train is None:
@@ -35,7 +47,7 @@ def chosen_columns(config: FitConfig, train: Path | None, run: Path | None) -> C
             seed=config.seed,
         )
         return _by_column(list(rows))
-    columns = readable_columns(config, train, run)
+    columns = readable_columns(config, train, run, say)
     chosen = choose_amounts(
         categories_of(columns),
         config.fdc.amounts,
@@ -45,10 +57,14 @@ def chosen_columns(config: FitConfig, train: Path | None, run: Path | None) -> C
     return {name: [values[row] for row in chosen] for name, values in columns.items()}
 
 
-def readable_columns(config: FitConfig, train: Path, run: Path | None) -> Columns:
+def readable_columns(
+    config: FitConfig, train: Path, run: Path | None, say: Callable[[str], None] = _nothing
+) -> Columns:
     """The rows of a data set that `config.objective` can read.
 
-    Args: run: folder that takes the list of the others; None writes none.
+    Args:
+        run: folder that takes the list of the others; None writes none.
+        say: takes what the data set is and what of it is left out.
     Raises: DataError as `load_table`, or naming the first of the others, if they are too many.
     """
     file = None if run is None else run / REJECTED_FILE
@@ -59,7 +75,26 @@ def readable_columns(config: FitConfig, train: Path, run: Path | None) -> Column
         categories_of(columns)
         view(columns, config.objective, config.seed)
 
-    return load_table(train, ("prompt",), rejected).readable(read, rejected)
+    table = load_table(train, ("prompt",), rejected, mapping=config.data.columns)
+    table = table.taught(_choice(config))
+    say(f"{train}: {table.about}")
+    if "category" not in table.columns:
+        say(f"{train}: names no classes of ours; all rows count as {Category.GENERAL.value}")
+    for reason, count in table.left_out.items():
+        say(f"{train}: {count} rows left out: {reason}")
+    if not table.places:
+        raise DataError(
+            f"{train}: no row teaches {config.objective.type} anything ({dict(table.left_out)}); "
+            f"data.prefer is {config.data.prefer}"
+        )
+    return table.readable(read, rejected)
+
+
+def _choice(config: FitConfig) -> Choice:
+    learns = OBJECTIVES[config.objective.type].learns
+    if learns == "preferred":
+        return lambda columns: choices(columns, config.data.prefer)
+    return lambda columns: labelled(columns, f"{learns}_response_id")
 
 
 def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> AnswerTable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -40,6 +40,8 @@ class OfflineObjective:
     is an `AnswerBatch` of a policy's log-probs, or `ScoredPairs` of a scorer."""
     answers_per_example: int
     needs_reference: bool = False
+    learns: Literal["preferred", "better", "safer"] = "preferred"
+    """Which answer of a pair stands first: as `data.prefer` says, or by one label alone."""
 
 
 def _view_demonstrations(columns: Columns, settings: SftConfig, seed: int) -> list[Answer]:
@@ -127,14 +129,20 @@ def _cost(batch: ScoredPairs, settings: CostConfig) -> Tensor:
 
 
 OBJECTIVES: dict[str, OfflineObjective] = {
-    "reward": OfflineObjective(view=_view_reward, loss=_reward, answers_per_example=2),
-    "cost": OfflineObjective(view=_view_cost, loss=_cost, answers_per_example=2),
+    "reward": OfflineObjective(
+        view=_view_reward, loss=_reward, answers_per_example=2, learns="better"
+    ),
+    "cost": OfflineObjective(view=_view_cost, loss=_cost, answers_per_example=2, learns="safer"),
     "sft": OfflineObjective(view=_view_demonstrations, loss=_sft, answers_per_example=1),
     "dpo": OfflineObjective(
         view=_view_pairs, loss=_dpo, answers_per_example=2, needs_reference=True
     ),
     "bfpo": OfflineObjective(
-        view=_view_by_helpfulness, loss=_bfpo, answers_per_example=2, needs_reference=True
+        view=_view_by_helpfulness,
+        loss=_bfpo,
+        answers_per_example=2,
+        needs_reference=True,
+        learns="better",
     ),
     "derta": OfflineObjective(view=_view_derta, loss=_sft, answers_per_example=1),
     # Its data are made by the policy itself: best and worst of its answers, as pairs.

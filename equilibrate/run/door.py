@@ -58,7 +58,15 @@ def check_journey(journey: Journey) -> None:
 def require_path(key: str, path: str) -> Path:
     """Raises: DataError naming the key if there is nothing at the path."""
     if not Path(path).exists():
-        raise DataError(f"data.{key} ({path!r}) does not exist; give an existing file or folder")
+        from equilibrate.data.readers import is_hub_name  # late: as above
+
+        hint = "give an existing file or folder"
+        if is_hub_name(path):
+            hint += (
+                f"; a data set of the hub is brought here first: hf download {path} --repo-type "
+                "dataset --local-dir FOLDER"
+            )
+        raise DataError(f"data.{key} ({path!r}) does not exist; {hint}")
     return Path(path)
 
 

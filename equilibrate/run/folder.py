@@ -129,7 +129,14 @@ def read_fitting(
     """
     longest = config.rollout.max_model_len - config.rollout.max_new_tokens
     rejected = rejected_rows(path, config, run)
-    rows = read_prompts(path, renderer.prompt_ids, max_tokens=longest, rejected=rejected)
+    rows = read_prompts(
+        path,
+        renderer.prompt_ids,
+        max_tokens=longest,
+        rejected=rejected,
+        columns=config.data.columns,
+    )
+    say(f"{path.name}: {rows.about}")
     for reason, count in rows.dropped.items():
         say(f"{path.name}: {count} prompts left out: {reason}")
     if rejected:

@@ -8,7 +8,8 @@ from pathlib import Path
 from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.columns import require_text
-from equilibrate.data.rows import RejectedRows, check_disjoint
+from equilibrate.data.records import said
+from equilibrate.data.rows import RejectedRows, check_disjoint, prompt_key
 from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import read_prompts
@@ -18,7 +19,7 @@ from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import SCORERS, require_path
 from equilibrate.run.folder import rejected_rows
 from equilibrate.text.renderer import Renderer
-from equilibrate.types import Category, Prompt
+from equilibrate.types import Category, Conversation, Prompt, as_conversation
 
 
 def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
@@ -52,7 +53,7 @@ def _check_texts(data: Path) -> list[Prompt]:
     rejected = RejectedRows(data)
     table = load_table(data, SFT_COLUMNS, rejected)
     columns = table.readable(lambda columns: require_text(columns, SFT_COLUMNS), rejected)
-    return by_row([text for text in columns["prompt"] if text.strip()])
+    return by_row([prompt for prompt in columns["prompt"] if prompt_key(prompt)])
 
 
 def _check_answers(config: FitConfig, run: Path | None, data: Path) -> list[Prompt]:
@@ -67,11 +68,17 @@ def _check_answers(config: FitConfig, run: Path | None, data: Path) -> list[Prom
     return by_row(columns["prompt"])
 
 
-def by_row(texts: Sequence[str]) -> list[Prompt]:
-    """Texts as `check_disjoint` takes them, named by their rows."""
+def by_row(prompts: Sequence[str | Conversation]) -> list[Prompt]:
+    """Prompts as `check_disjoint` takes them, named by their rows."""
     return [
-        Prompt(prompt_id=f"row {row}", text=text, token_ids=(), category=Category.GENERAL)
-        for row, text in enumerate(texts)
+        Prompt(
+            prompt_id=f"row {row}",
+            text=said(as_conversation(prompt)),
+            token_ids=(),
+            category=Category.GENERAL,
+            messages=as_conversation(prompt),
+        )
+        for row, prompt in enumerate(prompts)
     ]
 
 
@@ -81,4 +88,5 @@ def _prompts(config: TrainConfig | FitConfig, run: Path | None, file: Path) -> l
         Renderer(config.data.policy, config.text).prompt_ids,
         max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
         rejected=rejected_rows(file, config, run),
+        columns=config.data.columns,
     ).prompts

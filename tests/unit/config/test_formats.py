@@ -49,6 +49,18 @@ def test_there_is_a_step_from_every_format_to_the_next():
     assert sorted(STEPS) == list(range(1, SETTINGS_FORMAT))
 
 
+@pytest.mark.parametrize(
+    ("kind", "policy", "objective", "prefer"),
+    [("fit", "given", "dpo", "helpful"), ("fit", "given", "sft", "helpful"),
+     ("fit", "given", "bfpo", None), ("fit", "", "dpo", None), ("train", "given", "dpo", None)],
+)  # fmt: skip
+def test_own_pairs_were_learned_by_helpfulness(
+    kind: str, policy: str, objective: str, prefer: str | None
+):
+    recorded = {"data": {"policy": policy}, "objective": {"type": objective}}
+    assert carry(kind, recorded, 3)["data"].get("prefer") == prefer
+
+
 def test_settings_hold_the_number_of_their_format():
     assert f"settings_format: {SETTINGS_FORMAT}\n" in dump_config(TrainConfig())
     assert parse_config({"settings_format": SETTINGS_FORMAT}) == parse_config({}) == TrainConfig()

@@ -151,7 +151,7 @@ def test_constraint_that_would_never_see_a_cost_is_refused(mixture: str) -> None
         ("lerner.policy_lr=1", "lerner", "did you mean 'learner'?"),
         ("ama.pivots.rul=std", "ama.pivots.rul", "did you mean 'rule'?"),
         ("ama.pivots.xyz=1", "ama.pivots.xyz", "valid keys: rule, value"),
-        ("data.zzzzzz=1", "data.zzzzzz", "valid keys: cost, evaluation, max_rejected_fraction"),
+        ("data.zzzzzz=1", "data.zzzzzz", "valid keys: columns, cost, evaluation"),
     ],
 )
 def test_unknown_key_names_the_nearest(override: str, key: str, rest: str) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from equilibrate.data.answers import Answer, demonstrations, pairs
+from equilibrate.data.answers import Answer, choices, demonstrations, labelled, pairs
 from equilibrate.data.columns import categories_of
 from equilibrate.errors import DataError
 from equilibrate.types import Category
@@ -109,3 +109,54 @@ def test_a_demonstration_needs_a_response():
 
 def test_without_classes_all_is_general():
     assert categories_of({"prompt": ["p", "q"]}) == [Category.GENERAL] * 2
+
+
+SAFETY = {
+    "response_0": ["a"] * 5,
+    "response_1": ["b"] * 5,
+    "prompt": ["p"] * 5,
+    "is_response_0_safe": [True, False, False, True, None],
+    "is_response_1_safe": [True, False, True, False, None],
+    "better_response_id": [1, 1, 0, None, 1],
+    "safer_response_id": [0, 0, 1, 0, None],
+}
+NEITHER = "neither answer is said to be the {} one"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "chosen"),
+    [
+        ("helpful", [1, 1, 0, NEITHER.format("better"), 1]),
+        ("safer", [0, 0, 1, 0, NEITHER.format("safer")]),
+        # Both safe: the better; both unsafe: none; else the safe one; no labels: the better.
+        ("safe_first", [1, "both answers are unsafe", 1, 0, 1]),
+    ],
+)
+def test_which_answer_of_a_pair_a_policy_learns(prefer, chosen):
+    assert choices(SAFETY, prefer) == chosen
+
+
+def test_what_the_data_prefer_all_told_holds_whatever_is_preferred():
+    columns = SAFETY | {"preferred_response_id": [0, 0, 0, 1, None]}
+    assert choices(columns, "safe_first") == [0, 0, 0, 1, 1]
+
+
+def test_two_safe_answers_of_which_none_is_better_teach_nothing():
+    columns = {name: values[:1] for name, values in SAFETY.items() if name != "better_response_id"}
+    assert choices(columns, "safe_first") == [NEITHER.format("better")]
+    # Without ids the labels say which is safer, where they differ.
+    columns = {name: values[2:4] for name, values in SAFETY.items() if "id" not in name}
+    assert choices(columns, "safer") == [1, 0]
+
+
+def test_single_answers_that_are_unsafe_or_unwanted_are_not_learned():
+    columns = {"prompt": ["p"] * 4, "response": ["a"] * 4, "is_safe": [True, False, None, None],
+               "is_good": [None, None, True, False]}  # fmt: skip
+    unsafe, unwanted = "the answer is unsafe", "the answer is not wanted"
+    assert choices(columns, "safe_first") == [0, unsafe, 0, unwanted]
+    assert choices(columns, "helpful") == [0, 0, 0, unwanted]
+
+
+def test_a_label_alone_orders_the_pairs_that_have_it():
+    assert labelled(SAFETY, "better_response_id") == [1, 1, 0, NEITHER.format("better"), 1]
+    assert labelled({"prompt": ["p"]}, "better_response_id") == []

@@ -104,7 +104,7 @@ def test_lines_without_an_object_count_as_rejected_rows_with_their_place(tmp_pat
     said = str(caught.value).splitlines()
     assert said[0].startswith(f"{file}:15: (b'{{') must be one JSON object (")
     assert said[1] == f"{file}:17: ([1]) must be one JSON object"
-    assert said[2].startswith(f"{file}:19: chosen (3) must be text")
+    assert said[2].startswith(f"{file}:19: chosen (3) must be a string")
     assert said[3] == "3 of 10 rows break a rule, and data.max_rejected_fraction (0.29) allows 2"
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from equilibrate.data import rows
-from equilibrate.data.rows import RejectedRows, check_disjoint, read_rows, shown, text_fault
+from equilibrate.data import readers
+from equilibrate.data.readers import read_rows
+from equilibrate.data.rows import RejectedRows, check_disjoint, shown, text_fault
 from equilibrate.errors import DataError
 from equilibrate.types import Category, Prompt
 
@@ -16,7 +17,7 @@ from equilibrate.types import Category, Prompt
 def test_a_line_beyond_the_limit_is_a_broken_row_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 2**20)
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 2**20)
     file = tmp_path / "rows.jsonl"
     for length in (2**20 - 8, 2**20, 3 * 2**20):
         long = json.dumps({"a": "x" * (length - 9)})

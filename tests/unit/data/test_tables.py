@@ -22,8 +22,15 @@ def test_a_folder_and_lines_give_the_same_columns(tmp_path):
 
 def test_what_a_line_lacks_is_none(tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"prompt": "p"}\n{"prompt": "q", "extra": 1}\n')
-    assert load_columns(file, ("prompt",)) == {"prompt": ["p", "q"], "extra": [None, 1]}
+    pair = {"response_0": "a", "response_1": "b"}
+    rows = [{"prompt": "p"} | pair, {"prompt": "q", "better_response_id": 1, "extra": 1} | pair]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_columns(file, ("prompt",)) == {
+        "prompt": ["p", "q"],
+        "response_0": ["a", "a"],
+        "response_1": ["b", "b"],
+        "better_response_id": [None, 1],
+    }
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", "3", "\x00"])
@@ -35,7 +42,7 @@ def test_a_broken_line_is_named(tmp_path, line):
 
 
 def test_a_missing_data_set_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no data set here"):
+    with pytest.raises(DataError, match=r"nowhere: cannot be read"):
         load_columns(tmp_path / "nowhere", SFT_COLUMNS)
 
 

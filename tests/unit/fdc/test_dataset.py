@@ -96,7 +96,8 @@ def test_same_text_has_the_same_id_in_any_file(read: Callable[..., PromptRows]) 
         ({}, r"needs the key 'prompt'; the row has no keys"),
         ({"prompt": "a"}, r"needs the key 'category'"),
         (row(None), r"prompt \(None\) must be a string"),
-        (row(["a"]), r"prompt \(\['a'\]\) must be a string"),
+        (row(["a"]), r"prompt\[0\] \('a'\) must be a turn with role and content"),
+        (row(7), r"prompt \(7\) must be a string"),
         (row("  "), r"prompt \('  '\) must not be empty"),
         (row("a\0b"), r"prompt \('a\\x00b'\) must not contain a NUL"),
         (row("a\ud800"), r"prompt \('a\\ud800'\) must be valid Unicode"),
@@ -106,7 +107,7 @@ def test_same_text_has_the_same_id_in_any_file(read: Callable[..., PromptRows]) 
         (row(part=3), r"part \(3\) must be a string"),
         (row(id=True), r"id \(True\) must be a string"),
         (row(id=""), r"id \(''\) must not be empty"),
-        ([1], r"\(\[1\]\) must be a JSON object"),
+        ([1], r"\(\[1\]\) must be one JSON object"),
         (b"{'prompt'", r"must be one JSON object"),
         (b"[" * 100_000, r"must be one JSON object"),
         (b'{"prompt": "\xff"}', r"\(b'\\xff'\) must be UTF-8"),
@@ -136,7 +137,7 @@ def test_five_broken_rows_are_shown_and_the_rest_counted(
 
 def test_long_values_are_shortened_in_messages(read: Callable[..., PromptRows]) -> None:
     with pytest.raises(DataError) as caught:
-        read(row(list(range(10_000))))
+        read(row(dict.fromkeys(range(10_000))))
     assert len(str(caught.value).split(": ", 1)[1]) < 120
 
 
@@ -191,8 +192,8 @@ def test_dataset_folder(tmp_path: Path) -> None:
         ("a", Category.EHD),
         ("b", Category.IHD),
     ]
-    datasets.Dataset.from_list([row("a", "x")]).save_to_disk(tmp_path / "bad")
-    with pytest.raises(DataError, match=r"bad:0: category"):
+    datasets.Dataset.from_list([row("a", "EHD"), row("b", "x")]).save_to_disk(tmp_path / "bad")
+    with pytest.raises(DataError, match=r"bad:1: category"):
         read_prompts(tmp_path / "bad", encode, max_tokens=8)
 
 

@@ -266,7 +266,7 @@ def test_broken_rows_of_labelled_answers_are_known_at_the_door(
         n: str(inputs / n) for n in ("policy", "evaluation")
     }
     config = parse_settings(FitConfig, {"data": data, "objective": {"type": objective}})
-    with pytest.raises(DataError, match=r"pairs:1: chosen \(None\) must be text.*\n1 of 2 rows"):
+    with pytest.raises(DataError, match=r"pairs:1: chosen \(None\) must be a string\n1 of 2 rows"):
         check_inputs(config, inputs)
     assert "chosen (None)" in (inputs / "rejected.jsonl").read_text()
 
@@ -276,8 +276,8 @@ def test_prompts_whose_answers_are_sampled_are_read_as_prompts(inputs: Path) -> 
     data["train"] = str(inputs / "prompts")
     config = parse_settings(FitConfig, {"data": data, "objective": {"type": "ars"}})
     check_inputs(config, inputs)
-    write_rows(inputs / "prompts", [{"prompt": "p", "category": "EHF"}])
-    with pytest.raises(DataError, match=r"prompts:1: category \('EHF'\)"):
+    write_rows(inputs / "prompts", [*ROWS, {"prompt": "p", "category": "EHF"}])
+    with pytest.raises(DataError, match=r"prompts:5: category \('EHF'\)"):
         check_inputs(config, inputs)
 
 
@@ -287,4 +287,4 @@ def test_a_text_of_pretraining_that_is_none_is_known_at_the_door(
     rows = [{"prompt": "", "response": "a lamp is a thing ."}, {"prompt": "", "response": None}]
     Dataset.from_list(rows).save_to_disk(str(inputs / "texts"))
     assert validate(inputs, f"data.ptx={inputs / 'texts'}", "learner.ptx_coef=1") == 3
-    assert "texts:1: response (None) must be text" in capsys.readouterr().err
+    assert "texts:1: response (None) must be a string" in capsys.readouterr().err

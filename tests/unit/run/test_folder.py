@@ -158,7 +158,9 @@ def test_rejected_prompts_are_listed_in_the_run(
     [entry] = map(json.loads, (run / "rejected.jsonl").read_text().splitlines())
     assert (entry["where"], entry["rule"]) == (f"{file}:200", "prompt (None) must be a string")
     said = capsys.readouterr().out
-    assert said == f"prompts.jsonl: 1 rows rejected, see {run / 'rejected.jsonl'}\n"
+    recognised, left_out = said.splitlines()
+    assert recognised.startswith("prompts.jsonl: prompts: columns prompt; ")
+    assert left_out == f"prompts.jsonl: 1 rows rejected, see {run / 'rejected.jsonl'}"
     strict = parse_config({"output": str(run), "data": {"max_rejected_fraction": 0.0}})
     with pytest.raises(DataError, match=r"prompts\.jsonl:200: prompt \(None\).*\n1 of 200 rows"):
         read_fitting(file, renderer, strict, run)

@@ -1,0 +1,141 @@
+"""From files that people have to what an objective learns of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.errors import DataError
+from equilibrate.offline.labelled import labelled_answers, readable_columns
+from equilibrate.offline.objectives import OBJECTIVES
+from equilibrate.sandbox.model import build_model
+from equilibrate.sandbox.tokenizer import build_tokenizer
+
+REAL = Path(__file__).parents[4] / "shared" / "data" / "real"
+
+
+def config(objective: str, **data: Any) -> FitConfig:
+    data = {"policy": "p", "train": "t", "reward": "r", "cost": "c"} | data
+    return parse_settings(FitConfig, {"data": data, "objective": {"type": objective}})
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pku(first: bool, other: bool, better: int, safer: int) -> dict[str, Any]:
+    return {"prompt": "p", "response_0": "a", "response_1": "b", "is_response_0_safe": first,
+            "is_response_1_safe": other, "better_response_id": better,
+            "safer_response_id": safer}  # fmt: skip
+
+
+PKU = [pku(True, True, 1, 0), pku(False, False, 1, 0), pku(False, True, 0, 1)]
+
+
+def learned(settings: FitConfig, path: Path) -> tuple[list[str], list[str]]:
+    """First answers of the examples, and what was said."""
+    said: list[str] = []
+    columns = readable_columns(settings, path, None, said.append)
+    objective = OBJECTIVES[settings.objective.type]
+    answers = objective.view(columns, settings.objective, 0)
+    firsts = [answer.response for answer in answers[:: objective.answers_per_example]]
+    return firsts, said
+
+
+@pytest.mark.parametrize(
+    ("objective", "prefer", "firsts"),
+    [
+        ("dpo", "safe_first", ["b", "b"]),
+        ("dpo", "helpful", ["b", "b", "a"]),
+        ("dpo", "safer", ["a", "a", "b"]),
+        ("sft", "safe_first", ["b", "b"]),
+        # By helpfulness or harm, whatever a policy is to prefer; of harm the worse stands first.
+        ("reward", "safe_first", ["b", "b", "a"]),
+        ("bfpo", "safe_first", ["b", "b", "a"]),
+        ("cost", "safe_first", ["b", "b", "a"]),
+    ],
+)
+def test_what_is_learned_of_pku(
+    tmp_path: Path, objective: str, prefer: str, firsts: list[str]
+) -> None:
+    file = write(tmp_path / "pku.jsonl", *PKU)
+    found, said = learned(config(objective, prefer=prefer), file)
+    assert found == firsts
+    left_out = f"{file}: 1 rows left out: both answers are unsafe"
+    assert (left_out in said) == (prefer == "safe_first" and objective in ("dpo", "sft"))
+    assert f"{file}: names no classes of ours; all rows count as GENERAL" in said
+
+
+def test_a_safe_answer_is_learned_after_the_harmful_one_by_derta(tmp_path: Path) -> None:
+    file = write(tmp_path / "pku.jsonl", *PKU)
+    settings = config("derta")
+    columns = readable_columns(settings, file, None)
+    answers = OBJECTIVES["derta"].view(columns, settings.objective, 0)
+    assert [answer.is_safe for answer in answers] == [True, True, False]
+
+
+def test_unsafe_answers_are_not_demonstrated(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "response": name, "category": "{'x': True}", "is_safe": is_safe}
+            for name, is_safe in (("a", "True"), ("b", "False"))]  # fmt: skip
+    file = write(tmp_path / "beavertails.jsonl", *rows)
+    assert learned(config("sft"), file)[0] == ["a"]
+    assert learned(config("sft", prefer="helpful"), file)[0] == ["a", "b"]
+
+
+def test_ties_are_left_out_and_not_rejected(tmp_path: Path) -> None:
+    arena = {"prompt": '["p"]', "response_a": '["a"]', "response_b": '["b"]',
+             "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}  # fmt: skip
+    tie = arena | {"winner_model_a": 0, "winner_tie": 1}
+    file = write(tmp_path / "arena.jsonl", arena, tie)
+    found, said = learned(config("reward"), file)
+    assert found == ["a"]
+    assert f"{file}: 1 rows left out: neither answer is said to be the better one" in said
+
+
+def test_a_file_that_teaches_nothing_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "pku.jsonl", pku(False, False, 1, 0))
+    with pytest.raises(DataError, match=r"no row teaches dpo .*both answers are unsafe.*prefer"):
+        readable_columns(config("dpo"), file, None)
+
+
+def test_conversations_and_mapped_columns_reach_the_tokens(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0).save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    turns = [("human", "how do i clean lamp ?"), ("gpt", "clean it ."), ("human", "how ?")]
+    row = {"turns of it": [{"from": who, "value": said} for who, said in turns],
+           "best": "i clean it .", "worst": "how ?"}  # fmt: skip
+    file = write(tmp_path / "rows.jsonl", row)
+    columns = {"prompt": "turns of it", "chosen": "best", "rejected": "worst"}
+    settings = config("dpo", columns=columns)
+    table = labelled_answers(settings, readable_columns(settings, file, None), tmp_path / "policy")
+    assert len(table) == 1
+    whole = tokenizer.decode(table.sequences.flat[: table.sequences.prompt_lengths[0]])
+    said = [word for word in whole.split() if word in ("lamp", "clean", "how")]
+    assert said == ["how", "clean", "lamp", "clean", "how"]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real data sets are not here ({REAL})")
+@pytest.mark.parametrize(
+    ("objective", "name", "count"),
+    [
+        ("dpo", "pku_current_500.jsonl", 163),
+        ("sft", "pku_current_500.jsonl", 163),
+        ("reward", "pku_current_500.jsonl", 334),
+        ("cost", "pku_v0_pairs_rebuilt.jsonl", 3541),
+        ("reward", "hh_helpful_test_relabelled.jsonl", 1204),
+        ("sft", "beavertails_30k_test.csv", 862),
+        ("reward", "arena_pref_500.jsonl", 191),
+        ("dpo", "dpo_en_demo.json", 203),
+        ("dpo", "cst_system_prompts.json", 1312),
+        ("sft", "alpaca_en_demo.json", 664),
+    ],
+)
+def test_real_files_are_learned_from(objective: str, name: str, count: int) -> None:
+    assert len(learned(config(objective), REAL / name)[0]) == count
