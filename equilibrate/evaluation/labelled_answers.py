@@ -1,18 +1,15 @@
-"""Files of labelled answers, in any columns: JSON lines, JSON lists, CSV, folders of `datasets`."""
+"""Files of labelled answers, in any columns."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equilibrate.data.rows import RejectedRows, read_rows, shown, text_fault
+from equilibrate.data.readers import read_rows
+from equilibrate.data.rows import RejectedRows, shown, text_fault
 from equilibrate.errors import DataError
-
-_TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +43,7 @@ def read_labelled(
         wanted["label"] = columns.label
     if columns.group:
         wanted["group"] = columns.group
-    for where, row in _rows(file):
+    for where, row in read_rows(file):
         places += 1
         fault = _fault(row, wanted, file) if places == 1 or not isinstance(row, dict) else ""
         fault = fault or _row_fault(row, wanted)
@@ -67,30 +64,6 @@ def read_labelled(
     if not answers:
         raise DataError(f"{file}: holds no answer; give at least one row")
     return answers
-
-
-def _rows(file: Path) -> Iterator[tuple[str, Any]]:
-    if file.suffix not in (*_TABLES, ".json"):
-        yield from read_rows(file)
-        return
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); give a text file in UTF-8") from None
-    if file.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: is not JSON ({error})") from None
-        if not isinstance(rows, list):
-            raise DataError(f"{file} ({type(rows).__name__}) must hold a list of rows")
-    else:
-        csv.field_size_limit(2**27)
-        try:
-            rows = list(csv.DictReader(text.splitlines(True), delimiter=_TABLES[file.suffix]))
-        except csv.Error as error:
-            raise DataError(f"{file}: is no table ({error})") from None
-    yield from ((f"{file}:row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _fault(row: Any, wanted: Mapping[str, str], file: Path) -> str:

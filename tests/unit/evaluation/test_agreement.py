@@ -188,9 +188,9 @@ def test_questions_that_no_file_answers_are_refused(
         ("a.jsonl", '{"prompt": "", "response": "", "label": "x"}\n', r"1: prompt \(''\).*empty"),
         ("a.jsonl", '{"prompt": "p", "response": 3, "label": "x"}\n', r"1: response \(3\)"),
         ("a.jsonl", '{"prompt": "p", "response": "", "label": null}\n', r"1: label \(None\)"),
-        ("a.json", "{", "is not JSON"),
-        ("a.json", "{}", "must hold a list"),
-        ("a.csv", "prompt,response,label\np,r\n", r"row 1: label \(None\)"),
+        ("a.json", "{", "JSON"),
+        ("a.json", "[]", "holds no answer"),
+        ("a.csv", "prompt,response,label\np,r\n", "must have 3 cells and has 2"),
         ("a.csv", "prompt,response\np,r\n", "no column 'label'"),
     ],
 )
