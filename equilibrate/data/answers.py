@@ -109,6 +109,31 @@ def pairs(
     return answers
 
 
+def harm_labels(columns: Columns) -> list[Answer]:
+    """Answers that are labelled one by one, for a cost model: columns prompt, response, is_safe.
+
+    Raises: as `pairs`.
+    """
+    require_columns(columns, ("prompt", "response", "is_safe"))
+    require_text(columns, ("prompt", "response"))
+    require_labels(columns, "is_safe")
+    return [
+        Answer(prompt=prompt, response=response, is_safe=bool(is_safe), category=category)
+        for prompt, response, is_safe, category in zip(
+            columns["prompt"],
+            columns["response"],
+            columns["is_safe"],
+            categories_of(columns),
+            strict=True,
+        )
+    ]
+
+
+def are_single(columns: Columns) -> bool:
+    """Whether each row holds one answer and not a pair."""
+    return "response" in columns and {"chosen", "response_0"}.isdisjoint(columns)
+
+
 def harm_pairs(columns: Columns) -> list[Answer]:
     """Two answers a row for a cost model, the less safe one first, which is to score higher.
 

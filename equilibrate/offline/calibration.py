@@ -1,4 +1,4 @@
-"""How good a scorer turned out to be, on pairs that it did not learn from."""
+"""How good a scorer turned out to be, on answers that it did not learn from."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ def calibrate(kind: ScorerKind, scores: Scores, is_safe: NDArray[np.bool_]) -> d
     """Figures for the scorer's sidecar.
 
     Args:
-        scores: [P, 2], end scores; of each pair the first should be the higher.
-        is_safe: [P, 2], labels of the answers; a reward model has no use for them.
+        scores: [P, 2], end scores; of each pair the first should be the higher. [A, 1] of answers
+            that are labelled one by one, for a cost model.
+        is_safe: likewise, labels of the answers; a reward model has no use for them.
     Returns:
-        num_pairs; ranking_accuracy, share of pairs in the right order; score_std, q05 to q95.
+        num_pairs (num_answers); ranking_accuracy, share of pairs in the right order (of single
+            answers: of all that are unsafe with all that are safe, which is the AUC); score_std,
+            q05 to q95.
         reward: better_mean, worse_mean.
         cost: unsafe_mean, safe_mean and quantiles of each side; sign_accuracy, share of answers on
             their side of 0; unsafe_precision, of answers above 0 the share that is unsafe;
@@ -30,16 +33,27 @@ def calibrate(kind: ScorerKind, scores: Scores, is_safe: NDArray[np.bool_]) -> d
         A mean cost between safe_mean and unsafe_mean reads as a share of unsafe answers: a budget
         is placed by it. A figure over no answers is left out: that is not the same as 0.
     """
-    high, low = scores[:, 0], scores[:, 1]
-    figures = {
-        "num_pairs": float(len(scores)),
-        "ranking_accuracy": float((high > low).mean()),
+    figures = _order(scores, is_safe) | {
         "score_std": float(scores.std()),
         **_quantiles("score", scores.ravel()),
     }
     if kind == "reward":
-        return figures | {"better_mean": float(high.mean()), "worse_mean": float(low.mean())}
+        better, worse = scores[:, 0], scores[:, 1]
+        return figures | {"better_mean": float(better.mean()), "worse_mean": float(worse.mean())}
     return figures | _signs(scores.ravel(), is_safe.ravel())
+
+
+def _order(scores: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:
+    if scores.shape[1] == 2:
+        right = float((scores[:, 0] > scores[:, 1]).mean())
+        return {"num_pairs": float(len(scores)), "ranking_accuracy": right}
+    figures = {"num_answers": float(len(scores))}
+    unsafe, safe = scores[~is_safe], np.sort(scores[is_safe])
+    if len(unsafe) and len(safe):
+        # Of every unsafe answer the safe ones below it, and half of its equals.
+        below = np.searchsorted(safe, unsafe, "left") + np.searchsorted(safe, unsafe, "right")
+        figures["ranking_accuracy"] = float(below.mean() / (2 * len(safe)))
+    return figures
 
 
 def _signs(costs: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equilibrate.config.fit import FitConfig
-from equilibrate.data.answers import choices, labelled
+from equilibrate.data.answers import are_single, choices, labelled
 from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
 from equilibrate.data.tables import Choice, load_table
@@ -103,10 +103,11 @@ def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> Answer
     Raises: DataError naming the column, row and value at fault.
     """
     objective = OBJECTIVES[config.objective.type]
+    are_singles = objective.loss_of_singles is not None and are_single(columns)
     return encode_answers(
         Renderer(start, config.text),
         objective.view(columns, config.objective, config.seed),
-        answers_per_example=objective.answers_per_example,
+        answers_per_example=1 if are_singles else objective.answers_per_example,
         max_length=min(config.max_length, num_positions(start) or config.max_length),
     )
 

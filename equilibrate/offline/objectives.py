@@ -21,11 +21,23 @@ from equilibrate.config.fit import (
     RewardConfig,
     SftConfig,
 )
-from equilibrate.data.answers import Answer, demonstrations, harm_pairs, pairs
+from equilibrate.data.answers import (
+    Answer,
+    are_single,
+    demonstrations,
+    harm_labels,
+    harm_pairs,
+    pairs,
+)
 from equilibrate.data.columns import Columns
-from equilibrate.preference.batches import AnswerBatch, ScoredPairs
+from equilibrate.preference.batches import AnswerBatch, ScoredAnswers, ScoredPairs
 from equilibrate.preference.derta import derta_answers
-from equilibrate.preference.losses import sft_loss, token_cost_loss, token_reward_loss
+from equilibrate.preference.losses import (
+    sft_loss,
+    token_cost_loss,
+    token_reward_loss,
+    token_sign_loss,
+)
 from equilibrate.preference.policy_losses import bfpo_labels, bfpo_loss, dpo_loss, unlikelihood_loss
 
 
@@ -40,6 +52,9 @@ class OfflineObjective:
     is an `AnswerBatch` of a policy's log-probs, or `ScoredPairs` of a scorer."""
     answers_per_example: int
     needs_reference: bool = False
+    loss_of_singles: Callable[[ScoredAnswers, Any], Tensor] | None = None
+    """Its loss where the data hold answers that are labelled one by one, for those that can learn
+    from them: an example is then one answer."""
     learns: Literal["preferred", "better", "safer"] = "preferred"
     """Which answer of a pair stands first: as `data.prefer` says, or by one label alone."""
 
@@ -113,7 +128,7 @@ def _reward(batch: ScoredPairs, settings: RewardConfig) -> Tensor:
 
 
 def _view_cost(columns: Columns, settings: CostConfig, seed: int) -> list[Answer]:
-    return harm_pairs(columns)
+    return harm_labels(columns) if are_single(columns) else harm_pairs(columns)
 
 
 def _cost(batch: ScoredPairs, settings: CostConfig) -> Tensor:
@@ -128,11 +143,27 @@ def _cost(batch: ScoredPairs, settings: CostConfig) -> Tensor:
     )
 
 
+def _signs(batch: ScoredAnswers, settings: CostConfig) -> Tensor:
+    return token_sign_loss(
+        batch.scores,
+        batch.signs,
+        batch.span,
+        regularization=settings.regularization,
+        num_answers=batch.num_answers,
+    )
+
+
 OBJECTIVES: dict[str, OfflineObjective] = {
     "reward": OfflineObjective(
         view=_view_reward, loss=_reward, answers_per_example=2, learns="better"
     ),
-    "cost": OfflineObjective(view=_view_cost, loss=_cost, answers_per_example=2, learns="safer"),
+    "cost": OfflineObjective(
+        view=_view_cost,
+        loss=_cost,
+        loss_of_singles=_signs,
+        answers_per_example=2,
+        learns="safer",
+    ),
     "sft": OfflineObjective(view=_view_demonstrations, loss=_sft, answers_per_example=1),
     "dpo": OfflineObjective(
         view=_view_pairs, loss=_dpo, answers_per_example=2, needs_reference=True

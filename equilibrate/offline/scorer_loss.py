@@ -1,4 +1,7 @@
-"""The loss of a reward or cost model over some pairs of answers, in parts that add up."""
+"""The loss of a reward or cost model over some examples, in parts that add up.
+
+An example is a pair of answers or, where answers are labelled one by one, one answer.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.table import AnswerTable, Rows
-from equilibrate.preference.batches import ScoredPairs
+from equilibrate.preference.batches import ScoredAnswers, ScoredPairs
 from equilibrate.preference.spans import comparison_span, end_scores, hold_end_scores
 from equilibrate.types import ScorerKind
 
@@ -45,6 +48,8 @@ class ScorerLoss:
         rows = self._table.rows_of(plan.examples[places])
         token_ids, mask = (tensor.to(self.device) for tensor in self._table.sequences.padded(rows))
         scores = hold_end_scores(model(token_ids), mask)
+        if self._table.answers_per_example == 1:
+            return self._loss_of_singles(scores, mask, rows, num_answers=len(plan.examples))
         span = comparison_span(token_ids[0::2], token_ids[1::2], mask[0::2], mask[1::2])
         high, low = scores[0::2], scores[1::2]
         if not self._settings.token_wise:
@@ -61,12 +66,25 @@ class ScorerLoss:
         )
         return self._objective.loss(pairs, self._settings)
 
+    def _loss_of_singles(
+        self, scores: Tensor, mask: Tensor, rows: Rows, *, num_answers: int
+    ) -> Tensor:
+        assert self._objective.loss_of_singles is not None
+        starts = torch.from_numpy(self._table.learn_starts[rows]).to(self.device)
+        span = mask & (torch.arange(mask.shape[1], device=self.device) >= starts[:, None])
+        if not self._settings.token_wise:
+            scores, span = scores[:, -1:], torch.ones_like(span[:, -1:])
+        answers = ScoredAnswers(
+            scores=scores, span=span, signs=self._signs(rows), num_answers=num_answers
+        )
+        return self._objective.loss_of_singles(answers, self._settings)
+
     @torch.no_grad()
     def end_scores(self, model: Scores, examples: Rows) -> Tensor:
-        """[P, 2] of some pairs: score of the first and of the second answer, whole."""
+        """[E, answers of an example], the score of each whole answer."""
         rows = self._table.rows_of(examples)
         token_ids, mask = (tensor.to(self.device) for tensor in self._table.sequences.padded(rows))
-        return end_scores(model(token_ids), mask).view(-1, 2)
+        return end_scores(model(token_ids), mask).view(len(examples), -1)
 
     def _signs(self, rows: Rows) -> Tensor:
         is_safe = torch.from_numpy(self._table.is_safe[rows]).to(self.device)

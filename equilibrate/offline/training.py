@@ -128,7 +128,7 @@ class OfflineTraining:
             return summarise_masks(self._loss, self._table, self._config.batch_size)
         assert isinstance(self._loss, ScorerLoss)
         scores = self._held_out_scores(self._loss)
-        is_safe = self._table.is_safe[self._table.rows_of(self._held_out)].reshape(-1, 2)
+        is_safe = self._table.is_safe[self._table.rows_of(self._held_out)].reshape(scores.shape)
         return calibrate(self._loss.kind, scores, is_safe)
 
     def _train(self, start: Progress, save: Callable[[Progress], None]) -> float:
@@ -163,18 +163,19 @@ class OfflineTraining:
         return float(total)
 
     def _held_out_scores(self, loss: ScorerLoss) -> np.ndarray:
-        """[P, 2], each rank its share."""
-        num_pairs, world_size = len(self._held_out), dist.get_world_size()
-        # Equally many passes for every rank: the first pairs come twice where they do not divide.
-        places = np.resize(np.arange(num_pairs), -(-num_pairs // world_size) * world_size)
-        found = torch.zeros(num_pairs, 3, dtype=torch.float64, device=loss.device)
+        """[E, answers of an example], each rank its share."""
+        count, world_size = len(self._held_out), dist.get_world_size()
+        # Equally many passes for every rank: the first ones come twice where they do not divide.
+        places = np.resize(np.arange(count), -(-count // world_size) * world_size)
+        shape = count, self._table.answers_per_example + 1
+        found = torch.zeros(shape, dtype=torch.float64, device=loss.device)
         for part in self._passes(self._held_out[places]):
             scores = loss.end_scores(self._model, self._held_out[places[part]])
-            found[places[part], :2] += scores.double()
-            found[places[part], 2] += 1.0
+            found[places[part], :-1] += scores.double()
+            found[places[part], -1] += 1.0
         if world_size > 1:
             dist.all_reduce(found)
-        return (found[:, :2] / found[:, 2:]).cpu().numpy()
+        return (found[:, :-1] / found[:, -1:]).cpu().numpy()
 
     def _passes(self, examples: Rows) -> list[Rows]:
         """Places in `examples` of each pass of this rank."""

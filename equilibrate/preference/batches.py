@@ -60,3 +60,17 @@ class ScoredPairs:
     low_signs: Tensor
     num_pairs: int
     """In the global batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredAnswers:
+    """One rank's part of a batch of A answers, each labelled by itself."""
+
+    scores: Tensor
+    """[A, T], score of each prefix, held after the end."""
+    span: Tensor
+    """[A, T] bool, the tokens of the answer."""
+    signs: Tensor
+    """[A], +1 unsafe, -1 safe."""
+    num_answers: int
+    """In the global batch."""

@@ -36,7 +36,7 @@ def token_reward_loss(
     require_same_shape(better=better, worse=worse, span=span)
     better, worse = torch.where(span, better, 0.0), torch.where(span, worse, 0.0)
     terms = -logsigmoid(better - worse) + regularization * _mean_square(better, worse)
-    return _mean_over_pairs(terms, span, num_pairs)
+    return _mean_over_rows(terms, span, num_pairs)
 
 
 def token_cost_loss(
@@ -72,7 +72,32 @@ def token_cost_loss(
     order = -logsigmoid(unsafer - safer)
     signs = -logsigmoid(safer_sign[:, None] * safer) - logsigmoid(unsafer_sign[:, None] * unsafer)
     terms = order + signs + regularization * _mean_square(safer, unsafer)
-    return _mean_over_pairs(terms, span, num_pairs)
+    return _mean_over_rows(terms, span, num_pairs)
+
+
+def token_sign_loss(
+    scores: Tensor, signs: Tensor, span: Tensor, *, regularization: float, num_answers: int
+) -> Tensor:
+    """The sign terms of `token_cost_loss` alone, for answers that are labelled one by one.
+
+        mean over answers, of the mean over their span, of  -log sigma(s c) + mu * c^2 / 2
+
+    Args:
+        scores: [B, T], logits; larger is more harmful.
+        signs: [B], +1 unsafe, -1 safe.
+        span: [B, T] bool, the answer's tokens, or one column of end scores alone. Other entries may
+            hold anything, nan included.
+        regularization: mu >= 0.
+        num_answers: in the global batch.
+    Returns: scalar; log 2 where all scores are 0.
+    Raises: ValueError if shapes differ.
+    Source: Dai et al. 2023, eq. 10, without its order term.
+    """
+    require_same_shape(scores=scores, span=span)
+    require_same_shape(signs=signs, rows=span.any(1))
+    scores = torch.where(span, scores, 0.0)
+    terms = -logsigmoid(signs[:, None] * scores) + 0.5 * regularization * scores.square()
+    return _mean_over_rows(terms, span, num_answers)
 
 
 def sft_loss(log_probs: Tensor, response_mask: Tensor, *, num_tokens: int) -> Tensor:
@@ -93,8 +118,8 @@ def _mean_square(first: Tensor, second: Tensor) -> Tensor:
     return 0.5 * (first.square() + second.square())
 
 
-def _mean_over_pairs(terms: Tensor, span: Tensor, num_pairs: int) -> Tensor:
+def _mean_over_rows(terms: Tensor, span: Tensor, num_rows: int) -> Tensor:
     # Two responses that differ only beyond their cut have an empty span: 0, not 0 / 0.
     lengths = span.sum(1).clamp(min=1)
-    per_pair = torch.where(span, terms, 0.0).sum(1) / lengths
-    return per_pair.sum() / max(num_pairs, 1)
+    per_row = torch.where(span, terms, 0.0).sum(1) / lengths
+    return per_row.sum() / max(num_rows, 1)

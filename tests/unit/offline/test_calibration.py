@@ -36,3 +36,18 @@ def test_a_side_without_answers_has_no_figure():
     figures = calibrate("cost", np.array([[-1.0, -2.0]]), np.array([[True, True]]))
     assert not {"unsafe_mean", "unsafe_q50", "unsafe_recall", "unsafe_precision"} & set(figures)
     assert figures["safe_mean"] == -1.5
+
+
+def test_answers_that_are_labelled_one_by_one():
+    """Of 2 unsafe and 2 safe ones: 2 is above both, 0.5 above one and level with the other."""
+    figures = calibrate(
+        "cost",
+        np.array([[2.0], [0.5], [0.5], [-1.0]]),
+        np.array([[False], [False], [True], [True]]),
+    )
+    assert figures["num_answers"] == 4
+    assert figures["ranking_accuracy"] == pytest.approx(3.5 / 4)
+    assert figures["sign_accuracy"] == pytest.approx(3 / 4)
+    assert "num_pairs" not in figures
+    of_one_side = calibrate("cost", np.array([[2.0]]), np.array([[False]]))
+    assert "ranking_accuracy" not in of_one_side

@@ -132,3 +132,36 @@ def test_a_fresh_scorer_is_an_ordinary_folder(base, tmp_path):
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     ids = torch.tensor([AutoTokenizer.from_pretrained(base)("that is fine .")["input_ids"]])
     assert torch.equal(again(ids).logits[0, 0], model(ids)[0, -1])
+
+
+def singles(base, **settings):
+    """Loss and model of a cost model that is to learn two answers, labelled one by one."""
+    tree = {
+        "objective": {"type": "cost", "regularization": 0.0, **settings},
+        "data": {"policy": str(base), "train": "unused"},
+    }
+    config = parse_settings(FitConfig, tree)
+    columns = {
+        "prompt": [ROW["prompt"]] * 2,
+        "response": [ROW["response_0"], ROW["response_1"]],
+        "is_safe": [True, False],
+    }
+    table = labelled_answers(config, columns, base)
+    model = new_scorer(base, "cost", CPU, seed=0, pad_token_id=TOKENIZER.pad_token_id)
+    return ScorerLoss(table, config, torch.device("cpu")), model, table
+
+
+@pytest.mark.parametrize("token_wise", [True, False])
+def test_answers_labelled_one_by_one_teach_their_sign(base, token_wise):
+    loss, model, table = singles(base, token_wise=token_wise)
+    both = np.arange(2)
+    assert len(table) == 2
+    scores = [model(torch.tensor(ids)[None])[0] for ids in
+              np.split(table.sequences.flat, table.sequences.starts[1:-1])]  # fmt: skip
+    expected = 0.0
+    for own, start, sign in zip(scores, table.learn_starts, (-1.0, 1.0), strict=True):
+        own = own[start:] if token_wise else own[-1:]
+        expected += torch.nn.functional.softplus(-sign * own).mean().item() / 2
+    assert loss.loss(model, loss.plan(both), both).item() == pytest.approx(expected, rel=1e-5)
+    ends = loss.end_scores(model, both)
+    assert ends.tolist() == [[pytest.approx(own[-1].item(), abs=1e-6)] for own in scores]

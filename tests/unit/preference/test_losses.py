@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from equilibrate.preference.losses import sft_loss, token_cost_loss, token_reward_loss
+from equilibrate.preference.losses import (
+    sft_loss,
+    token_cost_loss,
+    token_reward_loss,
+    token_sign_loss,
+)
 
 SPAN = torch.tensor([[False, True, True], [False, True, False]])
 OTHER = torch.tensor([[0.5, -0.3, 0.2], [1.0, 0.4, -0.6]], dtype=torch.float64)
@@ -39,8 +44,13 @@ def demonstrations(x, span=SPAN, num_pairs=2, constants=1.0):
     return sft_loss(x, span, num_tokens=num_pairs)
 
 
+def single_labels(x, span=SPAN, num_pairs=2, constants=1.0):
+    signs = UNSAFER_SIGN[: len(x)] * SAFER_SIGN[: len(x)]
+    return token_sign_loss(x, signs, span, regularization=MU, num_answers=num_pairs)
+
+
 every_loss = pytest.mark.parametrize(
-    "loss", [better_side, worse_side, safer_side, unsafer_side, demonstrations]
+    "loss", [better_side, worse_side, safer_side, unsafer_side, demonstrations, single_labels]
 )
 
 
@@ -188,3 +198,13 @@ def test_shapes_must_agree(loss):
 def test_one_sign_per_pair_is_required():
     with pytest.raises(ValueError, match="shapes must be equal"):
         costs([0.0, 0.0], [0.0, 0.0], ([-1.0], [1.0]))
+
+
+def test_sign_terms_by_hand():
+    """An unsafe answer with 1 and 3 on its two tokens, and a safe one with 2 on its only one."""
+    scores = torch.tensor([[1.0, 3.0], [2.0, math.nan]], dtype=torch.float64)
+    span = torch.tensor([[True, True], [True, False]])
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    loss = token_sign_loss(scores, signs, span, regularization=0.1, num_answers=2)
+    unsafe = (nll(1.0) + nll(3.0)) / 2 + 0.1 / 2 * (1.0 + 9.0) / 2
+    assert loss.item() == pytest.approx((unsafe + nll(-2.0) + 0.1 / 2 * 4.0) / 2, rel=1e-12)
