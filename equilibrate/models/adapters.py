@@ -1,0 +1,81 @@
+"""A PEFT adapter merged into the weights of its base."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from equilibrate.errors import DataError, ResourceError
+from equilibrate.models.folders import ADAPTER_FILE, read_object
+from equilibrate.models.heads import trial_tokens
+from equilibrate.models.names import tied_names
+from equilibrate.models.skeleton import first_line
+
+TOLERANCE = 1e-3
+"""Of logits, relative and absolute, between the base with its adapter and what is merged."""
+
+
+def merge_adapter(base: Any, folder: Path) -> Any:
+    """The base with the adapter's change added to its weights, in the dtype the base had.
+
+    Raises: DataError if the adapter is of a kind that is not a change of weights, belongs to
+        another model, or changes a head that the base shares with its embeddings; ResourceError if
+        peft is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ResourceError(
+            f"{folder}: adapters are merged by the package peft, which is not installed; run "
+            "pip install 'equilibrate[import]'"
+        ) from error
+    kind = _require_lora(folder)
+    dtype, ties = base.dtype, tied_names(base)
+    base.float()  # sums of small numbers: rounded once, at the end
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted = peft.get_peft_model(base, peft.PeftConfig.from_pretrained(str(folder)))
+            loaded = adapted.load_adapter(str(folder), "default")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(
+            f"{folder}: does not fit a {type(base).__name__} of this size ({first_line(error)}); "
+            "give the base that it was trained on"
+        ) from error
+    if odd := sorted([*loaded.missing_keys, *loaded.unexpected_keys]):
+        raise DataError(
+            f"{folder}: its weights and {ADAPTER_FILE} do not match ({odd[0]} first of "
+            f"{len(odd)}); give the base that it was trained on, and the files as PEFT saved them"
+        )
+    adapted.eval()
+    tokens = trial_tokens(base)
+    with torch.no_grad():
+        wanted = adapted(input_ids=tokens).logits
+        merged = adapted.merge_and_unload(safe_merge=True)
+        found = merged(input_ids=tokens).logits
+    if tied_names(merged) != ties or not torch.allclose(found, wanted, TOLERANCE, TOLERANCE):
+        raise DataError(
+            f"{folder}: this {kind} changes the head or the embeddings, which are one tensor in "
+            "the base, and one alone cannot be changed in it; give a base with "
+            "tie_word_embeddings=false and a head of its own"
+        )
+    return merged.to(dtype)
+
+
+def _require_lora(folder: Path) -> str:
+    settings = read_object(folder / ADAPTER_FILE)
+    kind, task = settings.get("peft_type"), settings.get("task_type")
+    if kind != "LORA":
+        raise DataError(
+            f"{folder / ADAPTER_FILE}: peft_type ({kind!r}) must be 'LORA'; merge it where it was "
+            "made (merge_and_unload, save_pretrained) and import that folder"
+        )
+    if task not in (None, "CAUSAL_LM"):
+        raise DataError(
+            f"{folder / ADAPTER_FILE}: task_type ({task!r}) must be 'CAUSAL_LM': a policy's"
+        )
+    return str(kind)
