@@ -33,8 +33,8 @@ def merge_adapter(base: Any, folder: Path) -> Any:
             f"{folder}: adapters are merged by the package peft, which is not installed; run "
             "pip install 'equilibrate[import]'"
         ) from error
-    kind = _require_lora(folder)
-    dtype, ties = base.dtype, tied_names(base)
+    _require_lora(folder)
+    dtype = base.dtype
     base.float()  # sums of small numbers: rounded once, at the end
     try:
         with warnings.catch_warnings():
@@ -51,22 +51,23 @@ def merge_adapter(base: Any, folder: Path) -> Any:
             f"{folder}: its weights and {ADAPTER_FILE} do not match ({odd[0]} first of "
             f"{len(odd)}); give the base that it was trained on, and the files as PEFT saved them"
         )
-    adapted.eval()
     tokens = trial_tokens(base)
-    with torch.no_grad():
-        wanted = adapted(input_ids=tokens).logits
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = adapted.eval()(input_ids=tokens).logits
         merged = adapted.merge_and_unload(safe_merge=True)
         found = merged(input_ids=tokens).logits
-    if tied_names(merged) != ties or not torch.allclose(found, wanted, TOLERANCE, TOLERANCE):
+    is_apart = bool(tied_names(merged)) != merged.config.get_text_config().tie_word_embeddings
+    if is_apart or not torch.allclose(found, wanted, TOLERANCE, TOLERANCE):
         raise DataError(
-            f"{folder}: this {kind} changes the head or the embeddings, which are one tensor in "
-            "the base, and one alone cannot be changed in it; give a base with "
+            f"{folder}: cannot be merged into this base, and most likely because it changes the "
+            "head, which is one tensor with the embeddings here; give a base with "
             "tie_word_embeddings=false and a head of its own"
         )
     return merged.to(dtype)
 
 
-def _require_lora(folder: Path) -> str:
+def _require_lora(folder: Path) -> None:
     settings = read_object(folder / ADAPTER_FILE)
     kind, task = settings.get("peft_type"), settings.get("task_type")
     if kind != "LORA":
@@ -78,4 +79,3 @@ def _require_lora(folder: Path) -> str:
         raise DataError(
             f"{folder / ADAPTER_FILE}: task_type ({task!r}) must be 'CAUSAL_LM': a policy's"
         )
-    return str(kind)

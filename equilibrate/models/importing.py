@@ -299,6 +299,7 @@ def _load_folder(read: Source) -> _Found:
             state_dict=tensors,
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are among the gaps
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{read.path}: not a model folder ({first_line(error)})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +41,9 @@ def unpickle(file: Path) -> dict[str, Tensor]:
         found = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle can end in any of them
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
             f"{file}: not a file of tensors alone ({reason}); copy it again, or save the model as "
