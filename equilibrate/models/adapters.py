@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,12 @@ TOLERANCE = 1e-3
 def merge_adapter(base: Any, folder: Path) -> Any:
     """The base with the adapter's change added to its weights, in the dtype the base had.
 
-    Raises: DataError if the adapter is of a kind that is not a change of weights, belongs to
-        another model, or changes a head that the base shares with its embeddings; ResourceError if
-        peft is not installed.
+    Args: folder: found mergeable.
+    Raises: DataError if the adapter belongs to another model, or changes a head that the base
+        shares with its embeddings.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ResourceError(
-            f"{folder}: adapters are merged by the package peft, which is not installed; run "
-            "pip install 'equilibrate[import]'"
-        ) from error
-    _require_lora(folder)
+    import peft
+
     dtype = base.dtype
     base.float()  # sums of small numbers: rounded once, at the end
     try:
@@ -67,7 +62,13 @@ def merge_adapter(base: Any, folder: Path) -> Any:
     return merged.to(dtype)
 
 
-def _require_lora(folder: Path) -> None:
+def require_mergeable(folder: Path) -> None:
+    """Refuse, before anything is loaded, what is no LoRA of a policy.
+
+    Raises: DataError naming file and key; ResourceError if peft is not installed.
+    """
+    if not (folder / ADAPTER_FILE).is_file():
+        raise DataError(f"{folder}: holds no {ADAPTER_FILE}; give a folder that PEFT has saved")
     settings = read_object(folder / ADAPTER_FILE)
     kind, task = settings.get("peft_type"), settings.get("task_type")
     if kind != "LORA":
@@ -78,4 +79,9 @@ def _require_lora(folder: Path) -> None:
     if task not in (None, "CAUSAL_LM"):
         raise DataError(
             f"{folder / ADAPTER_FILE}: task_type ({task!r}) must be 'CAUSAL_LM': a policy's"
+        )
+    if find_spec("peft") is None:
+        raise ResourceError(
+            f"{folder}: adapters are merged by the package peft, which is not installed; run "
+            "pip install 'equilibrate[import]'"
         )

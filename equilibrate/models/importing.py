@@ -22,7 +22,7 @@ from torch import Tensor
 
 from equilibrate.errors import DataError, ResourceError
 from equilibrate.models import gguf_file
-from equilibrate.models.adapters import merge_adapter
+from equilibrate.models.adapters import merge_adapter, require_mergeable
 from equilibrate.models.folders import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -35,6 +35,7 @@ from equilibrate.models.folders import (
 )
 from equilibrate.models.names import tied_names
 from equilibrate.models.pickled import is_pickled, pickled_files, unpickle
+from equilibrate.models.sidecar import SIDECAR_FILE
 from equilibrate.models.skeleton import build_empty, first_line, refuse_gaps, skeleton
 from equilibrate.text.renderer import Renderer, load_tokenizer
 from equilibrate.text.vocabulary import PROBES, has_tokenizer
@@ -124,12 +125,13 @@ def import_model(
     fingerprint = _fingerprint(read.files)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _made_before(out, read, fingerprint), False
-    partial_out = out.with_name(f".{out.name}.importing")
+    whole = out.resolve()
+    partial_out = whole.with_name(f".{whole.name}.importing")
     shutil.rmtree(partial_out, ignore_errors=True)  # of an import that was killed
     partial_out.mkdir(parents=True)
     try:
         note = _write(read, partial_out, fingerprint)
-        os.replace(partial_out, out)
+        os.replace(partial_out, whole)
     except DataError as error:
         raise DataError(str(error).replace(str(partial_out), str(source))) from error
     finally:
@@ -141,8 +143,8 @@ def recognise(
     source: Path, *, adapter: Path | None = None, tokenizer: Path | None = None
 ) -> Source:
     """Tell by what is there, and refuse what nobody could import, before anything is loaded."""
-    if adapter is not None and not (adapter / ADAPTER_FILE).is_file():
-        raise DataError(f"{adapter}: holds no {ADAPTER_FILE}; give a folder that PEFT has saved")
+    if adapter is not None:
+        require_mergeable(adapter)
     if tokenizer is not None and not has_tokenizer(tokenizer):
         raise DataError(f"{tokenizer}: holds no tokenizer; give a folder with tokenizer.json")
     if source.is_file():
@@ -225,8 +227,8 @@ def _write(read: Source, out: Path, fingerprint: str) -> ImportNote:
     if read.path.is_dir():
         papers = [file for pattern in _PAPERS for file in read.path.glob(pattern)]
         # As it is: what transformers would write of it lacks what it holds to be unusual.
-        generation = [file for file in [read.path / GENERATION_FILE] if file.is_file()]
-        for file in [*papers, *generation]:
+        kept = [read.path / name for name in (GENERATION_FILE, SIDECAR_FILE)]
+        for file in [*papers, *filter(Path.is_file, kept)]:
             shutil.copyfile(file, out / file.name)
     tokenizer = load_tokenizer(out)
     note = ImportNote(
@@ -253,7 +255,7 @@ def _write(read: Source, out: Path, fingerprint: str) -> ImportNote:
 
 
 def _check(folder: Path, role: Role) -> None:
-    """The door of `train`. A scorer has no sidecar yet, so of it only the weights are checked."""
+    """The door of `train`. A scorer may have no sidecar yet: of it only the weights are checked."""
     if role == "policy":
         check_folder(folder, role)
         Renderer(folder).prompt_ids("Hello")

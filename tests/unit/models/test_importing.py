@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from equilibrate import cli
 from equilibrate.errors import DataError, ResourceError
-from equilibrate.models import gguf_file, importing
+from equilibrate.models import adapters, gguf_file, importing
 from equilibrate.models.folders import INDEX_FILE, WEIGHT_FILE, check_folder
 from equilibrate.models.importing import NOTE_FILE, ImportNote, import_model
 from equilibrate.models.pickled import PICKLED_FILE, PICKLED_INDEX
@@ -310,4 +310,10 @@ def test_without_the_packages_the_command_that_helps_is_named(
     monkeypatch.setattr(gguf_file, "is_gguf_available", lambda: False)
     with pytest.raises(ResourceError, match=r"pip install 'equilibrate\[import\]'"):
         import_model(file, tmp_path / "out")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    monkeypatch.setattr(adapters, "find_spec", lambda _: None)
+    with pytest.raises(ResourceError, match=r"peft, .*pip install 'equilibrate\[import\]'"):
+        import_model(file, tmp_path / "out", adapter=adapter)
     assert NOTE_FILE not in {path.name for path in tmp_path.rglob("*")}
