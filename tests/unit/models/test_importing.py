@@ -23,6 +23,7 @@ from equilibrate.models import adapters, gguf_file, importing
 from equilibrate.models.folders import INDEX_FILE, WEIGHT_FILE, check_folder
 from equilibrate.models.importing import NOTE_FILE, ImportNote, import_model
 from equilibrate.models.pickled import PICKLED_FILE, PICKLED_INDEX
+from equilibrate.models.sidecar import SIDECAR_FILE
 from tests.unit.models.toys import CONFIGS, causal_model, write_policy, write_scorer
 
 TOKENS = torch.tensor([[1, 5, 9, 17, 30, 4]])
@@ -125,11 +126,14 @@ def test_what_is_no_weight_comes_along_as_it_was(tmp_path: Path) -> None:
     assert len(modes) == 1
 
 
-def test_a_scorer_is_imported_and_has_no_sidecar_yet(tmp_path: Path) -> None:
+def test_a_scorer_keeps_its_sidecar_and_needs_none_to_be_imported(tmp_path: Path) -> None:
     source = pickle_weights(write_tokenizer(write_scorer(tmp_path / "source")))
-    import_model(source, tmp_path / "out")
+    import_model(source, tmp_path / "with")
+    check_folder(tmp_path / "with", "cost")
+    (source / SIDECAR_FILE).unlink()
+    import_model(source, tmp_path / "without")
     with pytest.raises(DataError, match="a scorer needs it to state what its numbers mean"):
-        check_folder(tmp_path / "out", "cost")
+        check_folder(tmp_path / "without", "cost")
 
 
 def test_the_command_says_what_it_did_and_that_it_was_done(
