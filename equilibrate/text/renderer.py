@@ -209,12 +209,17 @@ def end_ids_of(folder: str | Path) -> list[int]:
     return list(read_end_ids(Path(folder), load_tokenizer(folder).eos_token_id))
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Raises: DataError if the folder holds no fast tokenizer."""
+def load_tokenizer(folder: str | Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+    """Args: gguf_file: a file of the folder that has the tokenizer in it.
+    Raises: DataError if the folder holds no fast tokenizer.
+    """
     try:
         # Never code that comes with a model, and no question whether to run it.
         tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            **({"gguf_file": gguf_file} if gguf_file else {}),
         )
     except (OSError, ValueError) as error:
         raise DataError(

@@ -32,10 +32,7 @@ def write_tiny_llama(
 
     Heads are 32 wide: vLLM's attention on CPU supports no smaller.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -54,6 +51,16 @@ def write_tiny_llama(
         initializer_range=0.1,
     )
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return write_words(folder)
+
+
+def write_words(folder: Path) -> Path:
+    """A word tokenizer of `VOCABULARY`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
     word_level = WordLevel(
         {word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>"
     )

@@ -51,6 +51,24 @@ def test_what_is_sent_is_what_the_folder_holds_and_a_tied_head(tmp_path: Path, k
         assert torch.equal(tensor, saved[name]), name
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_plain_transformers_reads_what_an_export_writes(tmp_path: Path, kind: str) -> None:
+    model = load_policy(write_policy(tmp_path / "start", kind), CPU).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    # As learners do: every parameter under the model's own name, a shared one once.
+    whole = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    model.save_pretrained(tmp_path / "end", state_dict=whole)
+    read = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "end", attn_implementation=model.config._attn_implementation
+    )
+    token_ids = torch.tensor([[1, 5, 9, 17, 30, 4]])
+    with torch.no_grad():
+        assert torch.equal(read(token_ids).logits, model(token_ids).logits)
+    assert tied_names(read) == tied_names(model)
+
+
 def test_tensors_that_need_no_new_form_are_not_copied() -> None:
     model = causal_model("llama")
     for name, tensor in folder_tensors(model, model.named_parameters()):

@@ -16,9 +16,12 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     LlamaConfig,
+    MistralConfig,
     MixtralConfig,
+    Olmo2Config,
     Phi3Config,
     PreTrainedConfig,
+    Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
 )
@@ -42,6 +45,9 @@ EXPERTS = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "llama-tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SIZES),
+    "olmo2": Olmo2Config(**SIZES),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZES, head_dim=8),
     "phi3": Phi3Config(**SIZES),
     "gemma2": Gemma2Config(**SIZES, head_dim=8),

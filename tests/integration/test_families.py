@@ -1,0 +1,105 @@
+"""Kinds of models, each at toy size through the real generator: parity, update, parity again."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from actors.rollout import RolloutWorker
+from actors.weights import SyncOutcome, pack_model
+from equilibrate.models.device import Accelerator
+from equilibrate.models.folders import check_folder
+from equilibrate.models.loading import load_policy
+from tests.integration.conftest import EOS_ID, VOCABULARY, write_words
+from tests.integration.test_rollout import (
+    ENGINE,
+    PARITY_NATS,
+    parity_gap,
+    reference_log_probs,
+    requests,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+# Heads are 32 wide: vLLM's attention on CPU supports no smaller.
+SIZES: dict[str, Any] = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": EOS_ID,
+    # Wide weights make distributions far from uniform: a wrong head then shows as a large gap.
+    "initializer_range": 0.1,
+}
+WITHOUT_GROUPS = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama-groups": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen2-tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SIZES),
+    "gemma2": Gemma2Config(**SIZES, head_dim=32, query_pre_attn_scalar=32),
+    "gemma3": Gemma3TextConfig(**SIZES, head_dim=32, query_pre_attn_scalar=32),
+    "phi3": Phi3Config(**SIZES),
+    "olmo2": Olmo2Config(**SIZES),
+    "gpt-neox": GPTNeoXConfig(**WITHOUT_GROUPS),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[request.param]))
+    model.to(torch.float32).save_pretrained(tmp_path)
+    return write_words(tmp_path)
+
+
+@pytest.fixture
+def worker(folder: Path) -> Iterator[RolloutWorker]:
+    check_folder(folder, "policy")
+    worker = RolloutWorker(model_folder=str(folder), **ENGINE)
+    yield worker
+    worker._llm.llm_engine.engine_core.shutdown()
+    del worker
+    gc.collect()
+
+
+def test_a_family_is_sampled_as_it_is_trained(folder: Path, worker: RolloutWorker) -> None:
+    model = load_policy(folder, Accelerator("cpu", "float32")).model
+    prompts = [request.token_ids for request in requests(copies=1)]
+    for version in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters() if version else ():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        scores = worker.score_prompts(prompts)
+        wanted = [reference_log_probs(model, prompt, 1.0).numpy() for prompt in prompts]
+        gap = max(np.abs(s - w).max() for s, w in zip(scores, wanted, strict=True))
+        # Before the update the engine has the last version, and at first the folder's.
+        assert gap > 1e-3 if version else gap <= PARITY_NATS
+        assert worker.update_weights(pack_model(model), version) is SyncOutcome.FIRST_TRY
+        assert parity_gap(worker.generate(requests(), version), model) <= PARITY_NATS
