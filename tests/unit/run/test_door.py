@@ -190,7 +190,7 @@ def test_an_evaluation_prompt_in_the_pretraining_text(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (("objective.type=cost",), "column 'response_0' is missing"),
+        (("objective.type=cost",), "column 'is_safe' is missing"),
         (("objective.type=sft", "fdc.amounts={EHD: 3}"), "fdc.amounts: EHD (3)"),
         (("objective.type=sft", "data.evaluation=SAME"), "must not be in the training prompts"),
     ],
