@@ -15,8 +15,6 @@ from equilibrate.config.identity import fixed_on_resume
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
-from equilibrate.fdc.sampler import FdcSampler
-from equilibrate.fdc.schedules import make_schedule
 from equilibrate.interfaces import Generator
 from equilibrate.models.sidecar import read_sidecar
 from equilibrate.report import installed_versions, summarise_training
@@ -28,6 +26,7 @@ from equilibrate.run.contents import Contents
 from equilibrate.run.controllers import CostController, KLController
 from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
+from equilibrate.run.inputs import make_sampler
 from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.run.sinks import open_sink
 from equilibrate.run.state import RunCheckpoints
@@ -131,7 +130,7 @@ def _make_parts(
 ) -> tuple[driver.Parts, Assessor]:
     renderer = Renderer(inputs.policy, config.text)
     prompts = read_fitting(inputs.prompts, renderer, config, run)
-    sampler = _make_sampler(config, prompts)
+    sampler = make_sampler(config, prompts)
     queue = RolloutQueue(
         sampler,
         groups.rollouts,
@@ -179,18 +178,6 @@ def _calibrations(inputs: Inputs) -> dict[ScorerKind, Mapping[str, float]]:
         for kind, folder in folders.items()
         if folder
     }
-
-
-def _make_sampler(config: TrainConfig, prompts: list[Prompt]) -> FdcSampler:
-    return FdcSampler(
-        prompts,
-        make_schedule(config.fdc.schedule, config.fdc.mixture),
-        prompts_per_iteration=config.rollout.prompts_per_iteration,
-        copies=config.rollout.copies,
-        iterations=config.iterations,
-        when_short=config.fdc.when_short,
-        seed=config.seed,
-    )
 
 
 def _make_assessor(

@@ -169,7 +169,8 @@ def _by_class(
             available = ", ".join(c.value for c in Category if c in by_class) or "none"
             raise DataError(
                 f"fdc.mixture gives class {category.value} a share ({share:.3g}), so the data must "
-                f"have prompts of it; available classes: {available}"
+                f"have prompts of it; available classes: {available}. Give shares to these alone, "
+                "as in fdc.mixture={GENERAL: 1.0}, or find the classes with `fdc label`"
             )
     return by_class
 

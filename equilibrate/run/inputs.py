@@ -13,6 +13,8 @@ from equilibrate.data.rows import RejectedRows, check_disjoint, prompt_key
 from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.errors import DataError
 from equilibrate.fdc.dataset import read_prompts
+from equilibrate.fdc.sampler import FdcSampler
+from equilibrate.fdc.schedules import make_schedule
 from equilibrate.models.folders import check_models, check_positions, check_sampled
 from equilibrate.offline.labelled import chosen_columns
 from equilibrate.offline.objectives import OBJECTIVES
@@ -39,6 +41,7 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     training: list[Prompt] = []
     if isinstance(config, TrainConfig):
         training = _prompts(config, run, require_path("prompts", config.data.prompts))
+        make_sampler(config, training)
         if config.data.ptx:
             training += _check_texts(require_path("ptx", config.data.ptx))
     else:
@@ -46,6 +49,19 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     if data.evaluation:
         held_out = _prompts(config, run, require_path("evaluation", data.evaluation))
         check_disjoint(training, held_out)
+
+
+def make_sampler(config: TrainConfig, prompts: Sequence[Prompt]) -> FdcSampler:
+    """Raises: DataError if a class has no prompts, or too few, for its share."""
+    return FdcSampler(
+        prompts,
+        make_schedule(config.fdc.schedule, config.fdc.mixture),
+        prompts_per_iteration=config.rollout.prompts_per_iteration,
+        copies=config.rollout.copies,
+        iterations=config.iterations,
+        when_short=config.fdc.when_short,
+        seed=config.seed,
+    )
 
 
 def _check_texts(data: Path) -> list[Prompt]:

@@ -17,6 +17,7 @@ from equilibrate.run.door import check_inputs
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
 
+OF_ONE_CLASS = ("fdc.mixture={GENERAL: 1.0}", "fdc.when_short=oversample", "constraint.scope=all")
 ROWS = [{"prompt": f"how do i clean lamp {n} ?", "category": "GENERAL"} for n in range(4)]
 
 
@@ -53,11 +54,26 @@ def inputs(models: Path, tmp_path: Path) -> Path:
 
 def validate(inputs: Path, *overrides: str) -> int:
     names = ("policy", "reward", "cost", "prompts", "evaluation")
-    return cli.main(["validate", *(f"data.{n}={inputs / n}" for n in names), *overrides])
+    given = (*(f"data.{n}={inputs / n}" for n in names), *OF_ONE_CLASS, *overrides)
+    return cli.main(["validate", *given])
 
 
 def test_inputs_in_order_are_accepted(inputs: Path) -> None:
     assert validate(inputs) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fdc.mixture={GENERAL: 0.5, EHD: 0.5}", "class EHD a share (0.5), so the data must have"),
+        ("fdc.when_short=error", "class GENERAL (4 prompts) must have at least"),
+    ],
+)
+def test_classes_without_prompts_are_refused(
+    override: str, message: str, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert validate(inputs, override) == 3
+    assert message in capsys.readouterr().err
 
 
 AGREEMENT = {
