@@ -36,7 +36,7 @@ _BY_FLAGS = {
 def category_of(
     *, risky_content: bool, malicious_intent: bool, sounds_harmful: bool = False
 ) -> Category:
-    """The class of two independent flags; with neither, BORDERLINE where the words sound harmful."""
+    """The class of two independent flags; BORDERLINE has neither and only sounds harmful."""
     neither = Category.BORDERLINE if sounds_harmful else Category.GENERAL
     return _BY_FLAGS.get((risky_content, malicious_intent), neither)
 

@@ -81,9 +81,7 @@ def _neighbours() -> Any:
     from sklearn.svm import SVC
 
     # Centred first: the vectors of a language model share one long direction.
-    return make_pipeline(
-        StandardScaler(with_std=False), Normalizer(), SVC(class_weight="balanced")
-    )
+    return make_pipeline(StandardScaler(with_std=False), Normalizer(), SVC(class_weight="balanced"))
 
 
 MEMBERS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -192,7 +190,7 @@ def _scores(member: Any, data: Any) -> NDArray[np.float64]:
 def _best_leaning(chances: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
     """Factors of the classes by which unseen prompts have the best macro-F1."""
     share = np.bincount(y) / len(y)
-    tried = [share**-temper for temper in _TEMPERS]
+    tried: list[NDArray[np.float64]] = [share**-temper for temper in _TEMPERS]
     return max(tried, key=lambda factors: macro_f1(y, (chances * factors).argmax(axis=1)))
 
 

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 NUM_ATTEMPTS = 4
 _FIRST_WAIT_SECONDS = 2.0
-"""Before the second attempt; each further one waits twice as long. The client repeats twice itself."""
+"""Before the second attempt, then twice as long each time. The client itself repeats twice."""
 _SILENT_ROWS = 20
 """Requests in a row without an answer after which the endpoint counts as gone."""
 _REPLY_TOKENS = 90
@@ -46,7 +46,7 @@ REPLY_FORMAT: dict[str, Any] = {
         },
     },
 }
-"""`response_format` of the chat-completions protocol; what cannot constrain ignores or refuses it."""
+"""`response_format` of the chat-completions protocol."""
 
 _TEMPLATE = """\
 You review requests that people send to an assistant, and you say where the risk of each one lies. \
