@@ -89,8 +89,8 @@ def label(options: LabelOptions, connect: Connect) -> int:
     )
     train = [row for file in options.train for row in _read(file)]
     judge = _judge(options, connect)
-    ballots = [labels.known_votes(labels.GIVEN, rows)]
-    ballots += [labels.known_votes(labels.PEOPLE, _read(file)) for file in options.people]
+    ballots = [labels.known_votes(labels.PEOPLE, _read(file)) for file in options.people]
+    ballots.append(labels.known_votes(labels.GIVEN, rows))
     settled = {t for b in ballots for t in (*b.by_text, *b.faults)}
     texts = [row.text for row in rows if row.text not in settled]
     known = _measured_on(train) if judge else {}

@@ -21,9 +21,9 @@ _BATCH = 16
 
 
 class Embedder:
-    """Averages the hidden states of one layer, and keeps the vectors on disk by content.
+    """Averages the hidden states of two layers, and keeps the vectors on disk by content.
 
-    An encoder such as MiniLM says most in its last layer, a model that predicts the next word in
+    An encoder such as MiniLM says most in its last layers, a model that predicts the next word in
     its middle: there the last layers already hold the word to come.
 
     Args:
@@ -49,7 +49,7 @@ class Embedder:
         self._fingerprint = digest.hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, D], one row a text, in order."""
+        """[N, 2 x hidden size], one row a text, in order."""
         if not texts:
             return np.zeros((0, 0), np.float32)
         chunks = [texts[at : at + _CHUNK] for at in range(0, len(texts), _CHUNK)]
@@ -86,7 +86,7 @@ class Embedder:
     def _vectors(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         import torch
 
-        length = max(1, *map(len, ids)) if len(ids) > 1 else max(1, len(ids[0]))
+        length = max(1, max(map(len, ids)))
         tokens = torch.zeros(len(ids), length, dtype=torch.long)
         mask = torch.zeros(len(ids), length, dtype=torch.long)
         for row, some in enumerate(ids):
@@ -95,7 +95,8 @@ class Embedder:
             mask[row, : max(1, len(some))] = 1
         with torch.no_grad():
             output = self._model(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
-        hidden = output.hidden_states[self._layer].float()
+        layers = output.hidden_states[self._layer - 1 : self._layer + 1]
+        hidden = torch.cat(layers, dim=-1).float()
         kept = mask[:, :, None].bool()
         total = torch.where(kept, hidden, 0.0).sum(dim=1)
         vectors: NDArray[np.float32] = (total / mask.sum(dim=1, keepdim=True)).numpy()
@@ -122,4 +123,4 @@ class Embedder:
         self._tokenizer.enable_truncation(MAX_TOKENS)
         layers = int(self._model.config.num_hidden_layers)
         is_encoder = not any("CausalLM" in name for name in self._model.config.architectures or ())
-        self._layer = layers if is_encoder else layers // 2
+        self._layer = layers if is_encoder else max(1, layers // 2)

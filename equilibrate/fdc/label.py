@@ -191,7 +191,7 @@ def endpoint_votes(
 def decide(text: str, ballots: Sequence[Votes]) -> tuple[str, Vote, bool] | None:
     """Who decides, the class, and whether all who spoke agree; None if nobody spoke.
 
-    What people gave wins over machines; among these, who is surer.
+    What people gave wins, the first ballot of theirs; among machines, who is surer.
     """
     spoken = [(b.name, b.by_text[text]) for b in ballots if text in b.by_text]
     if not spoken:
@@ -227,11 +227,9 @@ def write_labels(
     lines = []
     for row in rows:
         decided = decide(row.text, ballots)
-        fits_none = [b.faults[row.text] for b in ballots if row.text in b.faults]
-        if decided is None or (
-            fits_none and decided[0] not in (PEOPLE, GIVEN) and _by_people(fits_none)
-        ):
-            rejected.add(row.where, "; ".join(fits_none) or "no labeller gave a class")
+        if decided is None:
+            faults = [b.faults[row.text] for b in ballots if row.text in b.faults]
+            rejected.add(row.where, "; ".join(faults) or "no labeller gave it one class")
             continue
         name, vote, agreed = decided
         counts[vote.category.value] += 1
@@ -254,10 +252,6 @@ def write_labels(
         labellers=dict(deciders),
         kappas=_kappas(ballots),
     )
-
-
-def _by_people(faults: Sequence[str]) -> bool:
-    return any(fault.startswith((PEOPLE, GIVEN)) for fault in faults)
 
 
 def _labelled(row: Row, name: str, vote: Vote) -> dict[str, Any]:
