@@ -104,7 +104,9 @@ def label(options: LabelOptions, connect: Connect) -> int:
         ballots.append(votes)
     if judge is not None:
         ballots.append(labels.endpoint_votes(judge, texts, known))
-    totals = labels.write_labels(rows, ballots, rejected, options.out, threshold=options.threshold)
+    totals = labels.write_labels(
+        rows, ballots, options.out, threshold=options.threshold, num_rejected=len(rejected)
+    )
     text = labels.summary(totals, local=worth)
     (options.out / labels.SUMMARY_FILE).write_text(text, encoding="utf-8")
     print(*labels.render(totals, options.out), sep="\n")

@@ -21,6 +21,7 @@ from equilibrate.fdc.local import LocalLabeller
 from equilibrate.types import Category
 
 LABELLED_FILE = "labelled.jsonl"
+UNLABELLED_FILE = "unlabelled.jsonl"
 UNSURE_FILE = "unsure.jsonl"
 SUMMARY_FILE = "labels.json"
 ANSWERS_FILE = "answers.jsonl"
@@ -68,7 +69,10 @@ class Totals:
 
     num_labelled: int
     num_unsure: int
+    num_unlabelled: int
+    """Rows that no labeller gave a class."""
     num_rejected: int
+    """Rows that break a rule."""
     counts: Mapping[str, int]
     labellers: Mapping[str, int]
     """Rows that each one decided."""
@@ -210,12 +214,12 @@ def decide(text: str, ballots: Sequence[Votes]) -> tuple[str, Vote, bool] | None
 def write_labels(
     rows: Sequence[Row],
     ballots: Sequence[Votes],
-    rejected: RejectedRows,
     output: Path,
     *,
     threshold: float,
+    num_rejected: int,
 ) -> Totals:
-    """Every row into `labelled.jsonl`, in order, or among the rejected; the unsure ones also apart.
+    """Every row into `labelled.jsonl` or, with the reason, `unlabelled.jsonl`, in order.
 
     `unsure.jsonl` has the least sure first, each prompt once, its `category` empty: people fill it
     in, and the file is given back as `--people`.
@@ -224,12 +228,13 @@ def write_labels(
     counts: Counter[str] = Counter()
     deciders: Counter[str] = Counter()
     unsure: dict[str, tuple[float, dict[str, Any]]] = {}
-    lines = []
+    lines, unlabelled = [], []
     for row in rows:
         decided = decide(row.text, ballots)
         if decided is None:
             faults = [b.faults[row.text] for b in ballots if row.text in b.faults]
-            rejected.add(row.where, "; ".join(faults) or "no labeller gave it one class")
+            reason = "; ".join(faults) or "no labeller gave it one class"
+            unlabelled.append({**row.content, "reason": reason, "where": row.where})
             continue
         name, vote, agreed = decided
         counts[vote.category.value] += 1
@@ -242,12 +247,13 @@ def write_labels(
             unsure.setdefault(row.text, (vote.confidence or 0.0, item))
     queue = [item for _, item in sorted(unsure.values(), key=lambda pair: pair[0])]
     write_lines(output / LABELLED_FILE, lines)
+    write_lines(output / UNLABELLED_FILE, unlabelled)
     write_lines(output / UNSURE_FILE, queue)
-    rejected.settle(len(rows) + len(rejected))
     return Totals(
         num_labelled=len(lines),
         num_unsure=len(queue),
-        num_rejected=len(rejected),
+        num_unlabelled=len(unlabelled),
+        num_rejected=num_rejected,
         counts={c.value: counts[c.value] for c in Category if counts[c.value]},
         labellers=dict(deciders),
         kappas=_kappas(ballots),
@@ -296,6 +302,8 @@ def render(totals: Totals, output: Path) -> Iterator[str]:
         yield f"agreement of {pair}: kappa " + ("-" if value is None else f"{value:.2f}")
     if totals.num_unsure:
         yield f"unsure: {totals.num_unsure} prompts for people in {output / UNSURE_FILE}"
+    if totals.num_unlabelled:
+        yield f"without a class: {totals.num_unlabelled} rows in {output / UNLABELLED_FILE}"
     if totals.num_rejected:
         yield f"rejected: {totals.num_rejected} rows, with the reason, in {output / REJECTED_FILE}"
 

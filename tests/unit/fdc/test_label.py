@@ -272,14 +272,15 @@ def test_the_command_loses_no_row_and_goes_on_after_silence(
         ("given", "MHD"),
         ("people", "GENERAL"),
     ]
-    [rejected] = read(tmp_path / "out" / "rejected.jsonl")
-    assert rejected["where"].endswith(":11")
-    assert "fits no class" in rejected["rule"]
+    [left] = read(tmp_path / "out" / "unlabelled.jsonl")
+    assert left["prompt"] == "none"
+    assert left["where"].endswith(":11")
+    assert "fits no class" in left["reason"]
     unsure = read(tmp_path / "out" / "unsure.jsonl")
     assert last in [item["prompt"] for item in unsure]
     assert all(item["category"] == "" for item in unsure)
     summary = json.loads((tmp_path / "out" / "labels.json").read_text())
-    assert (summary["num_labelled"], summary["num_rejected"]) == (10, 1)
+    assert (summary["num_labelled"], summary["num_unlabelled"]) == (10, 1)
     assert 0 < summary["kappas"]["local/endpoint"] < 1
     assert "to ask: 1 prompts" in capsys.readouterr().out
 
