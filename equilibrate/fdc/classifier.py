@@ -184,4 +184,5 @@ def f1_by_class(y: NDArray[np.int64], said: NDArray[np.int64], num: int) -> NDAr
     """[num]; 0 for a class that is neither there nor said."""
     hits = np.bincount(y[y == said], minlength=num)
     total = np.bincount(y, minlength=num) + np.bincount(said, minlength=num)
-    return np.divide(2.0 * hits, total, out=np.zeros(num), where=total > 0)
+    scores: NDArray[np.float64] = np.divide(2.0 * hits, total, out=np.zeros(num), where=total > 0)
+    return scores

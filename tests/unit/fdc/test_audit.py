@@ -135,3 +135,32 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # 3000 general: 1:30 is 100, 1:20 is 150.
     assert "EHD: 100 to 150, have 6 (+94)" in printed
     assert math.isclose(json.loads(found.read_text())["effective_classes"], 2)
+
+
+def test_audit_of_a_run_and_without_general_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "a", "category": "EHD"}, {"prompt": "b"}]
+    file = str(write(tmp_path / "p.jsonl", rows))
+    write(tmp_path / "metrics.jsonl", [{"unsafe_fraction_EHD": 0.5}] * 10)
+    assert cli.main(["fdc", "audit", file, "--run", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "EHD over 10 iterations: 50% unsafe, then 50%, now 50%: saturated" in printed
+    assert "without class: 1" in printed
+    assert "give --general N" in printed
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("[1]\n")
+    assert cli.main(["fdc", "audit", file, "--run", str(broken)]) == 3
+    assert "broken.jsonl:1: must be the metrics" in capsys.readouterr().err
+
+
+def test_sample_by_a_ratio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"p{i}", "category": "EHD"} for i in range(3)]
+    file, out = str(write(tmp_path / "p.jsonl", rows)), str(tmp_path / "s.jsonl")
+    arguments = ["fdc", "sample", file, "--out", out, "--amounts", "EHD=1", "--total"]
+    assert cli.main([*arguments, "2"]) == 0
+    assert "EHD               2  100.0%" in capsys.readouterr().out
+    assert cli.main([*arguments, "-1"]) == 2
+    assert cli.main([*arguments, "5", "--when-short", "oversample"]) == 0
+    mixture = json.loads((tmp_path / "s.mixture.json").read_text())
+    assert (mixture["counts"]["EHD"], mixture["different_prompts"]) == (5, 3)

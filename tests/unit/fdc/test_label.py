@@ -221,68 +221,97 @@ def test_local_labeller_learns_what_one_word_tells() -> None:
     assert [category for category, _ in found.values()] == [EHD, IHD]
 
 
-def test_the_command_loses_no_row_and_goes_on_after_silence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("sklearn", reason=NEEDS_SKLEARN)
+def mixed_job(tmp_path: Path) -> tuple[commands.LabelOptions, Scripted, list[dict[str, Any]]]:
+    """Eight rows for machines, one that came with a class, two that people looked at."""
     train = write(tmp_path / "train.jsonl", invented(40))
-    new = [r | {"id": i} for i, r in enumerate(invented(8, seed=1))]
-    rows = [{"prompt": r["prompt"], "id": r["id"]} for r in new]
+    new = invented(8, seed=1)
+    rows: list[dict[str, Any]] = [{"prompt": r["prompt"], "id": i} for i, r in enumerate(new)]
     rows += [{"prompt": "told", "category": "MHD"}, {"prompt": "by people"}, {"prompt": "none"}]
-    file = write(tmp_path / "p.jsonl", rows)
-    people = write(
-        tmp_path / "people.jsonl",
-        [
-            {"prompt": "by people", "category": "GENERAL"},
-            {"prompt": "none", "category": "OTHER"},
-            {"prompt": "not yet", "category": ""},
-        ],
-    )
+    seen = [("by people", "GENERAL"), ("none", "OTHER"), ("not yet", "")]
     flags = {"EHD": reply(True, False), "IHD": reply(False, True)}
-    script: dict[str, list[Any]] = {r["prompt"]: [flags[r["category"]]] for r in new}
-    script |= {r["prompt"]: [flags[r["category"]]] for r in read(train)}
-    # The last of them is contradicted by the endpoint.
-    last = new[-1]["prompt"]
-    script[last] = [ResourceError("429")] * 4
+    script: dict[str, list[Any]] = {
+        r["prompt"]: [flags[r["category"]]] for r in (*new, *read(train))
+    }
     options = commands.LabelOptions(
-        file=file,
+        file=write(tmp_path / "p.jsonl", rows),
         out=tmp_path / "out",
         train=(train,),
-        people=(people,),
+        people=(write(tmp_path / "people.jsonl", [{"prompt": t, "category": c} for t, c in seen]),),
         endpoint="http://x",
         model="m",
         price=(1.0, 2.0),
     )
-    endpoint = Scripted(script)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.sleep", lambda _: None)
-        patch.setattr("equilibrate.fdc.judge._FIRST_WAIT_SECONDS", 0.0)
-        # The local labeller has a class for it, so the row is not lost; the exit code tells.
-        with pytest.raises(ResourceError, match="1 prompts got no answer"):
-            commands.label(options, lambda *_: endpoint)
-        script[last] = [flags["EHD"]]
-        endpoint.asked.clear()
-        assert commands.label(options, lambda *_: endpoint) == 0
+    return options, Scripted(script), rows
+
+
+def test_the_command_loses_no_row_and_goes_on_after_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn", reason=NEEDS_SKLEARN)
+    monkeypatch.setattr("equilibrate.fdc.judge._FIRST_WAIT_SECONDS", 0.0)
+    options, endpoint, rows = mixed_job(tmp_path)
+    last = rows[7]["prompt"]
+    endpoint.script[last] = [ResourceError("429")] * 4
+    # The local labeller has a class for it, so the row is not lost; the exit code tells.
+    with pytest.raises(ResourceError, match="1 prompts got no answer"):
+        commands.label(options, lambda *_: endpoint)
+    assert len(read(options.out / "labelled.jsonl")) == 10
+    endpoint.asked.clear()
+    # IHD in truth, so the two labellers disagree.
+    endpoint.script[last] = [reply(True, False)]
+    assert commands.label(options, lambda *_: endpoint) == 0
     assert endpoint.asked == [last]
-    labelled = read(tmp_path / "out" / "labelled.jsonl")
+    labelled = read(options.out / "labelled.jsonl")
     assert [r["prompt"] for r in labelled] == [r["prompt"] for r in rows[:-1]]
     assert [r.get("id") for r in labelled[:8]] == list(range(8))
-    assert [r["category"] for r in labelled[:7]] == [r["category"] for r in new[:7]]
+    assert [r["category"] for r in labelled[:7]] == ["EHD", "IHD"] * 3 + ["EHD"]
     assert [(r["labeller"], r["category"]) for r in labelled[8:]] == [
         ("given", "MHD"),
         ("people", "GENERAL"),
     ]
-    [left] = read(tmp_path / "out" / "unlabelled.jsonl")
+    [left] = read(options.out / "unlabelled.jsonl")
     assert left["prompt"] == "none"
     assert left["where"].endswith(":11")
     assert "fits no class" in left["reason"]
-    unsure = read(tmp_path / "out" / "unsure.jsonl")
+    unsure = read(options.out / "unsure.jsonl")
     assert last in [item["prompt"] for item in unsure]
     assert all(item["category"] == "" for item in unsure)
-    summary = json.loads((tmp_path / "out" / "labels.json").read_text())
+    summary = json.loads((options.out / "labels.json").read_text())
     assert (summary["num_labelled"], summary["num_unlabelled"]) == (10, 1)
-    assert 0 < summary["kappas"]["local/endpoint"] < 1
+    # 7 of 8 agree: local 4 and 4, endpoint 5 and 3, by chance (4*5 + 4*3) / 64.
+    assert summary["kappas"]["local/endpoint"] == pytest.approx((7 / 8 - 0.5) / 0.5)
     assert "to ask: 1 prompts" in capsys.readouterr().out
+
+
+def test_broken_rows_are_told_and_kept_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": ""}])
+    people = write(tmp_path / "people.jsonl", [{"prompt": "a", "category": "EHD"}])
+    arguments = ["fdc", "label", str(file), "--out", str(tmp_path / "o"), "--people", str(people)]
+    assert cli.main(arguments) == 3
+    assert "1 of 2 rows break a rule" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "labelled.jsonl").exists()
+    assert cli.main([*arguments, "--max-rejected", "0.5"]) == 0
+    assert "rejected: 1 rows" in capsys.readouterr().out
+    with pytest.raises(DataError, match="must hold at least one row"):
+        read_prompts_to_label(write(tmp_path / "e.jsonl", []), RejectedRows(file))
+
+
+def test_a_class_that_came_with_a_row_is_kept_beside_the_new_one(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "a", "category": "IHD"}])
+    options = commands.LabelOptions(
+        file=file, out=tmp_path / "out", endpoint="http://x", model="m", relabel=True
+    )
+    assert commands.label(options, lambda *_: Scripted({"a": [reply(True, True)]})) == 0
+    [row] = read(tmp_path / "out" / "labelled.jsonl")
+    assert row == {
+        "prompt": "a",
+        "given_category": "IHD",
+        "category": "MHD",
+        "confidence": None,
+        "labeller": "endpoint",
+    }
 
 
 def test_estimate_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
