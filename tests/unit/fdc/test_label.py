@@ -133,8 +133,8 @@ def test_confidence_of_the_endpoint_is_what_it_got_right() -> None:
         def estimate(self, texts: Sequence[str]) -> Any:
             raise AssertionError
 
-    found = endpoint_votes(Meter(), ["x", "y", "z"], {"a": EHD, "b": EHD, "c": IHD})
-    # EHD: 2 of 3 right, so 3/5; IHD was never said there, so 1/2.
+    found = endpoint_votes(Meter(), ["x", "y", "z"], {"a": EHD, "b": EHD, "c": IHD, "z": IHD})
+    # EHD: 2 of 3 right, so 3/5; IHD was never said there, so 1/2. A fault counts for none.
     assert {t: v.confidence for t, v in found.by_text.items()} == {"x": 0.6, "y": 0.5}
     assert found.faults == {"z": "no"}
     assert endpoint_votes(Meter(), ["x"]).by_text["x"].confidence is None
@@ -210,9 +210,9 @@ def test_local_labeller_learns_what_one_word_tells() -> None:
     found = LocalLabeller(texts, labels).label(["a small dye", "a small taunt"])
     assert [category for category, _ in found.values()] == [EHD, IHD]
     assert all(0.5 < chance <= 1 for _, chance in found.values())
-    assert (
-        LocalLabeller(texts, labels).label(["a small dye"])["a small dye"] == found["a small dye"]
-    )
+    again = LocalLabeller(texts, labels)
+    assert again.label([]) == {}
+    assert again.label(["a small dye"])["a small dye"] == found["a small dye"]
 
     def embed(some: Sequence[str]) -> np.ndarray:
         return np.array([["dye" in text, "taunt" in text, 0.1] for text in some], np.float32)
@@ -286,7 +286,8 @@ def test_the_command_loses_no_row_and_goes_on_after_silence(
 def test_broken_rows_are_told_and_kept_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": ""}])
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "cut\n')
     people = write(tmp_path / "people.jsonl", [{"prompt": "a", "category": "EHD"}])
     arguments = ["fdc", "label", str(file), "--out", str(tmp_path / "o"), "--people", str(people)]
     assert cli.main(arguments) == 3
