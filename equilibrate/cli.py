@@ -6,12 +6,17 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
+from equilibrate.fdc import commands as fdc_commands
+from equilibrate.fdc.commands import LabelOptions
+
+if TYPE_CHECKING:
+    from equilibrate.evaluation.served_model import ServedModel
 
 Configs = Annotated[
     UseAppendAction[tuple[Path, ...]],
@@ -318,13 +323,39 @@ def doctor() -> int:
     return exit_code(checks)
 
 
+def fdc() -> int:
+    """Label, audit and sample prompts by class of risk: `fdc label`, `fdc audit`, `fdc sample`."""
+    return main(["fdc", "--help"])
+
+
+def label(options: OmitArgPrefixes[LabelOptions]) -> int:
+    """Give every prompt of a file its class, with a confidence, and set the unsure ones apart."""
+
+    def connect(base_url: str, model: str, api_key_variable: str) -> ServedModel:
+        from equilibrate.evaluation.served_model import ServedModel
+        from equilibrate.fdc.judge import REPLY_FORMAT
+
+        return ServedModel(
+            base_url=base_url,
+            model=model,
+            api_key_variable=api_key_variable,
+            response_format=REPLY_FORMAT,
+        )
+
+    return fdc_commands.label(options, connect)
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
     for command in (
-        demo, align, import_, data, train, fit, study, evaluate, judge, report, serve, validate,
-        doctor,
+        demo, align, import_, data, fdc, train, fit, study, evaluate, judge, report, serve,
+        validate, doctor,
     )
 }  # fmt: skip
+GROUPS: dict[str, dict[str, Callable[..., int]]] = {
+    "fdc": {"label": label, "audit": fdc_commands.audit, "sample": fdc_commands.sample}
+}
+"""Commands with commands of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -333,12 +364,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns: 0, or 2 settings, 3 data, 4 resources, 5 numerics, 6 a judge that is unfit, 143 stopped
         (saved, can be resumed).
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    commands, prog = COMMANDS, "python -m equilibrate"
+    description = "Align a language model: helpful by reward, harmless by constraint."
+    if given and given[0] in GROUPS:
+        name = given.pop(0)
+        commands, prog, description = GROUPS[name], f"{prog} {name}", str(COMMANDS[name].__doc__)
     try:
         code: int = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="python -m equilibrate",
-            description="Align a language model: helpful by reward, harmless by constraint.",
-            args=arguments,
+            commands, prog=prog, description=description, args=given
         )
     except EquilibrateError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,8 @@ class ServedModel:
     temperature: float = 0.0
     max_tokens: int | None = None
     """Of one reply; None leaves it to the endpoint."""
+    response_format: Mapping[str, Any] | None = None
+    """Form of every reply, for example a JSON schema, as the protocol writes it; None for text."""
     num_threads: int = 8
     """Conversations in flight."""
     timeout_seconds: float = 60.0
@@ -86,10 +88,11 @@ class ServedModel:
     def _ask(self, client: Any, messages: Messages) -> str:
         import openai
 
-        limit = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        wanted = {"max_tokens": self.max_tokens, "response_format": self.response_format}
+        options = {name: value for name, value in wanted.items() if value is not None}
         try:
             completion = client.chat.completions.create(
-                model=self.model, messages=list(messages), temperature=self.temperature, **limit
+                model=self.model, messages=list(messages), temperature=self.temperature, **options
             )
         except openai.OpenAIError as error:
             raise ResourceError(
