@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import sys
 import threading
 
 import pytest
 
+from equilibrate import cli
 from equilibrate.errors import ConfigError, ResourceError
 from equilibrate.evaluation.served_model import ServedModel
 
@@ -98,3 +100,26 @@ def test_a_missing_package_is_named_at_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ResourceError, match=r"pip install 'equilibrate\[judge\]'"):
         ServedModel(base_url="http://127.0.0.1:1/v1", model="m")
+
+
+def test_labelling_asks_for_a_constrained_reply(serve_chat, tmp_path):
+    asked = []
+
+    def reply(body):
+        asked.append(body)
+        return '{"analysis": "", "risky_content": true, "malicious_intent": false, ' + (
+            '"sounds_harmful": true}'
+        )
+
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    url = serve_chat(reply)
+    options = ("--out", str(tmp_path / "out"), "--endpoint", url, "--model", "m")
+    for _ in range(2):
+        assert cli.main(["fdc", "label", str(file), *options]) == 0
+    # The second run has both answers on disk.
+    assert len(asked) == 2
+    schema = asked[0]["response_format"]["json_schema"]["schema"]
+    assert schema["required"][1:] == ["risky_content", "malicious_intent", "sounds_harmful"]
+    labelled = (tmp_path / "out" / "labelled.jsonl").read_text().splitlines()
+    assert [json.loads(line)["category"] for line in labelled] == ["EHD", "EHD"]
