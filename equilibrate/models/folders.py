@@ -20,7 +20,6 @@ CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
-_NOT_UPDATED = ("gpt_neox",)
 _NUM_EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
 """What kinds of models call the number of their experts."""
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
@@ -70,18 +69,12 @@ def check_sampled(folder: str | Path, device: str) -> None:
     Raises: DataError, as `read_config`; or naming the file, the entry and what to do.
     """
     config = read_config(folder)
-    file = Path(folder) / CONFIG_FILE
-    if (kind := config.get("model_type")) in _NOT_UPDATED:
-        raise DataError(
-            f"{file}: model_type {kind!r} cannot be sampled by a run: the generator breaks when it "
-            "is sent new weights; take a model of another kind, of Llama or Qwen for example"
-        )
     # On a CPU it packs the experts when it starts and goes on with those.
     experts = next((key for key in _NUM_EXPERTS if config.get(key)), None)
     if experts and device == "cpu":
         raise DataError(
-            f"{file}: {experts} ({config[experts]}): on a CPU the generator keeps the experts that "
-            "it started with; take a model without experts, or device=cuda"
+            f"{Path(folder) / CONFIG_FILE}: {experts} ({config[experts]}): on a CPU the generator "
+            "keeps the experts that it started with; take a model without experts, or device=cuda"
         )
 
 

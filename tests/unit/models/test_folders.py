@@ -304,8 +304,6 @@ def test_a_model_with_fewer_positions_than_a_rollout_is_refused(tmp_path: Path) 
     [
         ("llama", "cpu", ""),
         ("gpt2", "cpu", ""),
-        ("gpt-neox", "cpu", "model_type 'gpt_neox'"),
-        ("gpt-neox", "cuda", "model_type 'gpt_neox'"),
         ("mixtral", "cpu", r"num_local_experts \(4\).*on a CPU"),
         ("qwen2-moe", "cpu", r"num_experts \(4\).*on a CPU"),
         ("gpt-oss", "cpu", r"num_local_experts \(4\).*on a CPU"),
