@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -55,7 +55,9 @@ LABELLED_BY = (
     "fdc",
     "text",
     "max_length",
+    "data.columns",
     "data.max_rejected_fraction",
+    "data.prefer",
     "sandbox.seed",
     "rollout.max_new_tokens",
     "rollout.max_model_len",
@@ -206,11 +208,20 @@ def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) 
     )
     write_outcome(config, run, prompts, inputs.judge, training=training, cost_budget=None)
     if config.trains != "policy":
-        figures = training.figures
         say(
-            f"{config.trains} model: {run / config.trains}, for data.{config.trains}; in order on "
-            f"{figures['ranking_accuracy']:.1%} of {figures['num_pairs']:.0f} held-out pairs"
+            f"{config.trains} model: {run / config.trains}, for data.{config.trains}; "
+            f"{held_out_order(training.figures)}"
         )
+
+
+def held_out_order(figures: Mapping[str, float]) -> str:
+    """What a scorer's calibration says of its order; of answers of one side alone nothing."""
+    order = figures.get("ranking_accuracy")
+    if order is None:
+        return "its held-out answers are all of one side, so nothing was measured of its order"
+    if "num_pairs" in figures:
+        return f"in order on {order:.1%} of {figures['num_pairs']:.0f} held-out pairs"
+    return f"AUC {order:.3f} over {figures['num_answers']:.0f} held-out answers"
 
 
 def _answers_stage(
@@ -240,7 +251,7 @@ def _answers_stage(
 
     return Stage(
         name="answers",
-        format=1,
+        format=2,
         inputs={"settings": result_settings(config), "contents": held, "scored": needs_scores},
         libraries=SAMPLING,
         make=make,

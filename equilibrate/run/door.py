@@ -49,7 +49,8 @@ def check_journey(journey: Journey) -> None:
         try:
             check_inputs(here)
         except (ConfigError, DataError) as error:
-            raise type(error)(f"step {step.name}: {error}") from None
+            where = f"its settings stand under steps.{step.name}"
+            raise type(error)(f"step {step.name} ({where}): {error}") from None
         made.add(str(step.model))
     if journey.needs_budget and (cost := journey.config.cost):
         propose_budget(Path(cost), journey.config.max_unsafe_share)
@@ -61,7 +62,7 @@ def require_path(key: str, path: str) -> Path:
         from equilibrate.data.readers import is_hub_name  # late: as above
 
         hint = "give an existing file or folder"
-        if is_hub_name(path):
+        if key != "policy" and key not in SCORERS and not Path(path).suffix and is_hub_name(path):
             hint += (
                 f"; a data set of the hub is brought here first: hf download {path} --repo-type "
                 "dataset --local-dir FOLDER"
