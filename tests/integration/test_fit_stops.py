@@ -84,3 +84,15 @@ def test_a_stop_while_checkpoints_are_removed_leaves_no_half_of_them(
     folder.mkdir()
     _remove(folder)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"ranking_accuracy": 0.75, "num_pairs": 8.0}, "in order on 75.0% of 8 held-out pairs"),
+        ({"ranking_accuracy": 0.75, "num_answers": 8.0}, "AUC 0.750 over 8 held-out answers"),
+        ({"num_answers": 8.0}, "its held-out answers are all of one side"),
+    ],
+)
+def test_what_is_said_of_a_scorers_order(figures: dict[str, float], said: str) -> None:
+    assert fits.held_out_order(figures).startswith(said)

@@ -173,6 +173,24 @@ def test_scorers_learn_pairs_and_say_how_well(trained):
         assert sidecar.calibration[name] == cost[name]
 
 
+def test_a_cost_model_learns_from_answers_that_are_labelled_one_by_one(tied_llama, tmp_path):
+    both = preferences()
+    singles = {
+        "prompt": both["prompt"],
+        "response": both["response_0"],
+        "is_safe": both["is_response_0_safe"],
+    }
+    config, out = settings("cost"), tmp_path / "cost"
+    answers = tmp_path / "answers"
+    for folder in (answers, out):
+        folder.mkdir()
+    labelled_answers(config, singles, tied_llama).save(answers)
+    figures = train_on_cluster(config, tied_llama, answers, out)
+    assert figures["ranking_accuracy"] == 1.0
+    assert figures["safe_mean"] < 0 < figures["unsafe_mean"]
+    assert read_sidecar(out, kind="cost").calibration["num_answers"] == figures["num_answers"]
+
+
 def test_a_saved_scorer_gives_the_score_at_the_last_token(trained, tied_llama, tmp_path):
     """What transformers computes from the folder lies among the measured scores."""
     folder, figures = trained["cost"]

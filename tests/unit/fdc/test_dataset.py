@@ -253,3 +253,11 @@ def test_a_text_that_cannot_fit_is_not_tokenized(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", row("x" * 5_000_000), row("x" * 401), row("ab"))
     rows = read_prompts(path, encode_short, max_tokens=8)
     assert rows.dropped == {"longer than 8 tokens": 2}
+
+
+def test_prompts_without_classes_count_as_general_and_it_is_said(
+    read: Callable[..., PromptRows],
+) -> None:
+    rows = read({"prompt": "ab"}, {"prompt": "cd"})
+    assert {prompt.category for prompt in rows.prompts} == {Category.GENERAL}
+    assert rows.about.endswith("; 2 prompts have no class and count as GENERAL")
