@@ -6,17 +6,14 @@ reported as every run is; nothing here remembers what was done.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from actors.cluster import ray_cluster
 from actors.fit import fit
 from actors.launch import train
 from equilibrate.config.align import AlignConfig, Journey, Step
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED
-from equilibrate.models.sidecar import propose_budget
 from equilibrate.run.capacity import check_this_machine
-from equilibrate.run.door import check_journey
+from equilibrate.run.door import check_journey, proposed_budget
 from equilibrate.run.folder import say
 
 
@@ -63,12 +60,10 @@ def _take(step: Step) -> int:
 
 
 def _budget(journey: Journey) -> float | None:
-    if not journey.needs_budget:
-        return None
-    share = journey.config.max_unsafe_share
-    budget = propose_budget(Path(journey.scorer("cost")), share)
-    say(
-        f"constraint.budget: {budget:g}, the mean cost of answers of which {share:.0%} are unsafe, "
-        "by the cost model's held-out answers"
-    )
+    budget = proposed_budget(journey)
+    if budget is not None:
+        say(
+            f"constraint.budget: {budget:g}, the mean cost of answers of which "
+            f"{journey.config.max_unsafe_share:.0%} are unsafe, by those that calibrated the model"
+        )
     return budget

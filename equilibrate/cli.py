@@ -228,13 +228,16 @@ def validate(
     from equilibrate.config.files import RUN_KINDS, dump_config, load_settings
     from equilibrate.run.capacity import check_this_machine
     from equilibrate.run.disk import require_writable
-    from equilibrate.run.door import check_inputs, check_journey
+    from equilibrate.run.door import check_inputs, check_journey, proposed_budget
 
     if kind == "align":
         journey = Journey(load_settings(AlignConfig, config, overrides))
         require_writable(Path(journey.config.output).resolve())
         check_journey(journey)
-        for step in journey.steps():
+        budget = proposed_budget(journey)
+        if journey.needs_budget and budget is None:
+            print("# constraint.budget is proposed once the cost model is there")
+        for step in journey.steps(budget):
             print(f"# step {step.name}", dump_config(step.config), sep="\n", end="")
         return 0
     settings = load_settings(RUN_KINDS[kind], config, overrides)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from equilibrate.config.base import Config, OutputFolder
+from equilibrate.config.base import Config, OutputFolder, off_is_none
 from equilibrate.config.files import merge_settings, parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
@@ -69,7 +69,20 @@ class AlignConfig(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _common_leaves_alone_what_steps_differ_in(self) -> Self:
+        data = self.common.get("data", {})
+        paths = [f"data.{key}" for key in data] if isinstance(data, dict) else []
+        for key in (*self.common, *paths):
+            if key in _OF_ONE_STEP:
+                raise ValueError(
+                    f"common.{key} differs from step to step; set it under steps, or at the top"
+                )
+        return self
 
+
+_OF_ONE_STEP = ("output", "objective", "constraint", "data.policy", "data.reward", "data.cost",
+                "data.train", "data.prompts", "data.evaluation")  # fmt: skip
 _TRY = {"policy": "models/my-chat", "prompts": "data/prompts.jsonl", "pairs": "data/pairs.jsonl"}
 
 
@@ -108,7 +121,8 @@ class Journey:
     @property
     def needs_scorers(self) -> bool:
         """DPO and its kin learn from labels alone, unless a mask asks for scores."""
-        return self.config.by in ("ppo", "ars") or bool(self.config.steps.align.get("ama"))
+        ama = off_is_none(self.config.steps.align.get("ama"))
+        return self.config.by in ("ppo", "ars") or ama is not None
 
     @property
     def needs_budget(self) -> bool:

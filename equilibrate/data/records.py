@@ -111,8 +111,8 @@ _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def flag(row: Row, name: str, *, needed: bool = False) -> bool | None:
-    """True or False in any spelling: a bool, 0 or 1, "True", "0"; None where the column is not."""
-    if name not in row and not needed:
+    """True or False in any spelling (a bool, 0 or 1, "True"); None where the row does not say."""
+    if not needed and not has(row, name):
         return None
     value = row.get(name)
     found = _FLAGS.get(value.strip().lower()) if isinstance(value, str) else None

@@ -249,7 +249,8 @@ def agree(
     )
     if look_alikes is None:
         return measured
-    _, labels, found = measure_judge(judge, others, verdict=verdict, **sides)
+    # All of them: where they have no label, none could be among the negative ones.
+    _, labels, found = measure_judge(judge, others, verdict=verdict, positive=positive, negative=())
     counts = Counts.of(labels, found)
     if not counts.verdict_only + counts.neither:
         raise DataError(f"{look_alikes}: no answer counts as negative; give other look-alikes")

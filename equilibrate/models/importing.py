@@ -187,8 +187,8 @@ def _kind_of_folder(folder: Path) -> str:
     if files := sorted(folder.glob("*.gguf")):
         raise DataError(f"{folder}: holds {files[0].name}; try {_COMMAND} {files[0]} OUT")
     config = read_config(folder)
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "of an unknown kind")
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "of an unknown kind")
         raise DataError(
             f"{folder / CONFIG_FILE}: quantization_config ({method}): only GGUF is read quantised; "
             "give the model in float32, float16 or bfloat16"

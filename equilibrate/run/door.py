@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from equilibrate.config.align import Journey
+from equilibrate.config.align import Journey, Step
 from equilibrate.config.base import JudgeConfig
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.identity import fixed_on_resume, require_fixed
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.models.sidecar import propose_budget
@@ -45,15 +46,49 @@ def check_journey(journey: Journey) -> None:
         changes: dict[str, str] = {kind: "" for kind in SCORERS if getattr(data, kind) in made}
         if data.policy in made:
             changes["policy"] = journey.config.policy
+        # What the policy is measured on must teach none of the models, whatever a step reads.
+        changes["evaluation"] = data.evaluation or journey.config.evaluation
         here = step.config.model_copy(update={"data": data.model_copy(update=changes)})
         try:
+            require_same_start(journey, step)
             check_inputs(here)
         except (ConfigError, DataError) as error:
             where = f"its settings stand under steps.{step.name}"
             raise type(error)(f"step {step.name} ({where}): {error}") from None
         made.add(str(step.model))
-    if journey.needs_budget and (cost := journey.config.cost):
-        propose_budget(Path(cost), journey.config.max_unsafe_share)
+    if journey.config.cost:
+        proposed_budget(journey)
+
+
+def proposed_budget(journey: Journey) -> float | None:
+    """`constraint.budget` by the calibration of the cost model; None where nothing asks for it, or
+    the cost model is still to be made.
+
+    Raises: as `propose_budget`.
+    """
+    cost = Path(journey.scorer("cost"))
+    if not journey.needs_budget or not (cost.exists() or journey.config.cost):
+        return None
+    return propose_budget(cost, journey.config.max_unsafe_share)
+
+
+def require_same_start(journey: Journey, step: Step) -> None:
+    """Refuse other settings of a step once the alignment has checkpoints: the step would be made
+    anew, over what they started from, and the alignment could not go on.
+
+    Raises: ConfigError naming the key and the folder.
+    """
+    from equilibrate.config.files import load_run_config
+    from equilibrate.run.checkpoint import LATEST  # late: as above
+
+    run = Path(step.config.output)
+    if not (journey.folder("align") / "checkpoints" / LATEST).is_file():
+        return
+    if (run / "config.yaml").is_file():
+        before, now = fixed_on_resume(load_run_config(run)), fixed_on_resume(step.config)
+        for settings in (before, now):
+            settings.pop("constraint.budget", None)  # hangs on the cost model, which is the same
+        require_fixed(before, now, run)
 
 
 def require_path(key: str, path: str) -> Path:

@@ -44,6 +44,7 @@ SCORING = {
 }
 LABELLING = {
     *TEXT,
+    *("data.columns", "data.prefer"),
     *("seed", "max_length", "sandbox.seed", "rollout.max_new_tokens", "rollout.max_model_len"),
     *("fdc.amounts", "fdc.when_short", "fdc.mislabelled_fraction"),
 }

@@ -60,6 +60,9 @@ def test_an_offline_objective_needs_scorers_only_for_a_mask() -> None:
     assert names(journey(by="dpo", steps={"align": {"ama": {"source": "cost"}}})) == [
         "reward", "cost", "align",
     ]  # fmt: skip
+    # The mask with all its defaults is on; `off` is off in every spelling.
+    for ama, count in (({}, 3), ("off", 1), (False, 1)):
+        assert len(names(journey(by="dpo", steps={"align": {"ama": ama}}))) == count
     *_, ars = journey(by="ars").steps()
     assert ars.config.data.train == "prompts.jsonl"
 
@@ -88,6 +91,8 @@ def test_a_steps_own_settings_win_and_common_ones_reach_those_who_have_them() ->
         ({"by": "grpo"}, "by .*'grpo'"),
         ({"max_unsafe_share": 0.5}, "max_unsafe_share"),
         ({"polcy": "chat"}, "polcy is not a known key"),
+        ({"common": {"constraint": {"budget": -1}}}, r"common\.constraint differs from step"),
+        ({"common": {"data": {"train": "t"}}}, r"common\.data\.train differs from step"),
     ],
 )
 def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -168,7 +168,7 @@ def test_pairs_of_many_spellings(row: dict[str, Any], messages: tuple[Message, .
     ("name", "changes", "rule"),
     [
         ("pku", {"better_response_id": 2}, r"better_response_id \(2\) must be 0 or 1"),
-        ("pku", {"is_response_0_safe": None}, r"is_response_0_safe \(None\) must be 0 or 1"),
+        ("pku", {"is_response_0_safe": 2}, r"is_response_0_safe \(2\) must be 0 or 1"),
         ("hh", {"rejected": "\n\nHuman: other\n\nAssistant: b"}, "must be alike up to their last"),
         ("hh", {"chosen": "\n\nHuman: p\n\nAssistant:"}, r"turn \(Assistant:\) .* not be empty"),
         ("hh", {"chosen": f"{CHAT}"}, "ends with a turn of user; it must end with the assistant"),
@@ -365,3 +365,9 @@ def test_every_real_file_is_recognised_and_nothing_of_it_is_lost() -> None:
 
 def test_a_format_without_a_row_here_is_noticed() -> None:
     assert set(GOOD) == set(FORMATS)
+
+
+def test_a_label_that_is_not_given_is_not_said() -> None:
+    """As a tie stands in a table: an empty cell, or null."""
+    assert FORMATS["pku"].read({**GOOD["pku"], "better_response_id": None}).better is None
+    assert FORMATS["pku"].read({**GOOD["pku"], "is_response_0_safe": ""}).is_safe[0] is None

@@ -3,17 +3,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from equilibrate import cli
-from equilibrate.config.files import parse_config, parse_settings
+from equilibrate.config.align import AlignConfig, Journey
+from equilibrate.config.files import dump_config, parse_config, parse_settings
 from equilibrate.config.fit import FitConfig
-from equilibrate.errors import DataError
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
-from equilibrate.run.door import check_inputs
+from equilibrate.run.door import check_inputs, check_journey
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
 
@@ -21,7 +23,7 @@ OF_ONE_CLASS = ("fdc.mixture={GENERAL: 1.0}", "fdc.when_short=oversample", "cons
 ROWS = [{"prompt": f"how do i clean lamp {n} ?", "category": "GENERAL"} for n in range(4)]
 
 
-def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -304,3 +306,53 @@ def test_a_text_of_pretraining_that_is_none_is_known_at_the_door(
     Dataset.from_list(rows).save_to_disk(str(inputs / "texts"))
     assert validate(inputs, f"data.ptx={inputs / 'texts'}", "learner.ptx_coef=1") == 3
     assert "texts:1: response (None) must be a string" in capsys.readouterr().err
+
+
+def journey_of(inputs: Path, **changes: object) -> Journey:
+    pair: dict[str, object] = {
+        "response_0": "so .",
+        "is_response_0_safe": False,
+        "better_response_id": 0,
+        "response_1": "no .",
+        "is_response_1_safe": True,
+        "safer_response_id": 1,
+    }
+    write_rows(inputs / "pairs", [{"prompt": f"how {n} ?", **pair} for n in range(4)])
+    tree = {
+        **{name: str(inputs / name) for name in ("policy", "pairs", "prompts", "evaluation")},
+        "output": str(inputs / "journey"),
+        "steps": {
+            "align": {
+                "fdc": {"mixture": {"GENERAL": 1.0}, "when_short": "oversample"},
+                "constraint": {"scope": "all"},
+            }
+        },
+    }
+    return Journey(parse_settings(AlignConfig, {**tree, **changes}))
+
+
+def test_a_journey_in_order_is_accepted(inputs: Path) -> None:
+    check_journey(journey_of(inputs))
+
+
+def test_what_is_measured_on_teaches_no_model_of_a_journey(inputs: Path) -> None:
+    journey = journey_of(inputs)
+    write_rows(inputs / "evaluation", [{"prompt": "How 1 ?", "category": "GENERAL"}])
+    with pytest.raises(DataError, match=r"step reward .*must not be in the training prompts"):
+        check_journey(journey)
+
+
+def test_other_settings_of_a_step_are_refused_once_its_model_was_used(inputs: Path) -> None:
+    check_journey(journey_of(inputs))
+    first, *_ = journey_of(inputs).steps()
+    run = inputs / "journey" / "reward"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(first.config))
+    changed = journey_of(inputs, common={"seed": 2})
+    check_journey(changed)  # it would be made anew, and nothing hangs on it yet
+    latest = inputs / "journey" / "align" / "checkpoints" / "LATEST"
+    latest.parent.mkdir(parents=True)
+    latest.touch()
+    check_journey(journey_of(inputs))
+    with pytest.raises(ConfigError, match=r"step reward .*seed \(2\) must stay what it was"):
+        check_journey(changed)
