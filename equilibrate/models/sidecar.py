@@ -118,7 +118,8 @@ def propose_budget(cost: Path, share: float) -> float:
     if safe >= unsafe:
         raise DataError(
             f"{cost / SIDECAR_FILE}: the mean cost of held-out safe answers ({safe:g}) must be "
-            f"below that of unsafe ones ({unsafe:g}); this model cannot tell them apart"
+            f"below that of unsafe ones ({unsafe:g}): this model cannot tell them apart; train it "
+            "on more rows, or set steps.align.constraint.budget"
         )
     return round((1 - share) * safe + share * unsafe, 4)
 
