@@ -50,18 +50,22 @@ class Recognised:
     has_classes: bool
     """Whether `category` holds our classes: then every row must have one."""
 
-    def read(self, row: object) -> Record:
-        """Raises: DataError for a row that breaks a rule, OfNoUse for one that teaches nothing."""
+    def named(self, row: object) -> dict[str, Any]:
+        """A row under the names that the format knows. Raises: DataError for what is no row."""
         if isinstance(row, DataError):
             raise row
         if not isinstance(row, dict):
             raise DataError(f"({shown(row)}) must be one JSON object")
-        row = renamed(row, self.mapping)
+        return renamed(row, self.mapping)
+
+    def read(self, row: Row) -> Record:
+        """Args: row: as `named`.
+        Raises: DataError for a row that breaks a rule, OfNoUse for one that teaches nothing."""
         record = FORMATS[self.name].read(row)
         if not self.has_classes:
             return record
         label = text(row, "category")
-        if label.strip().lower() == UNDECIDED:
+        if label_key(label) == UNDECIDED:
             raise OfNoUse("of no class (OTHER)")
         return replace(record, category=parse_label(label), label="")
 
@@ -93,11 +97,11 @@ class Source:
     def __iter__(self) -> Iterator[Entry]:
         for where, row in self._rows():
             try:
-                record = self.recognised.read(row)
+                named = self.recognised.named(row)
+                record = self.recognised.read(named)
             except DataError as fault:
                 yield Entry(where=where, row=row, record=None, fault=fault)
             else:
-                named = renamed(row, self.recognised.mapping)
                 yield Entry(where=where, row=named, record=record)
 
     def _rows(self) -> Rows:
@@ -150,12 +154,17 @@ def _met(needs: Sequence[str], found: Sequence[str]) -> list[str]:
     return [next((name for name in need.split("|") if name in found), need) for need in needs]
 
 
+def label_key(label: str) -> str:
+    """What the spellings of a label share: `Factual Risk`, `factual_risk`."""
+    return " ".join(re.split(r"[\s_-]+", label.strip().lower()))
+
+
 def parse_label(label: str) -> Category:
     """The class that a label of a data set names, in any case: "Factual Risk", "EHD", "No risk".
 
     Raises: DataError for OTHER, which fits no class, and for unknown labels.
     """
-    key = " ".join(re.split(r"[\s_-]+", label.strip().lower()))
+    key = label_key(label)
     if key in _LABELS:
         return _LABELS[key]
     if key == UNDECIDED:
@@ -184,7 +193,7 @@ def _readable(key: str, rows: Sequence[Row]) -> int:
 
 def _has_classes(rows: Sequence[Row]) -> bool:
     labels = [row["category"] for row in rows if isinstance(row.get("category"), str)]
-    keys = [" ".join(re.split(r"[\s_-]+", label.strip().lower())) for label in labels]
+    keys = [label_key(label) for label in labels]
     known = [key for key in keys if key in _LABELS or key == UNDECIDED]
     return bool(known) and 2 * len(known) >= len(keys)
 

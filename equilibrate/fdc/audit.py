@@ -138,7 +138,9 @@ def read_saturation(metrics: Path) -> dict[Category, Saturation]:
 def _saturation(values: Sequence[float]) -> Saturation:
     size = len(values) // _WINDOWS
     # From the end, so that the newest window is a full one.
-    windows = [values[len(values) - (i + 1) * size : len(values) - i * size] for i in range(5)]
+    windows = [
+        values[len(values) - (i + 1) * size : len(values) - i * size] for i in range(_WINDOWS)
+    ]
     means = [math.fsum(window) / size for window in windows]
     return Saturation(
         num_iterations=len(values),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from equilibrate.data.readers import read_rows
-from equilibrate.data.recognition import UNDECIDED, parse_label
+from equilibrate.data.recognition import UNDECIDED, label_key, parse_label
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows, shown, text_fault
 from equilibrate.errors import DataError
 from equilibrate.fdc.agreement import kappa
@@ -130,7 +130,7 @@ def _row(where: str, content: Any, column: str, relabel: bool) -> Row:
         return Row(where=where, content=content, text=text, given=None, fits_none=False)
     if not isinstance(label, str):
         raise DataError(f"category ({shown(label)}) must be the name of a class; or give --relabel")
-    fits_none = label.strip().lower() == UNDECIDED
+    fits_none = label_key(label) == UNDECIDED
     given = None if fits_none else parse_label(label)
     return Row(where=where, content=content, text=text, given=given, fits_none=fits_none)
 

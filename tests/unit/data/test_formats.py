@@ -61,7 +61,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 def records(rows: list[Any], columns: dict[str, str] | None = None) -> list[Record]:
     found = recognise(rows, columns or {}, name="rows")
-    return [found.read(row) for row in rows]
+    return [found.read(found.named(row)) for row in rows]
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:
