@@ -6,11 +6,13 @@ from pathlib import Path
 
 from equilibrate.config.align import Journey, Step
 from equilibrate.config.base import JudgeConfig
+from equilibrate.config.files import load_run_config
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import fixed_on_resume, require_fixed
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.models.sidecar import propose_budget
+from equilibrate.run.checkpoint import LATEST
 from equilibrate.sandbox.words import MAX_LENGTH
 from equilibrate.types import ScorerKind
 
@@ -78,9 +80,6 @@ def require_same_start(journey: Journey, step: Step) -> None:
 
     Raises: ConfigError naming the key and the folder.
     """
-    from equilibrate.config.files import load_run_config
-    from equilibrate.run.checkpoint import LATEST  # late: as above
-
     run = Path(step.config.output)
     if not (journey.folder("align") / "checkpoints" / LATEST).is_file():
         return

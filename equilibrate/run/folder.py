@@ -19,11 +19,12 @@ from equilibrate.config.identity import (
 )
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
-from equilibrate.errors import ConfigError, DataError
-from equilibrate.fdc.dataset import read_prompts
+from equilibrate.errors import ConfigError
+from equilibrate.fdc.dataset import PromptRows, read_prompts
 from equilibrate.run.checkpoint import LATEST, FolderLock
 from equilibrate.run.contents import Contents
 from equilibrate.run.disk import as_resource_error, require_writable
+from equilibrate.run.door import require_path
 from equilibrate.run.sinks import JsonlFile, read_rows, write_whole
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt
@@ -76,9 +77,7 @@ def _held_by_inputs(config: RunConfig, run: Path) -> dict[str, str]:
     contents = Contents(stages_of(run))
     held = {}
     for key, path in input_paths(config).items():
-        if not path.exists():
-            raise DataError(f"{key} ('{path}') does not exist; give an existing file or folder")
-        held[key] = contents.of(path)
+        held[key] = contents.of(require_path(key.removeprefix("data."), str(path)))
     return held
 
 
@@ -127,21 +126,27 @@ def read_fitting(
 
     Raises: DataError as `read_prompts`; the rows that break a rule are in the run's folder too.
     """
-    longest = config.rollout.max_model_len - config.rollout.max_new_tokens
     rejected = rejected_rows(path, config, run)
-    rows = read_prompts(
-        path,
-        renderer.prompt_ids,
-        max_tokens=longest,
-        rejected=rejected,
-        columns=config.data.columns,
-    )
+    rows = prompt_rows(path, renderer, config, rejected)
     say(f"{path.name}: {rows.about}")
     for reason, count in rows.dropped.items():
         say(f"{path.name}: {count} prompts left out: {reason}")
     if rejected:
         say(f"{path.name}: {len(rejected)} rows rejected, see {run / REJECTED_FILE}")
     return rows.prompts
+
+
+def prompt_rows(
+    path: Path, renderer: Renderer, config: TrainConfig | FitConfig, rejected: RejectedRows
+) -> PromptRows:
+    """`read_prompts` as the settings of a run say."""
+    return read_prompts(
+        path,
+        renderer.prompt_ids,
+        max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
+        rejected=rejected,
+        columns=config.data.columns,
+    )
 
 
 def rejected_rows(path: Path, config: TrainConfig | FitConfig, run: Path | None) -> RejectedRows:

@@ -12,14 +12,13 @@ from equilibrate.data.records import said
 from equilibrate.data.rows import RejectedRows, check_disjoint, prompt_key
 from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.errors import DataError
-from equilibrate.fdc.dataset import read_prompts
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
 from equilibrate.models.folders import check_models, check_positions, check_sampled
 from equilibrate.offline.labelled import chosen_columns
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import SCORERS, require_path
-from equilibrate.run.folder import rejected_rows
+from equilibrate.run.folder import prompt_rows, rejected_rows
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Category, Conversation, Prompt, as_conversation
 
@@ -99,10 +98,5 @@ def by_row(prompts: Sequence[str | Conversation]) -> list[Prompt]:
 
 
 def _prompts(config: TrainConfig | FitConfig, run: Path | None, file: Path) -> list[Prompt]:
-    return read_prompts(
-        file,
-        Renderer(config.data.policy, config.text).prompt_ids,
-        max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
-        rejected=rejected_rows(file, config, run),
-        columns=config.data.columns,
-    ).prompts
+    renderer = Renderer(config.data.policy, config.text)
+    return prompt_rows(file, renderer, config, rejected_rows(file, config, run)).prompts
