@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
+from equilibrate.data.commands import data, split
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
 from equilibrate.fdc import commands as fdc_commands
 from equilibrate.fdc.commands import LabelOptions
@@ -252,46 +253,6 @@ def validate(
     return 0
 
 
-def data(
-    files: Annotated[
-        Positional[tuple[str, ...]],
-        arg(help="Files, folders, or names of data sets on the hub.", metavar="FILE"),
-    ],
-    evaluation: Annotated[
-        tuple[str, ...], arg(help="Sets to evaluate by: what they share with the others.")
-    ] = (),
-    tokenizer: Annotated[
-        Path | None, arg(help="Model folder: lengths in its tokens, not in characters.")
-    ] = None,
-    columns: Annotated[
-        tuple[str, ...],
-        arg(help="What columns of other names hold, such as prompt=Question.", metavar="KEY=NAME"),
-    ] = (),
-    rejected: Annotated[
-        Path | None, arg(help="Where the rows that break a rule are listed, as JSON lines.")
-    ] = None,
-    max_rejected_fraction: Annotated[
-        float, arg(help="Share of the rows of a file that may break a rule; beyond it, exit 3.")
-    ] = 0.01,
-) -> int:
-    """Say what data sets are, what they hold, what is wrong with them and what they share."""
-    from equilibrate.config.files import parse_options
-    from equilibrate.data.survey import survey_all
-    from equilibrate.errors import DataError
-    from equilibrate.text.renderer import Renderer
-
-    is_good = survey_all(
-        files,
-        evaluation,
-        renderer=None if tokenizer is None else Renderer(tokenizer),
-        columns={name: str(column) for name, column in parse_options(columns).items()},
-        max_rejected_fraction=max_rejected_fraction,
-        rejected_file=rejected,
-        say=print,
-    )
-    return 0 if is_good else DataError.exit_code
-
-
 def import_(
     source: Annotated[
         Positional[Path],
@@ -351,7 +312,7 @@ def label(options: OmitArgPrefixes[LabelOptions]) -> int:
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
     for command in (
-        demo, align, import_, data, fdc, train, fit, study, evaluate, judge, report, serve,
+        demo, align, import_, data, split, fdc, train, fit, study, evaluate, judge, report, serve,
         validate, doctor,
     )
 }  # fmt: skip

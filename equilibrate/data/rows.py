@@ -124,3 +124,9 @@ def prompt_key(prompt: str | Conversation) -> str:
     return " ".join(
         word for turn in turns if turn.role == "user" for word in turn.content.casefold().split()
     )
+
+
+def words_of(text: str) -> str:
+    """A text by its words in their order, whatever their case, punctuation and numbers: what two
+    near duplicates share. Other words, even one, make two texts differ."""
+    return " ".join(re.sub(r"\d+", "0", word) for word in re.findall(r"\w+", text.casefold()))

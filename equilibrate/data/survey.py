@@ -5,7 +5,6 @@ Rows pass one by one; what stays of each is hashes and lengths.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from equilibrate.data.formats import FORMATS
 from equilibrate.data.readers import splits_of
 from equilibrate.data.recognition import PERSONAL, Entry, Recognised, Source
 from equilibrate.data.records import Kind, OfNoUse, Record, said
-from equilibrate.data.rows import RejectedRows, prompt_key
+from equilibrate.data.rows import RejectedRows, prompt_key, words_of
 from equilibrate.data.tables import columns_of
 from equilibrate.errors import DataError
 from equilibrate.text.renderer import Renderer
@@ -141,12 +140,6 @@ def conflicts_of(record: Record) -> Iterator[str]:
         yield "the better answer is not the safer one"
     if record.responses[0] == record.responses[1]:
         yield "both answers are the same"
-
-
-def words_of(text: str) -> str:
-    """A text by its words in their order, whatever their case, punctuation and numbers: what two
-    near duplicates share. Other words, even one, make two texts differ."""
-    return " ".join(re.sub(r"\d+", "0", word) for word in re.findall(r"\w+", text.casefold()))
 
 
 def characters(records: Sequence[Record]) -> tuple[list[int], list[int]]:

@@ -157,7 +157,7 @@ class _Building:
         self._columns: dict[str, list[Any]] = defaultdict(list)
 
     def add(self, where: str, record: Record) -> None:
-        for row in _rows_of(record):
+        for row in rows_of(record):
             for name, value in row.items():
                 column = self._columns[name]
                 column += [None] * (len(self.places) - len(column))
@@ -177,7 +177,8 @@ class _Building:
         return Table(columns=said, places=self.places, about=about, left_out=self.left_out)
 
 
-def _rows_of(record: Record) -> Iterator[dict[str, Any]]:
+def rows_of(record: Record) -> Iterator[dict[str, Any]]:
+    """A record as rows with the columns of `load_table`: one, or one for each single answer."""
     row: dict[str, Any] = {
         "prompt": record.prompt,
         "category": record.category and record.category.value,
