@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from equilibrate.config.base import Config, OutputFolder, off_is_none
 from equilibrate.config.files import merge_settings, parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import InputFile, InputFiles, as_written
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError
 
@@ -35,19 +36,19 @@ class AlignConfig(Config):
     output: OutputFolder = "runs/align"
     policy: str = ""
     """Folder of the chat model to be aligned."""
-    demonstrations: str = ""
+    demonstrations: InputFiles = ()
     """Prompts with answers that it learns first (`fit objective.type=sft`); empty leaves this
     step out."""
-    pairs: str = ""
+    pairs: InputFiles = ()
     """Pairs of answers, labelled for help and harm as PKU-SafeRLHF is; the reward and the cost
     model learn from it, and so does the policy where `by` is an offline objective."""
     reward: str = ""
     """Folder of a reward model that is there already: its step is left out."""
     cost: str = ""
     """Likewise, of a cost model."""
-    prompts: str = ""
+    prompts: InputFiles = ()
     """Prompts that the policy answers in training, each with its class."""
-    evaluation: str = ""
+    evaluation: InputFiles = ()
     """Prompts that base and aligned model are measured on."""
     by: Literal["ppo", "dpo", "bfpo", "derta", "ars"] = "ppo"
     """What aligns: PPO-Lagrangian, or an offline objective."""
@@ -147,19 +148,21 @@ class Journey:
 
     def _alignment(self, budget: float | None) -> Step:
         config = self.config
-        data = {"policy": self.policy, "evaluation": config.evaluation}
+        data: dict[str, Any] = {"policy": self.policy, "evaluation": as_written(config.evaluation)}
         if self.needs_scorers:
             data |= {kind: self.scorer(kind) for kind in ("reward", "cost")}
         if config.by != "ppo":
             train = config.prompts if config.by == "ars" else config.pairs
             return self._fit("align", config.by, train, **data)
-        tree: dict[str, Any] = {"data": data | {"prompts": config.prompts}}
+        tree: dict[str, Any] = {"data": data | {"prompts": as_written(config.prompts)}}
         if budget is not None:
             tree["constraint"] = {"budget": budget}
         return self._step("align", TrainConfig, tree)
 
-    def _fit(self, name: StepName, objective: str, train: str, **data: str) -> Step:
-        tree = {"objective": {"type": objective}, "data": data | {"train": train}}
+    def _fit(
+        self, name: StepName, objective: str, train: tuple[InputFile, ...], **data: Any
+    ) -> Step:
+        tree = {"objective": {"type": objective}, "data": data | {"train": as_written(train)}}
         return self._step(name, FitConfig, tree)
 
     def _step(

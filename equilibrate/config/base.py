@@ -95,6 +95,16 @@ class InputsConfig(Config):
     that has all of them nothing else is read."""
 
 
+def require_no_shares(data: Config, *keys: str) -> None:
+    """Raises: ValueError if files that are read whole are given shares."""
+    for key in keys:
+        if any(entry.share for entry in getattr(data, key)):
+            raise ValueError(
+                f"data.{key} is read whole, so its files have no share; leave it out"
+                + (", or choose by fdc.amounts" if key == "train" else "")
+            )
+
+
 class WorkerGroup(Config):
     """How many processes do one job and what each reserves in the cluster."""
 

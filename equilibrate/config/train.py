@@ -22,9 +22,11 @@ from equilibrate.config.base import (
     WorkerGroup,
     off_is_none,
     require_no_inputs,
+    require_no_shares,
     type_is,
 )
 from equilibrate.config.identity import InputPath, Mark
+from equilibrate.config.inputs import InputFiles
 from equilibrate.types import Category
 
 
@@ -224,10 +226,15 @@ class DataConfig(InputsConfig):
     """Folder of a causal model with one label, its sidecar and the policy's tokenizer."""
     cost: InputPath = ""
     """Likewise."""
-    prompts: InputPath = ""
+    prompts: InputFiles = ()
     """In any format that `python -m equilibrate data FILE` recognises; `category` names classes."""
-    evaluation: InputPath = ""
+    evaluation: InputFiles = ()
     ptx: InputPath = ""
+
+    @model_validator(mode="after")
+    def _evaluation_is_read_whole(self) -> Self:
+        require_no_shares(self, "evaluation")
+        return self
 
     @property
     def is_built_in(self) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from equilibrate.config.align import Journey, Step
 from equilibrate.config.base import JudgeConfig
 from equilibrate.config.files import load_run_config
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import fixed_on_resume, require_fixed
+from equilibrate.config.inputs import InputFile
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.models.sidecar import propose_budget
@@ -45,7 +48,7 @@ def check_journey(journey: Journey) -> None:
     for step in journey.steps():
         data = step.config.data
         # What an earlier step makes is not there yet; its tokens are those of the first policy.
-        changes: dict[str, str] = {kind: "" for kind in SCORERS if getattr(data, kind) in made}
+        changes: dict[str, Any] = {kind: "" for kind in SCORERS if getattr(data, kind) in made}
         if data.policy in made:
             changes["policy"] = journey.config.policy
         # What the policy is measured on must teach none of the models, whatever a step reads.
@@ -103,6 +106,13 @@ def require_path(key: str, path: str) -> Path:
             )
         raise DataError(f"data.{key} ({path!r}) does not exist; {hint}")
     return Path(path)
+
+
+def require_files(key: str, files: Sequence[InputFile]) -> Sequence[InputFile]:
+    """Raises: DataError naming the key of one that does not exist."""
+    for place, entry in enumerate(files):
+        require_path(key if len(files) == 1 else f"{key}[{place}]", entry.file)
+    return files
 
 
 def _check_judge(judge: JudgeConfig) -> None:
