@@ -81,7 +81,11 @@ def adopt(
     )
     start = _start(source, policy)
     config = _config(kind, data, start, settings, num_positions(source))
-    table = labelled_answers(config, readable_columns(config, data, None, say), start)
+    columns = readable_columns(config, data, None, say)
+    try:
+        table = labelled_answers(config, columns, start)
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from None
     placing, measuring = _halves(kind, table, config.seed, data)
     say(f"{source}: {found.about}")
     whole = out.resolve()

@@ -215,8 +215,8 @@ def test_wrong_things_are_refused_before_a_weight_is_written(
     out = tmp_path / "out"
     for source, kind, data, more, message in [
         (world["source"], "cost", everything_safe, (), "holds no unsafe answer"),
-        (world["source"], "reward", everything_safe, (), "'rejected' is missing"),
-        (world["source"], "cost", pairs, (), "'safer_response_id' is missing"),
+        (world["source"], "reward", everything_safe, (), f"{everything_safe}: column 'response_0'"),
+        (world["source"], "cost", pairs, (), f"{pairs}: column 'safer_response_id'"),
         (world["source"], "reward", pairs, ("--policy", other), "'lampe' here"),
         (bare, "reward", pairs, (), "holds no tokenizer"),
         (other, "reward", pairs, (), "holds no head that gives a score"),
