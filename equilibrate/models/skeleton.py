@@ -102,7 +102,8 @@ def _require_one_label(path: Path, entries: dict[str, Any]) -> None:
     if num_labels != 1:
         raise DataError(
             f"{path}: num_labels ({num_labels}) must be 1: a score is one number, and which of "
-            f"{num_labels} it would be is not said; train a model with num_labels=1"
+            f"{num_labels} it would be is not said; train a model with num_labels=1, or "
+            "of two make one by `python -m equilibrate scorer`"
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def adopt(
     reading: Reading,
     settings: Mapping[str, Any],
     say: Callable[[str], None],
-) -> ScorerSidecar:
+) -> None:
     """Make the folder `out`, whole or not at all; the source is only read.
 
     Of the prompts of a cost model half place the zero and half measure; of a reward model, whose
@@ -76,16 +76,10 @@ def adopt(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not empty; give another --out, or remove it first")
-    found = read_foreign(
-        source, kind, label=reading.label, negate=reading.negate, normalize=reading.normalize
-    )
+    found = read_foreign(source, kind, **asdict(reading))
     start = _start(source, policy)
     config = _config(kind, data, start, settings, num_positions(source))
-    columns = readable_columns(config, data, None, say)
-    try:
-        table = labelled_answers(config, columns, start)
-    except DataError as error:
-        raise DataError(f"{data}: {error}") from None
+    table = _table(config, data, start, say)
     placing, measuring = _halves(kind, table, config.seed, data)
     say(f"{source}: {found.about}")
     whole = out.resolve()
@@ -94,9 +88,7 @@ def adopt(
     unfinished.mkdir(parents=True)
     try:
         convert(found, unfinished)
-        check_folder(unfinished, kind)
-        if policy is not None:
-            check_models(policy=policy, **{kind: unfinished})
+        _check(unfinished, kind, policy)
         say(f"{data}: scoring {len(table.sides)} answers")
         scores = _scores(unfinished, config, table)
         sidecar = _measured(found.sidecar, table, scores, placing, measuring)
@@ -106,10 +98,8 @@ def adopt(
         raise DataError(str(error).replace(str(unfinished), str(source))) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    for line in described(sidecar):
+    for line in (*described(sidecar), f"folder: {out}; give it as data.{kind}"):
         say(line)
-    say(f"folder: {out}; give it as data.{kind}")
-    return sidecar
 
 
 def described(sidecar: ScorerSidecar) -> list[str]:
@@ -124,6 +114,14 @@ def described(sidecar: ScorerSidecar) -> list[str]:
         if (few := figures["placed_by"]) < 2 * FEW:
             lines.append(f"warning: {few:.0f} answers place zero roughly; give {4 * FEW} or more")
     return lines
+
+
+def _check(folder: Path, kind: ScorerKind, policy: Path | None) -> None:
+    """The door of `train`."""
+    if policy is None:
+        check_folder(folder, kind)
+    else:
+        check_models(policy=policy, **{kind: folder})
 
 
 def _start(source: Path, policy: Path | None) -> Path:
@@ -150,6 +148,14 @@ def _config(
     config = parse_settings(FitConfig, tree)
     length = min(config.max_length, positions or config.max_length)
     return config.model_copy(update={"max_length": length})
+
+
+def _table(config: FitConfig, data: Path, start: Path, say: Callable[[str], None]) -> AnswerTable:
+    columns = readable_columns(config, data, None, say)
+    try:
+        return labelled_answers(config, columns, start)
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from None
 
 
 def _halves(kind: ScorerKind, table: AnswerTable, seed: int, data: Path) -> tuple[Rows, Rows]:

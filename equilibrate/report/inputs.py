@@ -51,7 +51,7 @@ class RunRecord:
 
     @property
     def _scope(self) -> str:
-        return (self.config.get("constraint") or {}).get("scope", "safety")
+        return str((self.config.get("constraint") or {}).get("scope", "safety"))
 
     @property
     def max_unsafe_share(self) -> float | None:

@@ -112,7 +112,7 @@ def run(*arguments: object) -> int:
     return main(["scorer", *map(str, arguments)])
 
 
-def test_a_cost_model_is_adopted_measured_and_used_alike_by_all(
+def test_a_cost_model_is_adopted_and_measured(
     world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores, policy = world["scores"], world["policy"]
@@ -139,8 +139,21 @@ def test_a_cost_model_is_adopted_measured_and_used_alike_by_all(
     assert figures["safe_q95"] < figures["unsafe_q50"]
     assert figures["safe_mean"] < propose_budget(out, 0.05) < figures["unsafe_mean"]
 
+    assert run(*given) == 3
+    assert "exists and is not empty" in capsys.readouterr().err
+    # Ours is adopted anew: zero stays where it is, by the same labels.
+    again = tmp_path / "again"
+    assert run(out, "--kind", "cost", "--data", labels, "--out", again) == 0
+    assert read_sidecar(again).threshold == pytest.approx(sidecar.threshold, abs=1e-4)
+
+
+def test_all_that_read_a_scorer_read_the_same(world: dict[str, Any], tmp_path: Path) -> None:
+    scores = world["scores"]
+    labels = write_labels(tmp_path / "labels.jsonl", world, scores <= np.median(scores))
+    out, policy = tmp_path / "cost", world["policy"]
+    assert run(world["source"], "--kind", "cost", "--data", labels, "--out", out) == 0
     check_models(policy=policy, cost=out)
-    expected = scores - sidecar.threshold
+    expected = scores - read_sidecar(out).threshold
     scorer = AnswerScorer(out, "cost")
     np.testing.assert_allclose(
         scorer.score(world["asked"], world["answers"]), expected, rtol=0, atol=1e-5
@@ -171,13 +184,6 @@ def test_a_cost_model_is_adopted_measured_and_used_alike_by_all(
         finish_reason=FinishReason.STOP,
     )
     assert worker.score([rollout])[0].cost == pytest.approx(expected[0], abs=1e-5)
-
-    assert run(*given) == 3
-    assert "exists and is not empty" in capsys.readouterr().err
-    # Ours is adopted anew: zero stays where it is, by the same labels.
-    again = tmp_path / "again"
-    assert run(out, "--kind", "cost", "--data", labels, "--out", again) == 0
-    assert read_sidecar(again).threshold == pytest.approx(sidecar.threshold, abs=1e-4)
 
 
 def test_a_reward_model_is_measured_on_all_pairs(world: dict[str, Any], tmp_path: Path) -> None:
