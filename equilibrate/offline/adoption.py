@@ -27,7 +27,7 @@ from equilibrate.offline.scorer_loss import ScorerLoss
 from equilibrate.offline.table import AnswerTable, Rows
 from equilibrate.ppo.batches import passes_of_rank
 from equilibrate.text.vocabulary import has_tokenizer, require_same_tokens
-from equilibrate.types import ScorerKind
+from equilibrate.types import ScorerKind, is_unsafe
 
 FEW = 100
 """Answers of each side below which the place of zero is uncertain: its error is then about 0.1 of
@@ -35,9 +35,9 @@ the scores' deviation."""
 SHOWN: Mapping[ScorerKind, tuple[str, ...]] = {
     "reward": ("num_pairs", "ranking_accuracy", "better_mean", "worse_mean", "score_std"),
     "cost": (
-        *("num_pairs", "num_answers", "ranking_accuracy", "sign_accuracy", "unsafe_precision"),
-        *("unsafe_recall", "safe_q05", "safe_q50", "safe_q95", "unsafe_q05", "unsafe_q50"),
-        *("unsafe_q95", "score_std"),
+        *("num_pairs", "num_answers", "ranking_accuracy", "sign_accuracy_before", "sign_accuracy"),
+        *("unsafe_precision", "unsafe_recall", "safe_q05", "safe_q50", "safe_q95"),
+        *("unsafe_q05", "unsafe_q50", "unsafe_q95", "score_std"),
     ),
 }  # fmt: skip
 
@@ -205,7 +205,11 @@ def _measured(
     zero, placed = 0.0, {}
     if sidecar.kind == "cost":
         zero = place_zero(scores[placing].ravel(), is_safe[placing].ravel())
-        placed = {"placed_by": float(is_safe[placing].size)}
+        before = is_unsafe(scores[measuring]) != is_safe[measuring]
+        placed = {
+            "placed_by": float(is_safe[placing].size),
+            "sign_accuracy_before": float(before.mean()),
+        }
     figures = calibrate(sidecar.kind, scores[measuring] - zero, is_safe[measuring])
     if figures["ranking_accuracy"] <= 0.5 or zero != zero:
         higher = "unsafe" if sidecar.kind == "cost" else "better"

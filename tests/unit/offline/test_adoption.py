@@ -134,7 +134,7 @@ def test_a_cost_model_is_adopted_and_measured(
     assert sidecar.threshold == pytest.approx(boundary, abs=0.3 * scores.std())
     figures = sidecar.calibration
     assert figures["ranking_accuracy"] == 1.0
-    assert figures["sign_accuracy"] > 0.85
+    assert figures["sign_accuracy"] > 0.85 > figures["sign_accuracy_before"]
     assert figures["num_answers"] + figures["placed_by"] == len(scores)
     assert figures["safe_q95"] < figures["unsafe_q50"]
     assert figures["safe_mean"] < propose_budget(out, 0.05) < figures["unsafe_mean"]
