@@ -117,6 +117,7 @@ def _report(config: TrainConfig, run: Path, prompts: Sequence[Prompt], judge: Ju
         judge,
         training=summarise_training(run, scope=constraint.scope if constraint else "all"),
         cost_budget=constraint.budget if constraint else None,
+        max_unsafe_share=constraint.max_unsafe_share if constraint else None,
     )
 
 

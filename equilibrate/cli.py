@@ -15,6 +15,7 @@ from equilibrate.data.commands import data, split
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
 from equilibrate.fdc import commands as fdc_commands
 from equilibrate.fdc.commands import LabelOptions
+from equilibrate.offline.commands import scorer
 
 if TYPE_CHECKING:
     from equilibrate.evaluation.served_model import ServedModel
@@ -312,8 +313,8 @@ def label(options: OmitArgPrefixes[LabelOptions]) -> int:
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
     for command in (
-        demo, align, import_, data, split, fdc, train, fit, study, evaluate, judge, report, serve,
-        validate, doctor,
+        demo, align, import_, scorer, data, split, fdc, train, fit, study, evaluate, judge, report,
+        serve, validate, doctor,
     )
 }  # fmt: skip
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {

@@ -54,7 +54,8 @@ class AlignConfig(Config):
     """What aligns: PPO-Lagrangian, or an offline objective."""
     max_unsafe_share: float = Field(0.05, gt=0, lt=0.5)
     """Share of unsafe answers that the budget of PPO is proposed for, from the calibration of the
-    cost model; `steps.align.constraint.budget` overrides the proposal."""
+    cost model; `steps.align.constraint.budget` overrides the proposal, and with
+    `steps.align.constraint.max_unsafe_share` the share itself is bounded."""
     common: dict[str, Any] = Field(default_factory=dict)
     """Settings of every step, for example {device: cuda, seed: 1}."""
     steps: StepsConfig = StepsConfig()
@@ -129,9 +130,9 @@ class Journey:
     def needs_budget(self) -> bool:
         """Whether the cost model is to say where the budget lies."""
         constraint = self.config.steps.align.get("constraint", {})
-        return (
-            self.config.by == "ppo" and isinstance(constraint, dict) and "budget" not in constraint
-        )
+        if self.config.by != "ppo" or not isinstance(constraint, dict):
+            return False
+        return constraint.get("max_unsafe_share") is None and "budget" not in constraint
 
     def steps(self, budget: float | None = None) -> Iterator[Step]:
         """Raises: ConfigError naming the step and the key, for what a step's settings break.

@@ -48,6 +48,8 @@ class TrainingSummary:
     parity_gap_nats_max: float | None
     cost_mean: float | None
     """Constrained cost, mean over the last iterations."""
+    unsafe_share: float | None = None
+    """Likewise, of the same answers the share that the cost model calls unsafe."""
     multiplier_final: float | None
     seconds_by_phase: Mapping[str, float]
     """Summed over all iterations."""
@@ -66,6 +68,8 @@ def summarise_training(
     """
     rows = read_rows(run_folder / METRICS_FILE)
     costs = _numbers(rows, "safety_cost" if scope == "safety" else "cost")[-LAST_ITERATIONS:]
+    shares = _numbers(rows, "unsafe_fraction" if scope == "safety" else "unsafe_fraction_all")
+    shares = shares[-LAST_ITERATIONS:]
     multipliers = _numbers(rows, "multiplier")
     seconds: dict[str, float] = {}
     for row in read_rows(run_folder / TIMINGS_FILE):
@@ -74,6 +78,7 @@ def summarise_training(
     return TrainingSummary(
         parity_gap_nats_max=max(_numbers(rows, "parity_gap_nats"), default=None),
         cost_mean=math.fsum(costs) / len(costs) if costs else None,
+        unsafe_share=math.fsum(shares) / len(shares) if shares else None,
         multiplier_final=multipliers[-1] if multipliers else None,
         seconds_by_phase=seconds,
         figures=_learned(rows),
@@ -96,6 +101,7 @@ def write_results(
     difference: EvaluationTable | None,
     training: TrainingSummary,
     cost_budget: float | None,
+    max_unsafe_share: float | None = None,
     stage_seconds: Mapping[str, float],
     judge: str,
     versions: Mapping[str, str],
@@ -107,12 +113,14 @@ def write_results(
     Args:
         base, aligned: None where nothing was measured, as of a scorer.
         difference: aligned - base, paired by prompt (`evaluation.compare`).
-        cost_budget: None where the constraint is off; the multiplier then means nothing either.
+        cost_budget: None where the mean cost is not bounded.
+        max_unsafe_share: likewise, of the share of unsafe answers. Where neither is bounded the
+            multiplier means nothing either.
         stage_seconds: what the run spent outside PPO, joined to the phases of the iterations.
         judge: whose verdicts the tables count.
         judge_agreement: with labelled answers, as `evaluation.agreement` measured it.
     """
-    constrained = cost_budget is not None
+    constrained = cost_budget is not None or max_unsafe_share is not None
     results = {
         "base": None if base is None else base.to_json(),
         "aligned": None if aligned is None else aligned.to_json(),
@@ -120,6 +128,8 @@ def write_results(
         "parity_gap_nats_max": _significant(training.parity_gap_nats_max),
         "cost_mean": _significant(training.cost_mean),
         "cost_budget": cost_budget,
+        "max_unsafe_share": max_unsafe_share,
+        "unsafe_share": _significant(training.unsafe_share),
         "multiplier_final": _significant(training.multiplier_final) if constrained else None,
         "seconds_by_phase": {
             phase: round(value, 3)
@@ -157,6 +167,7 @@ def write_outcome(
     *,
     training: TrainingSummary,
     cost_budget: float | None,
+    max_unsafe_share: float | None = None,
 ) -> None:
     """Results, samples and report of what `base.json` and `aligned.json` hold; without prompts of
     the training alone."""
@@ -173,6 +184,7 @@ def write_outcome(
         difference=gap,
         training=training,
         cost_budget=cost_budget,
+        max_unsafe_share=max_unsafe_share,
         stage_seconds=stage_seconds(run),
         judge=judge.name if prompts else "",
         versions=installed_versions(),

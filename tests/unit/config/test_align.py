@@ -120,3 +120,11 @@ def test_the_models_of_a_journey_lie_in_its_folder() -> None:
     trip = journey(demonstrations="answers.jsonl")
     assert trip.model("align") == Path("out/align/aligned")
     assert trip.scorer("cost") == "out/cost/cost"
+
+
+def test_a_share_that_lambda_follows_needs_no_proposed_budget() -> None:
+    trip = journey(steps={"align": {"constraint": {"max_unsafe_share": 0.02}}})
+    assert not trip.needs_budget
+    *_, align = trip.steps()
+    assert align.config.constraint.bounded == ("unsafe_fraction", 0.02)
+    assert journey(steps={"align": {"constraint": {"max_unsafe_share": None}}}).needs_budget

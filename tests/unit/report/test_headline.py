@@ -96,3 +96,18 @@ def test_words_of_numbers():
     assert percent(float("nan")) == "-"
     assert signed(-0.05) == "\N{MINUS SIGN}5.0"
     assert signed(0.05) == "+5.0"
+
+
+def test_cost_and_share_stand_beside_the_bound_that_there_is(record: RunRecord):
+    results = {"cost_mean": -0.25, "cost_budget": None, "unsafe_share": 0.0625}
+    config = {"constraint": {"max_unsafe_share": 0.05, "budget": None}}
+    cost, share = headline_cards(dataclasses.replace(record, results=results, config=config))[3:]
+    assert (cost.title, cost.note, cost.judgement) == (
+        "Learned cost", "last iterations, without a bound", "same",
+    )  # fmt: skip
+    assert (share.after, share.note, share.judgement) == (
+        "6.2 %", "last iterations, at most 5 %", "worse",
+    )  # fmt: skip
+    of_budget = {"cost_mean": -0.25, "cost_budget": 0.0, "unsafe_share": 0.0625}
+    cost, share = headline_cards(dataclasses.replace(record, results=of_budget))[3:]
+    assert (cost.judgement, share.note) == ("better", "last iterations, without a bound")

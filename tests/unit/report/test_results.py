@@ -76,6 +76,8 @@ def test_the_summary_by_hand(tmp_path: Path):
         {
             "iteration": i,
             "safety_cost": i,
+            "unsafe_fraction": i / 100,
+            "unsafe_fraction_all": i / 200,
             "cost": -i,
             "multiplier": 0.5 * i,
             "parity_gap_nats": None if i == 3 else 1e-6 * (i % 7),
@@ -89,12 +91,14 @@ def test_the_summary_by_hand(tmp_path: Path):
     (tmp_path / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timings))
     summary = summarise_training(tmp_path)
     assert summary.cost_mean == 11.5
+    assert summary.unsafe_share == pytest.approx(0.115)
     assert summary.multiplier_final == 10.5
     assert summary.parity_gap_nats_max == pytest.approx(6e-6)
     assert summary.seconds_by_phase == {"rollout": 2.0, "iteration": 4.0}
     # 100 tokens of the first iteration and 50 of each of the other 21, of 2,200
     assert summary.figures == {"trained_tokens": 1150.0, "kept_fraction": 1150 / 2200}
     assert summarise_training(tmp_path, scope="all").cost_mean == -11.5
+    assert summarise_training(tmp_path, scope="all").unsafe_share == pytest.approx(0.0575)
 
 
 def test_a_run_without_rows_has_an_empty_summary(tmp_path: Path):
