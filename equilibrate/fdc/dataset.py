@@ -97,7 +97,7 @@ class _Reader:
         if entry.record is None:
             raise entry.fault or DataError("must hold a prompt")
         record, where = entry.record, entry.where
-        row: Mapping[str, Any] = entry.row
+        row = entry.named
         checked(record.messages[-1].content, "prompt")
         text, key = said(record.messages), record.prompt
         category = record.category or Category.GENERAL
