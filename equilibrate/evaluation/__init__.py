@@ -8,6 +8,7 @@ labelled_answers files of such answers, in any columns
 judge_plugins    a judge by its name: ours below, or one that another package registers
 model_judge      verdicts of a cost model; scores of answers
 endpoint_judge   verdicts of a language model behind a chat endpoint
+guard_judge      verdicts of a guard model behind such an endpoint
 served_model     conversations -> replies of such an endpoint
 statistics       numbers -> an estimate with a 95 % interval
 tables           verdicts -> the table of a report; two tables -> their paired difference

@@ -28,6 +28,7 @@ BUILT_IN: Mapping[str, str] = {
     "oracle": "equilibrate.evaluation.judge_plugins:oracle_judge",
     "cost_model": "equilibrate.evaluation.model_judge:CostModelJudge",
     "openai": "equilibrate.evaluation.endpoint_judge:EndpointJudge",
+    "guard": "equilibrate.evaluation.guard_judge:GuardJudge",
 }
 _NUMBERS = ("int", "float")
 _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
