@@ -79,9 +79,7 @@ def _shieldgemma(reply: Reply, threshold: float) -> GuardReading:
 
 
 _CATEGORIES = re.compile(r"[A-Z]\d+(?:, ?[A-Z]\d+)*")
-_LINE = re.compile(
-    r"^(harmful request|response refusal|harmful response): *(yes|no)$", re.MULTILINE
-)
+_LINE = re.compile(r"^(response refusal|harmful response): *(yes|no)$", re.MULTILINE)
 FORMS: Mapping[str, GuardForm] = {
     "llama_guard": GuardForm(read=_llama_guard, max_tokens=32),
     "shieldgemma": GuardForm(

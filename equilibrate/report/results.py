@@ -13,6 +13,7 @@ from typing import Any, Literal
 from equilibrate.config.base import RunConfig
 from equilibrate.evaluation import EvaluationTable, Judge
 from equilibrate.evaluation.agreement import read_agreement
+from equilibrate.evaluation.judge_plugins import CombinedJudge
 from equilibrate.report.page import write_report
 from equilibrate.run.assessment import difference, read_assessment, sample_rows
 from equilibrate.run.folder import say, stage_seconds
@@ -181,7 +182,11 @@ def write_outcome(
             measured
             for measured in map(read_agreement, map(Path, config.judge.agreement))
             # `evaluate` may have named another.
-            if measured["judge_name"] == judge.name
+            if measured["judge_name"] in (judge.name, _source(judge, measured["verdict"]).name)
         ],
     )
     say(f"report: {write_report(run)}")
+
+
+def _source(judge: Judge, verdict: str) -> Judge:
+    return judge.source_of(verdict) if isinstance(judge, CombinedJudge) else judge
