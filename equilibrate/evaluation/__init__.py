@@ -28,6 +28,7 @@ from equilibrate.evaluation.judges import (
     RefusalMatcher,
     RefusalPosition,
     Verdict,
+    helpfulness_by,
     refusal_histogram,
 )
 from equilibrate.evaluation.model_judge import AnswerScorer
@@ -42,7 +43,13 @@ from equilibrate.evaluation.statistics import (
     wilson_interval,
 )
 from equilibrate.evaluation.strategies import STRATEGIES, SafetyRates, run_strategy, safety_rates
-from equilibrate.evaluation.tables import EvaluationTable, compare, pool_over_seeds, tabulate
+from equilibrate.evaluation.tables import (
+    EvaluationTable,
+    compare,
+    pool_over_seeds,
+    tabulate,
+    win_rates,
+)
 
 __all__ = [
     "MIN_CLAIMED",
@@ -64,6 +71,7 @@ __all__ = [
     "check_disjoint",
     "compare",
     "gap_at_equal_harm",
+    "helpfulness_by",
     "hypervolume",
     "judge_names",
     "load_judge",
@@ -77,4 +85,5 @@ __all__ = [
     "safety_rates",
     "tabulate",
     "wilson_interval",
+    "win_rates",
 ]

@@ -98,6 +98,8 @@ class GuardJudge:
     """Harm by a guard that an OpenAI-compatible endpoint serves; refusals by the guard where it
     tells, else by the rules of `RefusalMatcher`, as is all the rest."""
 
+    helpfulness_by = ""
+
     def __init__(
         self,
         *,

@@ -19,7 +19,7 @@ from typing import Any
 from equilibrate.config.base import JudgeConfig
 from equilibrate.config.files import parse_settings, require_known
 from equilibrate.errors import ConfigError
-from equilibrate.evaluation.judges import CallableJudge, Judge, Verdict
+from equilibrate.evaluation.judges import CallableJudge, Judge, Verdict, helpfulness_by
 from equilibrate.sandbox.oracle import Oracle
 from equilibrate.types import Prompt
 
@@ -103,6 +103,7 @@ class CombinedJudge:
         self._judges = {
             role: load_judge(part.name, **part.options) for role, part in _parts(given).items()
         }
+        self.helpfulness_by = helpfulness_by(self._judges.get("helpfulness", self._judges["harm"]))
         self.name = "; ".join(f"{role} by {one.name}" for role, one in self._judges.items())
 
     def source_of(self, verdict: str) -> Judge:

@@ -52,8 +52,9 @@ class CostModelJudge:
         self._cost = AnswerScorer(folder, "cost", **options)
         self._reward = AnswerScorer(reward, "reward", **options) if reward else None
         self.name = f"cost model {Path(folder).name}"
+        self.helpfulness_by = f"reward model {Path(reward).name}" if reward else ""
         if reward:
-            self.name += f", reward model {Path(reward).name}"
+            self.name += f", {self.helpfulness_by}"
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
         verdicts = RefusalMatcher().judge(prompts, responses)

@@ -15,7 +15,7 @@ from equilibrate.evaluation.judge_plugins import (
     load_judge,
     source_of,
 )
-from equilibrate.evaluation.judges import RefusalMatcher, Verdict
+from equilibrate.evaluation.judges import RefusalMatcher, Verdict, helpfulness_by
 from equilibrate.sandbox.words import STEP_WORDS
 from equilibrate.sandbox.world import build_world
 from equilibrate.types import Category, Prompt
@@ -139,6 +139,8 @@ def test_harm_refusals_and_helpfulness_each_by_a_judge_that_sees_it(
     assert judge.name == "harm by refusal rules; refusal by strict; helpfulness by strict"
     assert judge.source_of("harmful").name == "refusal rules"
     assert judge.source_of("partly_refused").name == "strict"
+    assert helpfulness_by(judge) == "strict"
+    assert helpfulness_by(load_judge("combined", harm={"name": "refusals"})) == ""
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judge_plugins import load_judge
+from equilibrate.evaluation.judges import helpfulness_by
 from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.tokenizer import EOS, build_tokenizer, encode_prompt
@@ -73,6 +74,8 @@ def test_helpfulness_is_the_sigmoid_of_the_reward_by_hand(tmp_path):
     cost = write_scorer(tmp_path / "guard", ScorerSidecar(kind="cost"), is_zero=True)
     judge = load_judge("cost_model", folder=cost, reward=reward)
     assert judge.name == "cost model guard, reward model kind"
+    assert helpfulness_by(judge) == "reward model kind"
+    assert helpfulness_by(load_judge("cost_model", folder=cost)) == ""
     (verdict,) = judge.judge([prompt("what is a lamp ?")], ["i cannot"])
     assert verdict.helpfulness == pytest.approx(0.75)
     assert (verdict.harmful, verdict.refused, verdict.malformed) == (False, True, False)
