@@ -158,9 +158,9 @@ def judge(
         UseAppendAction[tuple[str, ...]], arg(help="Label of the rest; others are left out.")
     ] = (),
     verdict: Annotated[str, arg(help="harmful, refused, partly_refused or malformed.")] = "harmful",
-    prompt_column: str = "prompt",
-    response_column: str = "response",
-    label_column: str = "label",
+    prompt_column: Annotated[str, arg(help="By default as the format of the file says.")] = "",
+    response_column: Annotated[str, arg(help="Likewise.")] = "",
+    label_column: Annotated[str, arg(help="Likewise, else `label`.")] = "",
     group_column: Annotated[str, arg(help="Count its values apart: a model, a class.")] = "",
     look_alikes: Annotated[
         Path | None, arg(help="Answers to harmless look-alikes, in the same columns.")

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from equilibrate.types import Category
 
 File = Annotated[
-    Positional[Path], arg(help="JSON lines or a saved data set, one prompt a row.", metavar="FILE")
+    Positional[Path], arg(help="Prompts, in any form that `data` reads.", metavar="FILE")
 ]
-Column = Annotated[str, arg(help="Column of the text.", metavar="NAME")]
+Column = Annotated[
+    str,
+    arg(help="Column of the text; by default `prompt`, else as the format says.", metavar="NAME"),
+]
 MaxRejected = Annotated[
     float, arg(help="Share of rows that may break a rule before nothing is done.", metavar="SHARE")
 ]
@@ -67,7 +70,7 @@ class LabelOptions:
     threshold: Annotated[
         float, arg(help="Rows with less confidence go to people.", metavar="P")
     ] = 0.5
-    column: Column = "prompt"
+    column: Column = ""
     relabel: Annotated[
         bool, arg(help="Label rows that have a class too; theirs is kept as given_category.")
     ] = False
@@ -136,7 +139,7 @@ def _check_label(options: LabelOptions) -> None:
         raise ConfigError(f"--price {options.price} must be two numbers >= 0")
 
 
-def _read(file: Path, column: str = "prompt") -> list[Row]:
+def _read(file: Path, column: str = "") -> list[Row]:
     """Of a labelled file no row may be broken: it decides over all others."""
     from equilibrate.data.rows import RejectedRows
     from equilibrate.fdc.label import read_prompts_to_label
@@ -215,7 +218,7 @@ def audit(
         int, arg(help="General prompts that are trained beside; 0: those of the file.", metavar="N")
     ] = 0,
     out: Annotated[Path | None, arg(help="JSON file of the findings.", metavar="FILE")] = None,
-    column: Column = "prompt",
+    column: Column = "",
 ) -> int:
     """Say how the classes stand, what a run tells of each, and how many prompts would do."""
     from equilibrate.fdc import audit as audits
@@ -264,7 +267,7 @@ def sample(
         Literal["error", "oversample"], arg(help="What a class with too few rows does.")
     ] = "error",
     seed: Annotated[int, arg(help="Of the choice.", metavar="N")] = 0,
-    column: Column = "prompt",
+    column: Column = "",
 ) -> int:
     """Choose so many rows of each class; by default the paper's 10,000, 3,000 and 1,000."""
     from equilibrate.fdc import audit as audits

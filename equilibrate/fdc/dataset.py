@@ -116,7 +116,7 @@ class PromptReader:
         if entry.record is None:
             raise entry.fault or DataError("must hold a prompt")
         record, where = entry.record, entry.where
-        row: Mapping[str, Any] = entry.row
+        row = entry.named
         checked(record.messages[-1].content, "prompt")
         text, key = said(record.messages), record.prompt
         category = record.category or self._file.category or Category.GENERAL

@@ -72,8 +72,30 @@ def headline_groups(record: RunRecord) -> list[Group]:
         ),
         group("Over-refusal", "lower is better", "over_refusal", lower_is_better=True),
         group("Helpfulness", "higher is better", "helpfulness", lower_is_better=False),
+        *_wins(record),
         Group(title="Malformed answers", hint="lower is better", lines=malformed),
     ]
+
+
+def _wins(record: RunRecord) -> list[Group]:
+    """The base wins where the aligned model does not; none of results that tell nothing of it."""
+    told = record.results.get("win_rate")
+    if not told:
+        return []
+    aligned = {cell: Estimate.from_json(rate) for cell, rate in told["cells"].items()}
+    base = {
+        cell: Estimate(mean=1 - rate.mean, low=1 - rate.high, high=1 - rate.low, n=rate.n)
+        for cell, rate in aligned.items()
+    }
+    gap = {
+        cell: Estimate(
+            mean=2 * rate.mean - 1, low=2 * rate.low - 1, high=2 * rate.high - 1, n=rate.n
+        )
+        for cell, rate in aligned.items()
+    }
+    hint = f"share of prompts with the more helpful answer by {told['judge']}, ties half each"
+    lines = _lines(base, aligned, gap, lower_is_better=False)
+    return [Group(title="Win rate", hint=f"{hint}; higher is better", lines=lines)]
 
 
 def headline_cards(record: RunRecord) -> list[Card]:

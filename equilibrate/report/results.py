@@ -13,8 +13,10 @@ from typing import Any, Literal
 from equilibrate.config.base import RunConfig
 from equilibrate.evaluation import EvaluationTable, Judge
 from equilibrate.evaluation.agreement import read_agreement
+from equilibrate.evaluation.judge_plugins import CombinedJudge
 from equilibrate.report.page import write_report
 from equilibrate.run.assessment import difference, read_assessment, sample_rows
+from equilibrate.run.assessment import win_rate as win_rate_of
 from equilibrate.run.folder import say, stage_seconds
 from equilibrate.run.sinks import (
     METRICS_FILE,
@@ -107,6 +109,7 @@ def write_results(
     versions: Mapping[str, str],
     seed: int,
     judge_agreement: Sequence[Mapping[str, Any]] = (),
+    win_rate: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `results.json` whole or not at all.
 
@@ -119,6 +122,7 @@ def write_results(
         stage_seconds: what the run spent outside PPO, joined to the phases of the iterations.
         judge: whose verdicts the tables count.
         judge_agreement: with labelled answers, as `evaluation.agreement` measured it.
+        win_rate: as `run.assessment.win_rate`.
     """
     constrained = cost_budget is not None or max_unsafe_share is not None
     results = {
@@ -138,6 +142,7 @@ def write_results(
         "training": {name: _significant(value) for name, value in training.figures.items()},
         "judge": judge,
         "judge_agreement": list(judge_agreement),
+        "win_rate": None if win_rate is None else dict(win_rate),
         "versions": dict(versions),
         "seed": seed,
     }
@@ -171,12 +176,13 @@ def write_outcome(
 ) -> None:
     """Results, samples and report of what `base.json` and `aligned.json` hold; without prompts of
     the training alone."""
-    base = aligned = gap = None
+    base = aligned = gap = wins = None
     if prompts:
         before, after = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
         rows = sample_rows({"base": before, "aligned": after})
         write_whole(run / SAMPLES_FILE, "".join(json.dumps(row) + "\n" for row in rows))
         base, aligned, gap = before.table, after.table, difference(before, after)
+        wins = win_rate_of(before, after, judge)
     write_results(
         run / "results.json",
         base=base,
@@ -193,7 +199,12 @@ def write_outcome(
             measured
             for measured in map(read_agreement, map(Path, config.judge.agreement))
             # `evaluate` may have named another.
-            if measured["judge_name"] == judge.name
+            if measured["judge_name"] in (judge.name, _source(judge, measured["verdict"]).name)
         ],
+        win_rate=wins,
     )
     say(f"report: {write_report(run)}")
+
+
+def _source(judge: Judge, verdict: str) -> Judge:
+    return judge.source_of(verdict) if isinstance(judge, CombinedJudge) else judge

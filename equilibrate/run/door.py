@@ -120,21 +120,23 @@ def _check_judge(judge: JudgeConfig) -> None:
     if not judge.name:
         return
     from equilibrate.evaluation.agreement import MAX_FALSE_ALARMS, read_agreement
-    from equilibrate.evaluation.judge_plugins import check_judge
+    from equilibrate.evaluation.judge_plugins import check_judge, source_of
 
     check_judge(judge.name, judge.options)
     for file in judge.agreement:
         measured = read_agreement(Path(file))
-        if (measured["judge"], measured["options"]) != (judge.name, judge.options):
+        named = (judge.name, judge.options)
+        source = source_of(measured["verdict"], *named)
+        if (measured["judge"], measured["options"]) not in (named, source):
             raise ConfigError(
                 f"judge.agreement ({file}) is of judge {measured['judge']!r} with the options "
-                f"{measured['options']}, and the settings name {judge.name!r} with "
-                f"{judge.options}; measure that one by `python -m equilibrate judge`"
+                f"{measured['options']}, and the settings name {source[0]!r} with "
+                f"{source[1]}; measure that one by `python -m equilibrate judge`"
             )
         if measured["fit"] is False:
             raise ConfigError(
-                f"judge.name ({judge.name}) is unfit by {file}: it raises false alarms on more "
-                f"than {MAX_FALSE_ALARMS:.0%} of answers to harmless look-alikes; take another"
+                f"judge.name ({measured['judge']}) is unfit by {file}: it raises false alarms on "
+                f"more than {MAX_FALSE_ALARMS:.0%} of answers to harmless look-alikes; take another"
             )
 
 

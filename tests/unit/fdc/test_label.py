@@ -69,7 +69,7 @@ def invented(num: int, seed: int = 0) -> list[dict[str, str]]:
 def test_kappa_by_hand() -> None:
     # 3 of 4 agree; by chance (2*3 + 2*1) / 16 = 0.5, so (0.75 - 0.5) / 0.5.
     assert kappa("aabb", "aaab") == pytest.approx(0.5)
-    assert kappa("aa", "aa") == 1
+    assert math.isnan(kappa("aa", "aa"))  # by chance they agree always
     assert kappa("ab", "ba") == -1
     assert math.isnan(kappa("", ""))
 
@@ -77,9 +77,9 @@ def test_kappa_by_hand() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1))
 def test_kappa_is_symmetric_and_at_most_one(pairs: list[tuple[str, str]]) -> None:
     first, second = zip(*pairs, strict=True)
-    assert kappa(first, second) == pytest.approx(kappa(second, first))
-    assert kappa(first, second) <= 1 + 1e-9
-    assert kappa(first, first) == 1
+    assert kappa(first, second) == pytest.approx(kappa(second, first), nan_ok=True)
+    assert not kappa(first, second) > 1 + 1e-9
+    assert kappa(first, first) == 1 or len(set(first)) == 1
 
 
 def test_noise_ceiling_by_hand() -> None:
@@ -165,6 +165,22 @@ def test_rows_keep_their_columns_and_broken_ones_are_told(tmp_path: Path) -> Non
     assert [r.text for r in again] == ["a", "c", "d"]
     with pytest.raises(DataError, match="needs the key 'prompt'; the row has 'question'"):
         read_prompts_to_label(file, RejectedRows(file))
+
+
+def test_the_text_is_in_any_column_or_where_the_format_has_it(tmp_path: Path) -> None:
+    told = [{"instruction": "a", "category": "EHD", "id": 7}, {"instruction": "b", "category": ""}]
+    file = write(tmp_path / "p.jsonl", told)
+    for column in ("", "instruction"):
+        rows = read_prompts_to_label(file, RejectedRows(file), column=column)
+        assert [(r.text, r.given) for r in rows] == [("a", EHD), ("b", None)]
+        assert [r.content for r in rows] == told
+    turns = {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}
+    file = write(tmp_path / "m.jsonl", [turns])
+    assert [(r.text, r.content) for r in read_prompts_to_label(file, RejectedRows(file))] == [
+        ("c", turns)
+    ]
+    with pytest.raises(DataError, match="no row has the column 'text'"):
+        read_prompts_to_label(file, RejectedRows(file), column="text")
 
 
 def test_a_text_with_two_classes_teaches_nothing(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ import json
 import math
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from equilibrate.evaluation import load_judge
 from equilibrate.report.origin import commit
 from equilibrate.report.results import (
     TrainingSummary,
     installed_versions,
     summarise_training,
+    write_outcome,
     write_results,
 )
 from tests.unit.report.runs import CELLS, tables
@@ -141,3 +144,23 @@ def test_a_commit_is_named_and_marked_where_the_code_differs(tmp_path: Path):
 
 def test_a_folder_that_is_no_checkout_has_no_commit(tmp_path: Path):
     assert commit(tmp_path) is None
+
+
+def test_of_a_combined_judge_the_agreement_of_each_part_is_kept(tmp_path: Path):
+    measured = {"options": {}, "file": "f", "n": 2, "kappa": None, "look_alikes": None, "fit": None}
+    for verdict, name in (("refused", "refusal rules"), ("harmful", "refusal rules")):
+        told = measured | {"judge": "refusals", "judge_name": name, "verdict": verdict}
+        (tmp_path / verdict).write_text(json.dumps(told))
+    files = tuple(str(tmp_path / verdict) for verdict in ("refused", "harmful"))
+    config = SimpleNamespace(judge=SimpleNamespace(agreement=files), seed=0)
+    write_outcome(
+        config,
+        tmp_path,
+        (),
+        load_judge("combined", harm={"name": "oracle"}),
+        training=summarise_training(tmp_path),
+        cost_budget=None,
+    )
+    kept = json.loads((tmp_path / "results.json").read_text())["judge_agreement"]
+    # Of the rules only the refusals count here, not their harm.
+    assert [one["verdict"] for one in kept] == ["refused"]
