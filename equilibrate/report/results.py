@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from equilibrate.config.base import RunConfig
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import EvaluationTable, Judge
 from equilibrate.evaluation.agreement import read_agreement
+from equilibrate.report.card import made_of
+from equilibrate.report.inputs import LAST_ITERATIONS, numbers, shares_of
 from equilibrate.report.page import write_report
 from equilibrate.run.assessment import difference, read_assessment, sample_rows
 from equilibrate.run.folder import say, stage_seconds
@@ -27,8 +30,6 @@ from equilibrate.run.sinks import (
 from equilibrate.run.stages import library_versions
 from equilibrate.types import Prompt
 
-LAST_ITERATIONS = 20
-"""Iterations at the end of a run whose cost is averaged: one is too noisy to judge a budget by."""
 _DISTRIBUTIONS = (
     "equilibrate",
     "torch",
@@ -49,6 +50,12 @@ class TrainingSummary:
     cost_mean: float | None
     """Constrained cost, mean over the last iterations."""
     multiplier_final: float | None
+    iterations: int | None
+    """Iterations done."""
+    kl_final: float | None
+    """KL to the reference in the last iteration, nats per token."""
+    mixture: Mapping[str, float]
+    """Realised share of each class."""
     seconds_by_phase: Mapping[str, float]
     """Summed over all iterations."""
     figures: Mapping[str, float]
@@ -65,16 +72,19 @@ def summarise_training(
     Args: scope: prompts whose cost is constrained, as in `constraint.scope`.
     """
     rows = read_rows(run_folder / METRICS_FILE)
-    costs = _numbers(rows, "safety_cost" if scope == "safety" else "cost")[-LAST_ITERATIONS:]
-    multipliers = _numbers(rows, "multiplier")
+    costs = numbers(rows, "safety_cost" if scope == "safety" else "cost")[-LAST_ITERATIONS:]
+    last = rows[-1] if rows else {}
     seconds: dict[str, float] = {}
     for row in read_rows(run_folder / TIMINGS_FILE):
         for phase, value in row["seconds"].items():
             seconds[phase] = seconds.get(phase, 0.0) + value
     return TrainingSummary(
-        parity_gap_nats_max=max(_numbers(rows, "parity_gap_nats"), default=None),
+        parity_gap_nats_max=max(numbers(rows, "parity_gap_nats"), default=None),
         cost_mean=math.fsum(costs) / len(costs) if costs else None,
-        multiplier_final=multipliers[-1] if multipliers else None,
+        multiplier_final=next(iter(numbers(rows, "multiplier")[::-1]), None),
+        iterations=last["iteration"] + 1 if last else None,
+        kl_final=next(iter(numbers(rows, "kl")[::-1]), None),
+        mixture=shares_of(last),
         seconds_by_phase=seconds,
         figures=_learned(rows),
     )
@@ -101,6 +111,7 @@ def write_results(
     versions: Mapping[str, str],
     seed: int,
     judge_agreement: Sequence[Mapping[str, Any]] = (),
+    made_of: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `results.json` whole or not at all.
 
@@ -111,6 +122,7 @@ def write_results(
         stage_seconds: what the run spent outside PPO, joined to the phases of the iterations.
         judge: whose verdicts the tables count.
         judge_agreement: with labelled answers, as `evaluation.agreement` measured it.
+        made_of: `card.made_of`.
     """
     constrained = cost_budget is not None
     results = {
@@ -121,6 +133,9 @@ def write_results(
         "cost_mean": _significant(training.cost_mean),
         "cost_budget": cost_budget,
         "multiplier_final": _significant(training.multiplier_final) if constrained else None,
+        "iterations": training.iterations,
+        "kl_final": _significant(training.kl_final),
+        "mixture": {name: _significant(share) for name, share in training.mixture.items()},
         "seconds_by_phase": {
             phase: round(value, 3)
             for phase, value in {**training.seconds_by_phase, **stage_seconds}.items()
@@ -128,6 +143,7 @@ def write_results(
         "training": {name: _significant(value) for name, value in training.figures.items()},
         "judge": judge,
         "judge_agreement": list(judge_agreement),
+        **(made_of or {}),
         "versions": dict(versions),
         "seed": seed,
     }
@@ -139,18 +155,13 @@ def installed_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **library_versions(_DISTRIBUTIONS)}
 
 
-def _numbers(rows: Sequence[Row], name: str) -> list[float]:
-    values: list[Any] = [row.get(name) for row in rows]
-    return [float(value) for value in values if value is not None]
-
-
 def _significant(value: float | None) -> float | None:
     """Six significant digits; null for a number that is not finite."""
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
 
 
 def write_outcome(
-    config: RunConfig,
+    config: TrainConfig | FitConfig,
     run: Path,
     prompts: Sequence[Prompt],
     judge: Judge,
@@ -183,5 +194,6 @@ def write_outcome(
             # `evaluate` may have named another.
             if measured["judge_name"] == judge.name
         ],
+        made_of=made_of(config.data.policy, run),
     )
     say(f"report: {write_report(run)}")

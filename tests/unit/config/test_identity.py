@@ -36,6 +36,7 @@ CARRIES_OUT = {
     "phase_seconds",
     "max_restarts",
     "data.max_rejected_fraction",
+    "data.licences",
     "judge.agreement",
     *SAMPLING,
     *(f"scoring.{name}" for name in WORKERS),
