@@ -206,6 +206,20 @@ def report(run: RunFolder, more: MoreRuns = (), versus: OtherRuns = ()) -> int:
     return 0
 
 
+def export(
+    run: RunFolder,
+    out: Annotated[Positional[Path], arg(help="Folder to be made.", metavar="OUT")],
+    checkpoint: Annotated[
+        str, arg(help="latest, best (highest reward within the budget) or an iteration.")
+    ] = "latest",
+) -> int:
+    """Make a plain model folder of a checkpoint of a run, with its card."""
+    _require_siblings()
+    from actors.export import export as launch
+
+    return launch(run, out, checkpoint)
+
+
 def serve(
     run: RunFolder,
     port: Annotated[int, arg(help="Port on this machine; nothing else can reach it.")] = 8000,
@@ -312,8 +326,8 @@ def label(options: OmitArgPrefixes[LabelOptions]) -> int:
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
     for command in (
-        demo, align, import_, data, split, fdc, train, fit, study, evaluate, judge, report, serve,
-        validate, doctor,
+        demo, align, import_, data, split, fdc, train, fit, study, evaluate, judge, report, export,
+        serve, validate, doctor,
     )
 }  # fmt: skip
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {

@@ -69,7 +69,7 @@ def render_card(
             measured at the end is then left out.
         origin: of an export, for its front matter.
     """
-    if checkpoint is not None and checkpoint == record.results.get("iterations"):
+    if checkpoint is not None and checkpoint == record.end:
         checkpoint = None
     base = record.results.get("base_model") or ""
     sections = {
@@ -183,10 +183,9 @@ def _how(record: RunRecord, checkpoint: int | None) -> str:
     start = escape(results.get("base_model") or "the built-in world's base model")
     lines = [f"Made with equilibrate from {start} by {escape(name)}."]
     if checkpoint is not None:
-        lines.append(
-            f"This is the checkpoint of iteration {checkpoint}, not the end of the run "
-            f"(iteration {results.get('iterations', 'unknown')})."
-        )
+        end = record.end
+        of = f"not the end of the run (iteration {end})" if end else "of a run that had not ended"
+        lines.append(f"This is the checkpoint of iteration {checkpoint}, {of}.")
     if results.get("stopped_early") and checkpoint is None:
         lines.append(f"The run ended early: {escape(results['stopped_early'])}.")
     return " ".join(lines)

@@ -45,6 +45,16 @@ class RunRecord:
     """What each input held when the run began, as a hash by its key; none of the built-in world."""
 
     @property
+    def end(self) -> int | None:
+        """Iteration that a finished run reached; None of another."""
+        if "seed" not in self.results:
+            return None
+        done = self.results.get("iterations")
+        if done is None and self.metrics:  # of a run from before they were written down
+            done = self.metrics[-1]["iteration"] + 1
+        return None if done is None else int(done)
+
+    @property
     def cost_name(self) -> str:
         """The metric that the budget bounds."""
         constraint = self.config.get("constraint") or {}
