@@ -42,6 +42,7 @@ from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, 
 from equilibrate.run.inputs import by_row
 from equilibrate.run.metrics import mixture_metrics
 from equilibrate.run.sinks import SAMPLES_FILE
+from equilibrate.run.space import require_space
 from equilibrate.run.stages import Stage, library_versions, short_hash
 from equilibrate.run.watch import ScoreWatch
 from equilibrate.text.renderer import Renderer
@@ -89,6 +90,7 @@ def _fit(config: FitConfig) -> int:
             return 0
         check_this_machine(config)
         check_inputs(config, run)
+        require_space(config)
         with ray_cluster():
             interrupt_on_sigterm()
             folder = stages_of(run)

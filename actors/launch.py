@@ -29,6 +29,7 @@ from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, 
 from equilibrate.run.inputs import make_sampler
 from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.run.sinks import open_sink
+from equilibrate.run.space import require_space
 from equilibrate.run.state import RunCheckpoints
 from equilibrate.run.watch import RunWatch
 from equilibrate.text.renderer import Renderer
@@ -45,6 +46,7 @@ def train(config: TrainConfig) -> int:
             return 0
         check_this_machine(config)
         check_inputs(config, run)
+        require_space(config)
         with ray_cluster():
             stop = StopRequest()
             stop.install()

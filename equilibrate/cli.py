@@ -244,6 +244,7 @@ def validate(
     from equilibrate.run.capacity import check_this_machine
     from equilibrate.run.disk import require_writable
     from equilibrate.run.door import check_inputs, check_journey, proposed_budget
+    from equilibrate.run.space import require_space, require_space_of_journey
 
     if kind == "align":
         journey = Journey(load_settings(AlignConfig, config, overrides))
@@ -254,17 +255,23 @@ def validate(
             print("# constraint.budget is proposed once the cost model is there")
         for step in journey.steps(budget):
             print(f"# step {step.name}", dump_config(step.config), sep="\n", end="")
+        _warn_here(lambda: print(f"# disk: {require_space_of_journey(journey)}"))
         return 0
     settings = load_settings(RUN_KINDS[kind], config, overrides)
     require_writable(Path(settings.output).resolve())
     check_inputs(settings)
     print(dump_config(settings), end="")
-    try:
-        check_this_machine(settings)
-    except ResourceError as error:
-        # Only a warning: the run may be meant for other machines.
-        print(f"warning: here {error}", file=sys.stderr)
+    _warn_here(lambda: print(f"# disk: {require_space(settings)}"))
+    _warn_here(lambda: check_this_machine(settings))
     return 0
+
+
+def _warn_here(check: Callable[[], object]) -> None:
+    """Only a warning: the run may be meant for other machines."""
+    try:
+        check()
+    except ResourceError as error:
+        print(f"warning: here {error}", file=sys.stderr)
 
 
 def import_(
