@@ -122,7 +122,7 @@ def write_results(
         stage_seconds: what the run spent outside PPO, joined to the phases of the iterations.
         judge: whose verdicts the tables count.
         judge_agreement: with labelled answers, as `evaluation.agreement` measured it.
-        made_of: `card.made_of`.
+        made_of: `card.made_of`, and why the run ended early, if it did.
     """
     constrained = cost_budget is not None
     results = {
@@ -168,9 +168,13 @@ def write_outcome(
     *,
     training: TrainingSummary,
     cost_budget: float | None,
+    stopped_early: str = "",
 ) -> None:
     """Results, samples and report of what `base.json` and `aligned.json` hold; without prompts of
-    the training alone."""
+    the training alone.
+
+    Args: stopped_early: why, for people; empty of a run that went to its end.
+    """
     base = aligned = gap = None
     if prompts:
         before, after = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
@@ -194,6 +198,6 @@ def write_outcome(
             # `evaluate` may have named another.
             if measured["judge_name"] == judge.name
         ],
-        made_of=made_of(config.data.policy, run),
+        made_of={"stopped_early": stopped_early or None, **made_of(config.data.policy, run)},
     )
     say(f"report: {write_report(run)}")
