@@ -67,7 +67,7 @@ test-unit: setup-unit ## unit tests without ray, vllm and deepspeed; full covera
 
 test-integration: setup ## real Ray, vLLM and DeepSpeed on CPU
 	.venv/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20 \
-	tests/integration tests/unit/actors/test_prepare.py
+	tests/integration tests/unit/actors/test_prepare.py tests/unit/actors/test_export.py
 
 test-faults: setup ## whole runs with faults from outside: minutes
 	.venv/bin/pytest tests/faults

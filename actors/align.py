@@ -15,6 +15,7 @@ from equilibrate.errors import EXIT_STOPPED
 from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.door import check_journey, proposed_budget
 from equilibrate.run.folder import say
+from equilibrate.run.space import require_space_of_journey
 
 
 def align(config: AlignConfig) -> int:
@@ -27,6 +28,7 @@ def align(config: AlignConfig) -> int:
     check_journey(journey)
     for step in journey.steps():
         check_this_machine(step.config)
+    require_space_of_journey(journey)
     try:
         code = _take_all(journey)
     except KeyboardInterrupt:  # between two steps, or while a cluster starts

@@ -139,6 +139,21 @@ def model_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
         yield name.removeprefix("model."), tensor
 
 
+def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
+    """Weights that `DeepSpeedModel.save` wrote, by the model's own names, whole, on the CPU.
+
+    Args: folder: that nobody else could have written: DeepSpeed unpickles those of ZeRO-3.
+    """
+    whole = folder / CHECKPOINT_TAG / "mp_rank_00_model_states.pt"
+    if whole.is_file():
+        state = torch.load(whole, map_location="cpu", weights_only=True)["module"]
+    else:  # ZeRO-3 leaves each rank its part of every weight
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
 def export_model(
     policy: DeepSpeedModel,
     folder: str | Path,

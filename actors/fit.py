@@ -32,6 +32,7 @@ from equilibrate.offline.policy_loss import require_something_to_mask
 from equilibrate.offline.sampling import best_and_worst
 from equilibrate.offline.table import AnswerTable, load_answers, table_of_pairs
 from equilibrate.report import summarise_training
+from equilibrate.report.inputs import shares_of
 from equilibrate.report.results import write_outcome
 from equilibrate.run.assessment import Assessor
 from equilibrate.run.capacity import check_this_machine
@@ -39,7 +40,9 @@ from equilibrate.run.contents import Contents
 from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
 from equilibrate.run.inputs import by_row
+from equilibrate.run.metrics import mixture_metrics
 from equilibrate.run.sinks import SAMPLES_FILE
+from equilibrate.run.space import require_space
 from equilibrate.run.stages import Stage, library_versions, short_hash
 from equilibrate.run.watch import ScoreWatch
 from equilibrate.text.renderer import Renderer
@@ -87,6 +90,7 @@ def _fit(config: FitConfig) -> int:
             return 0
         check_this_machine(config)
         check_inputs(config, run)
+        require_space(config)
         with ray_cluster():
             interrupt_on_sigterm()
             folder = stages_of(run)
@@ -172,6 +176,7 @@ def train_model(config: FitConfig, start: Path, answers: Path, run: Path) -> Non
     work.mkdir(exist_ok=True)
     say(f"{config.objective.type}: training")
     figures = train_on_cluster(config, start, answers, work)
+    figures |= mixture_metrics(load_answers(answers).shares)
     (run / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
     # Last: a folder of this name is complete, and so is what stands beside it.
     work.rename(run / result_name(config))
@@ -203,9 +208,9 @@ def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) 
                 assessor.measure_base()
             bench.load(run / "aligned", TRAINED)
             assessor.in_full("aligned", TRAINED)
-    training = replace(
-        summarise_training(run), figures=json.loads((run / FIGURES_FILE).read_text())
-    )
+    figures = json.loads((run / FIGURES_FILE).read_text())
+    mixture = {name: figures.pop(f"mixture_{name}") for name in shares_of(figures)}
+    training = replace(summarise_training(run), figures=figures, mixture=mixture)
     write_outcome(config, run, prompts, inputs.judge, training=training, cost_budget=None)
     if config.trains != "policy":
         say(

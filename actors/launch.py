@@ -23,13 +23,14 @@ from equilibrate.run.assessment import Assessor
 from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.contents import Contents
-from equilibrate.run.controllers import CostController, KLController
+from equilibrate.run.controllers import CostController, KLController, KLStop, why_stopped
 from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
 from equilibrate.run.inputs import make_sampler
 from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.run.sinks import open_sink
-from equilibrate.run.state import RunCheckpoints
+from equilibrate.run.space import require_space
+from equilibrate.run.state import RunCheckpoints, Stateful
 from equilibrate.run.watch import RunWatch
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt, ScorerKind
@@ -45,6 +46,7 @@ def train(config: TrainConfig) -> int:
             return 0
         check_this_machine(config)
         check_inputs(config, run)
+        require_space(config)
         with ray_cluster():
             stop = StopRequest()
             stop.install()
@@ -76,7 +78,7 @@ def train_with(
                 checkpoint_every=config.checkpoint_every,
                 max_restarts=config.max_restarts,
             )
-            if iteration < config.iterations:
+            if iteration < config.iterations and not parts.early_stop.is_reached:
                 done = f"stopped and saved at iteration {iteration}"
                 say(f"{done}; the same command goes on from there")
                 return EXIT_STOPPED
@@ -100,7 +102,8 @@ def evaluate(config: TrainConfig, run: Path, judge: Judge | None = None) -> int:
             renderer = Renderer(inputs.policy, config.text)
             assessor = _make_assessor(config, run, inputs, groups.rollouts, renderer)
             # The versions that `train` measured: the same seeds, so the same answers.
-            stages = (("base", inputs.policy, 0), ("aligned", run / "aligned", config.iterations))
+            reached = summarise_training(run).iterations or config.iterations
+            stages = (("base", inputs.policy, 0), ("aligned", run / "aligned", reached))
             for name, folder, version in stages:
                 groups.rollouts.sync(groups.weights_of_folder(folder, version))
                 assessor.in_full(name, version)
@@ -110,12 +113,17 @@ def evaluate(config: TrainConfig, run: Path, judge: Judge | None = None) -> int:
 
 def _report(config: TrainConfig, run: Path, prompts: Sequence[Prompt], judge: Judge) -> None:
     constraint = config.constraint
+    training = summarise_training(run, scope=constraint.scope if constraint else "all")
+    stopped_early = why_stopped(config, training.iterations, training.kl_final)
+    if stopped_early:
+        say(f"ended early: {stopped_early}")
     write_outcome(
         config,
         run,
         prompts,
         judge,
-        training=summarise_training(run, scope=constraint.scope if constraint else "all"),
+        training=training,
+        stopped_early=stopped_early,
         cost_budget=constraint.budget if constraint else None,
         max_unsafe_share=constraint.max_unsafe_share if constraint else None,
     )
@@ -132,27 +140,25 @@ def _make_parts(
     renderer = Renderer(inputs.policy, config.text)
     prompts = read_fitting(inputs.prompts, renderer, config, run)
     sampler = make_sampler(config, prompts)
-    queue = RolloutQueue(
-        sampler,
-        groups.rollouts,
-        max_policy_lag=config.rollout.max_policy_lag,
-        iterations=config.iterations,
-    )
+    lag, iterations = config.rollout.max_policy_lag, config.iterations
+    queue = RolloutQueue(sampler, groups.rollouts, max_policy_lag=lag, iterations=iterations)
     rollouts: Generator = groups.rollouts
     if config.learner.average_decay:
         rollouts = AverageRollouts(groups.rollouts, queue, groups.learner)
     assessor = _make_assessor(config, run, inputs, rollouts, renderer)
     check_disjoint(prompts, assessor.prompts)
-    multiplier = CostController(config.constraint)
-    kl = KLController(config.ppo.kl)
+    multiplier, kl = CostController(config.constraint), KLController(config.ppo.kl)
+    early_stop = KLStop(config.ppo.kl.stop_at)
     watch = RunWatch(_calibrations(inputs), config.constraint)
-    sink = open_sink(run, iterations=config.iterations, wandb_project=config.wandb_project)
+    sink = open_sink(run, iterations=iterations, wandb_project=config.wandb_project)
+    stateful: dict[str, Stateful] = {"sampler": sampler, "multiplier": multiplier, "kl": kl}
+    stateful |= {"watch": watch, "early_stop": early_stop}
     checkpoints = RunCheckpoints(
         store,
         learner=groups.learner,
         queue=queue,
         sink=sink,
-        stateful={"sampler": sampler, "multiplier": multiplier, "kl": kl, "watch": watch},
+        stateful=stateful,
         fixed=fixed_on_resume(config) | contents_of(inputs, Contents(stages_of(run))),
         defaults=fixed_on_resume(TrainConfig()),
     )
@@ -166,6 +172,7 @@ def _make_parts(
         sink=sink,
         watch=watch,
         checkpoints=checkpoints,
+        early_stop=early_stop,
         evaluate=assessor.at_iteration,
         should_stop=stop,
     )

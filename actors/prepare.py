@@ -23,6 +23,7 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import only, result_settings, training_settings
 from equilibrate.config.inputs import InputFile, plain
 from equilibrate.config.train import TrainConfig
+from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, load_judge
 from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.run.contents import Contents
@@ -102,6 +103,24 @@ def prepare_inputs(config: TrainConfig, stages: Path, announce: Announce) -> Inp
         prompts = require_files("prompts", data.prompts)
         inputs = Inputs(**_models(config), ptx=_existing("ptx", data.ptx), prompts=prompts)
     return replace(inputs, shared_base=shared_base(config, inputs, stages))
+
+
+def policy_of(config: TrainConfig, stages: Path) -> Path:
+    """The folder that a run started from; nothing is made.
+
+    Raises: DataError if it is not there any more.
+    """
+    if not config.data.is_built_in:
+        return require_path("policy", config.data.policy)
+    world = _world_stage(config)
+    if world.is_made(stages):
+        base = _base_stage(config, stages, world.folder(stages), config.learner.gpus)
+        if base.is_made(stages):
+            return base.folder(stages)
+    raise DataError(
+        f"{stages}: has no base model that these settings and the libraries of today would make; "
+        "the same `train` command makes it"
+    )
 
 
 def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> FitInputs:

@@ -176,7 +176,7 @@ def _make_parts(
     from equilibrate.driver import Parts
     from equilibrate.fdc.sampler import FdcSampler
     from equilibrate.fdc.schedules import make_schedule
-    from equilibrate.run.controllers import CostController, KLController
+    from equilibrate.run.controllers import CostController, KLController, KLStop
     from equilibrate.run.queue import RolloutQueue
     from equilibrate.run.watch import RunWatch
     from equilibrate.seeds import request_seed
@@ -207,6 +207,7 @@ def _make_parts(
         sink=sink,
         watch=RunWatch({}, None),
         checkpoints=checkpoints,
+        early_stop=KLStop(None),
         evaluate=evaluate,
         should_stop=lambda: False,
     )

@@ -207,6 +207,20 @@ def report(run: RunFolder, more: MoreRuns = (), versus: OtherRuns = ()) -> int:
     return 0
 
 
+def export(
+    run: RunFolder,
+    out: Annotated[Positional[Path], arg(help="Folder to be made.", metavar="OUT")],
+    checkpoint: Annotated[
+        str, arg(help="latest, best (highest reward within the budget) or an iteration.")
+    ] = "latest",
+) -> int:
+    """Make a plain model folder of a checkpoint of a run, with its card."""
+    _require_siblings()
+    from actors.export import export as launch
+
+    return launch(run, out, checkpoint)
+
+
 def serve(
     run: RunFolder,
     port: Annotated[int, arg(help="Port on this machine; nothing else can reach it.")] = 8000,
@@ -231,6 +245,7 @@ def validate(
     from equilibrate.run.capacity import check_this_machine
     from equilibrate.run.disk import require_writable
     from equilibrate.run.door import check_inputs, check_journey, proposed_budget
+    from equilibrate.run.space import require_space, require_space_of_journey
 
     if kind == "align":
         journey = Journey(load_settings(AlignConfig, config, overrides))
@@ -241,17 +256,23 @@ def validate(
             print("# constraint.budget is proposed once the cost model is there")
         for step in journey.steps(budget):
             print(f"# step {step.name}", dump_config(step.config), sep="\n", end="")
+        _warn_here(lambda: print(f"# disk: {require_space_of_journey(journey)}"))
         return 0
     settings = load_settings(RUN_KINDS[kind], config, overrides)
     require_writable(Path(settings.output).resolve())
     check_inputs(settings)
     print(dump_config(settings), end="")
-    try:
-        check_this_machine(settings)
-    except ResourceError as error:
-        # Only a warning: the run may be meant for other machines.
-        print(f"warning: here {error}", file=sys.stderr)
+    _warn_here(lambda: print(f"# disk: {require_space(settings)}"))
+    _warn_here(lambda: check_this_machine(settings))
     return 0
+
+
+def _warn_here(check: Callable[[], object]) -> None:
+    """Only a warning: the run may be meant for other machines."""
+    try:
+        check()
+    except ResourceError as error:
+        print(f"warning: here {error}", file=sys.stderr)
 
 
 def import_(
@@ -314,7 +335,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
     for command in (
         demo, align, import_, scorer, data, split, fdc, train, fit, study, evaluate, judge, report,
-        serve, validate, doctor,
+        export, serve, validate, doctor,
     )
 }  # fmt: skip
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {

@@ -43,6 +43,15 @@ class Controller(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+class EarlyStop(Protocol):
+    """Ends a run before its last iteration, for good."""
+
+    @property
+    def is_reached(self) -> bool: ...
+
+    def observe(self, values: Mapping[str, float]) -> None: ...
+
+
 class Checkpoints(Protocol):
     def save(self, iteration: int) -> None: ...
 
@@ -67,6 +76,7 @@ class Parts:
     sink: MetricSink
     watch: RunWatch
     checkpoints: Checkpoints
+    early_stop: EarlyStop
     evaluate: Callable[[int], None]
     """Called before every iteration; measures the policy at the versions it picks."""
     should_stop: Callable[[], bool]
@@ -116,6 +126,7 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
         # What the policy did not answer must not count against it: all that steers stays put.
         parts.multiplier.load_state_dict(multiplier_before)
     _record(parts, iteration, scored, update)
+    parts.early_stop.observe(update.values)
     parts.sink.write_seconds(iteration, clock.total())
     if not update.skipped:
         parts.kl.observe(whole)
@@ -124,7 +135,8 @@ def run_iteration(parts: Parts, iteration: int) -> UpdateMetrics:
 
 
 def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts: int) -> int:
-    """Run to `iterations`, or until asked to stop; returns the iteration reached, which is saved.
+    """Run to `iterations`, or to an early stop, or until asked to stop; returns the iteration
+    reached, which is saved.
 
     Raises: NumericsError where `MAX_SKIPPED_UPDATES` updates in a row are skipped a second time,
     WorkerLostError after more than `max_restarts` lost learner groups.
@@ -142,7 +154,8 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
             if iteration is None:
                 iteration, skipped = _resume(parts), 0
                 _require_reached(iteration, iterations)
-            if iteration >= iterations or parts.should_stop():
+            is_done = iteration >= iterations or parts.early_stop.is_reached
+            if is_done or parts.should_stop():
                 parts.checkpoints.save(iteration)
                 return iteration
             parts.evaluate(iteration)

@@ -168,7 +168,9 @@ class FakeLearner:
         self.multipliers.append(multiplier)
         skipped = self.calls in self.skip_at
         self.num_updates += not skipped
-        return UpdateMetrics(values={"policy_loss": float(iteration)}, skipped=skipped)
+        # As if the policy moved away from its reference by 0.01 nats each time.
+        values = {"policy_loss": float(iteration), "kl": 0.01 * iteration}
+        return UpdateMetrics(values=values, skipped=skipped)
 
     def publish(self, version: int, *, averaged: bool = False) -> Weights:
         if averaged:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from equilibrate.config.base import Config, OutputFolder, off_is_none
 from equilibrate.config.files import merge_settings, parse_settings
@@ -56,6 +56,9 @@ class AlignConfig(Config):
     """Share of unsafe answers that the budget of PPO is proposed for, from the calibration of the
     cost model; `steps.align.constraint.budget` overrides the proposal, and with
     `steps.align.constraint.max_unsafe_share` the share itself is bounded."""
+    licences: dict[str, str] = Field(default_factory=dict)
+    """Licences of what goes in, by its key above, for example {pairs: cc-by-nc-4.0}: the model card
+    states them."""
     common: dict[str, Any] = Field(default_factory=dict)
     """Settings of every step, for example {device: cuda, seed: 1}."""
     steps: StepsConfig = StepsConfig()
@@ -71,6 +74,16 @@ class AlignConfig(Config):
                 )
         return self
 
+    @field_validator("licences")
+    @classmethod
+    def _are_of_inputs(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(value.keys() - set(_INPUTS)):
+            raise ValueError(
+                f"{unknown[0]!r} must be an input's key ({', '.join(_INPUTS)}); try "
+                "{pairs: cc-by-4.0}"
+            )
+        return value
+
     @model_validator(mode="after")
     def _common_leaves_alone_what_steps_differ_in(self) -> Self:
         data = self.common.get("data", {})
@@ -83,6 +96,7 @@ class AlignConfig(Config):
         return self
 
 
+_INPUTS = ("policy", "demonstrations", "pairs", "reward", "cost", "prompts", "evaluation")
 _OF_ONE_STEP = ("output", "objective", "constraint", "data.policy", "data.reward", "data.cost",
                 "data.train", "data.prompts", "data.evaluation")  # fmt: skip
 _TRY = {"policy": "models/my-chat", "prompts": "data/prompts.jsonl", "pairs": "data/pairs.jsonl"}
@@ -174,11 +188,22 @@ class Journey:
         for part in (_known_to(kind, self.config.common), given, own):
             merge_settings(tree, deepcopy(part))
         tree["output"] = str(self.folder(name))
+        if licences := self._licences(tree["data"]):
+            tree["data"]["licences"] = licences | tree["data"].get("licences", {})
         try:
             config = parse_settings(kind, tree)
         except ConfigError as error:
             raise ConfigError(f"steps.{name}: {error}") from None
         return Step(name=name, config=config, model=self.model(name))
+
+    def _licences(self, data: Mapping[str, Any]) -> dict[str, str]:
+        """Those of the journey's inputs, by the keys of a step that reads them."""
+        stated = {getattr(self.config, key): value for key, value in self.config.licences.items()}
+        return {
+            key: stated[path]
+            for key, path in data.items()
+            if isinstance(path, str) and path and path in stated
+        }
 
 
 def _known_to(kind: type[Config], common: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from equilibrate.config.formats import SETTINGS_FORMAT, require_today
-from equilibrate.config.identity import Mark
+from equilibrate.config.identity import Mark, mark_of
 from equilibrate.types import Category
 
 Phase = Literal["start", "generate", "score", "update", "sync", "save", "load", "export"]
@@ -93,6 +93,20 @@ class InputsConfig(Config):
     columns: dict[str, str] = {}
     """What columns of other names hold, for example {prompt: Question, response: Answer}; of a file
     that has all of them nothing else is read."""
+    licences: Annotated[dict[str, str], Mark.CARRIES_OUT] = {}
+    """Licences of the inputs by their keys here, for example {prompts: cc-by-nc-4.0}: the model
+    card states them."""
+
+    @field_validator("licences")
+    @classmethod
+    def _are_of_inputs(cls, value: dict[str, str]) -> dict[str, str]:
+        inputs = [name for name, field in cls.model_fields.items() if mark_of(field) is Mark.INPUT]
+        if unknown := sorted(value.keys() - set(inputs)):
+            raise ValueError(
+                f"{unknown[0]!r} must be an input's key ({', '.join(inputs)}); try "
+                f"{{{inputs[-1]}: cc-by-4.0}}"
+            )
+        return value
 
 
 def require_no_shares(data: Config, *keys: str) -> None:

@@ -61,12 +61,21 @@ class LearnerConfig(WorkerGroup):
     """Weight of the pretraining loss on `data.ptx`; 0 leaves it out."""
 
 
-class FixedKL(Config):
+class StopKL(Config):
+    """What every kind of weight of the KL has."""
+
+    stop_at: Annotated[float | None, Mark.MAY_CHANGE] = Field(None, gt=0)
+    """Mean KL to the reference, nats per token, above which an iteration is the last one: the run
+    then ends as it would at `iterations`. Per token, as `target` and the metric `kl` are: times the
+    mean response_length it is the KL of an answer. Empty: never."""
+
+
+class FixedKL(StopKL):
     type: Literal["fixed"] = "fixed"
     coef: float = Field(0.02, ge=0)
 
 
-class AdaptiveKL(Config):
+class AdaptiveKL(StopKL):
     type: Literal["adaptive"] = "adaptive"
     coef: float = Field(0.02, gt=0)
     target: float = Field(0.05, gt=0)

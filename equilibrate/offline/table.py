@@ -142,6 +142,15 @@ class AnswerTable:
         """Of all its answers."""
         return {list(Category)[number] for number in np.unique(self.categories)}
 
+    @property
+    def shares(self) -> dict[Category, float]:
+        """Share of each class among its answers; a class without any has none."""
+        numbers, counts = np.unique(self.categories, return_counts=True)
+        return {
+            list(Category)[number]: float(count) / len(self.categories)
+            for number, count in zip(numbers, counts, strict=True)
+        }
+
     def rows_of(self, examples: Rows) -> Rows:
         """Numbers of the answers of some examples, in order."""
         first = examples[:, None] * self.answers_per_example

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import yaml
 
 from equilibrate.errors import DataError
 from equilibrate.evaluation import EvaluationTable
+from equilibrate.run.folder import INPUTS_FILE
 from equilibrate.run.sinks import (
     EVALUATIONS_FILE,
     METRICS_FILE,
@@ -23,6 +24,8 @@ from equilibrate.run.sinks import (
 
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
+LAST_ITERATIONS = 20
+"""Iterations at the end of a run whose cost is averaged: one is too noisy to judge a budget by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,18 @@ class RunRecord:
     evaluations: list[tuple[int, EvaluationTable]]
     samples: list[Row]
     config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """What each input held when the run began, as a hash by its key; none of the built-in world."""
+
+    @property
+    def end(self) -> int | None:
+        """Iteration that a finished run reached; None of another."""
+        if "seed" not in self.results:
+            return None
+        done = self.results.get("iterations")
+        if done is None and self.metrics:  # of a run from before they were written down
+            done = self.metrics[-1]["iteration"] + 1
+        return None if done is None else int(done)
 
     @property
     def cost_name(self) -> str:
@@ -104,7 +119,20 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=sorted(evaluations.items()),
         samples=read_rows(folder / SAMPLES_FILE),
         config=_mapping(folder / CONFIG_FILE, yaml.safe_load),
+        inputs=_mapping(folder / INPUTS_FILE, json.loads),
     )
+
+
+def numbers(rows: Sequence[Row], name: str) -> list[float]:
+    """A metric of these iterations, where it was measured."""
+    return [float(row[name]) for row in rows if row.get(name) is not None]
+
+
+def shares_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The realised mixture of classes in a row of metrics, by class."""
+    found = ((name.removeprefix("mixture_"), share) for name, share in row.items()
+             if name.startswith("mixture_"))  # fmt: skip
+    return {name: share for name, share in found if share is not None}
 
 
 def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from equilibrate.evaluation.agreement import cite
+from equilibrate.report.card import judge_agreement, write_card
 from equilibrate.report.figures import all_figures, split_seconds
 from equilibrate.report.headline import headline_cards, headline_groups
 from equilibrate.report.html import leaves, own_file, plotly_library, script_json, template
@@ -18,11 +18,12 @@ MAX_SAMPLES = 3000
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.html` into the run folder and return its path.
+    """Write `report.html` into the run folder, after the card of its policy, and return its path.
 
     Raises: DataError if the folder is no run or holds a broken file, ResourceError without plotly.
     """
     record = read_run(run_folder)
+    write_card(run_folder, record)
     path = run_folder / REPORT_FILE
     write_whole(path, render(record))
     return path
@@ -51,17 +52,6 @@ def render(record: RunRecord) -> str:
         script=own_file("page.js"),
         plotly=plotly_library() if figures else "",
     )
-
-
-def judge_agreement(record: RunRecord) -> str:
-    """How far the judge can be believed; empty where nothing was judged."""
-    judge = record.results.get("judge")
-    if not judge:
-        return ""
-    measured = [cite(one) for one in record.results.get("judge_agreement") or ()]
-    # Its own name for itself; it knows the rules that its world was made by.
-    known = "exact by construction" if judge == "oracle" else "nobody measured it"
-    return f"judge agreement: {'; '.join(measured) or known}"
 
 
 def budget_alarm(record: RunRecord) -> str:

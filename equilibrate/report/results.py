@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from equilibrate.config.base import RunConfig
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import EvaluationTable, Judge
 from equilibrate.evaluation.agreement import read_agreement
 from equilibrate.evaluation.judge_plugins import CombinedJudge
+from equilibrate.report.card import made_of
+from equilibrate.report.inputs import LAST_ITERATIONS, numbers, shares_of
 from equilibrate.report.page import write_report
 from equilibrate.run.assessment import difference, read_assessment, sample_rows
 from equilibrate.run.assessment import win_rate as win_rate_of
@@ -29,8 +32,6 @@ from equilibrate.run.sinks import (
 from equilibrate.run.stages import library_versions
 from equilibrate.types import Prompt
 
-LAST_ITERATIONS = 20
-"""Iterations at the end of a run whose cost is averaged: one is too noisy to judge a budget by."""
 _DISTRIBUTIONS = (
     "equilibrate",
     "torch",
@@ -53,6 +54,12 @@ class TrainingSummary:
     unsafe_share: float | None = None
     """Likewise, of the same answers the share that the cost model calls unsafe."""
     multiplier_final: float | None
+    iterations: int | None
+    """Iterations done."""
+    kl_final: float | None
+    """KL to the reference in the last iteration, nats per token."""
+    mixture: Mapping[str, float]
+    """Realised share of each class."""
     seconds_by_phase: Mapping[str, float]
     """Summed over all iterations."""
     figures: Mapping[str, float]
@@ -69,19 +76,22 @@ def summarise_training(
     Args: scope: prompts whose cost is constrained, as in `constraint.scope`.
     """
     rows = read_rows(run_folder / METRICS_FILE)
-    costs = _numbers(rows, "safety_cost" if scope == "safety" else "cost")[-LAST_ITERATIONS:]
-    shares = _numbers(rows, "unsafe_fraction" if scope == "safety" else "unsafe_fraction_all")
+    shares = numbers(rows, "unsafe_fraction" if scope == "safety" else "unsafe_fraction_all")
     shares = shares[-LAST_ITERATIONS:]
-    multipliers = _numbers(rows, "multiplier")
+    costs = numbers(rows, "safety_cost" if scope == "safety" else "cost")[-LAST_ITERATIONS:]
+    last = rows[-1] if rows else {}
     seconds: dict[str, float] = {}
     for row in read_rows(run_folder / TIMINGS_FILE):
         for phase, value in row["seconds"].items():
             seconds[phase] = seconds.get(phase, 0.0) + value
     return TrainingSummary(
-        parity_gap_nats_max=max(_numbers(rows, "parity_gap_nats"), default=None),
+        parity_gap_nats_max=max(numbers(rows, "parity_gap_nats"), default=None),
         cost_mean=math.fsum(costs) / len(costs) if costs else None,
         unsafe_share=math.fsum(shares) / len(shares) if shares else None,
-        multiplier_final=multipliers[-1] if multipliers else None,
+        multiplier_final=next(iter(numbers(rows, "multiplier")[::-1]), None),
+        iterations=last["iteration"] + 1 if last else None,
+        kl_final=next(iter(numbers(rows, "kl")[::-1]), None),
+        mixture=shares_of(last),
         seconds_by_phase=seconds,
         figures=_learned(rows),
     )
@@ -110,6 +120,7 @@ def write_results(
     seed: int,
     judge_agreement: Sequence[Mapping[str, Any]] = (),
     win_rate: Mapping[str, Any] | None = None,
+    made_of: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `results.json` whole or not at all.
 
@@ -123,6 +134,7 @@ def write_results(
         judge: whose verdicts the tables count.
         judge_agreement: with labelled answers, as `evaluation.agreement` measured it.
         win_rate: as `run.assessment.win_rate`.
+        made_of: `card.made_of`, and why the run ended early, if it did.
     """
     constrained = cost_budget is not None or max_unsafe_share is not None
     results = {
@@ -135,6 +147,9 @@ def write_results(
         "max_unsafe_share": max_unsafe_share,
         "unsafe_share": _significant(training.unsafe_share),
         "multiplier_final": _significant(training.multiplier_final) if constrained else None,
+        "iterations": training.iterations,
+        "kl_final": _significant(training.kl_final),
+        "mixture": {name: _significant(share) for name, share in training.mixture.items()},
         "seconds_by_phase": {
             phase: round(value, 3)
             for phase, value in {**training.seconds_by_phase, **stage_seconds}.items()
@@ -143,6 +158,7 @@ def write_results(
         "judge": judge,
         "judge_agreement": list(judge_agreement),
         "win_rate": None if win_rate is None else dict(win_rate),
+        **(made_of or {}),
         "versions": dict(versions),
         "seed": seed,
     }
@@ -154,18 +170,13 @@ def installed_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **library_versions(_DISTRIBUTIONS)}
 
 
-def _numbers(rows: Sequence[Row], name: str) -> list[float]:
-    values: list[Any] = [row.get(name) for row in rows]
-    return [float(value) for value in values if value is not None]
-
-
 def _significant(value: float | None) -> float | None:
     """Six significant digits; null for a number that is not finite."""
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
 
 
 def write_outcome(
-    config: RunConfig,
+    config: TrainConfig | FitConfig,
     run: Path,
     prompts: Sequence[Prompt],
     judge: Judge,
@@ -173,9 +184,13 @@ def write_outcome(
     training: TrainingSummary,
     cost_budget: float | None,
     max_unsafe_share: float | None = None,
+    stopped_early: str = "",
 ) -> None:
     """Results, samples and report of what `base.json` and `aligned.json` hold; without prompts of
-    the training alone."""
+    the training alone.
+
+    Args: stopped_early: why, for people; empty of a run that went to its end.
+    """
     base = aligned = gap = wins = None
     if prompts:
         before, after = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
@@ -202,6 +217,7 @@ def write_outcome(
             if measured["judge_name"] in (judge.name, _source(judge, measured["verdict"]).name)
         ],
         win_rate=wins,
+        made_of={"stopped_early": stopped_early or None, **made_of(config.data.policy, run)},
     )
     say(f"report: {write_report(run)}")
 

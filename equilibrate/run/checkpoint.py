@@ -233,6 +233,15 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
     return None
 
 
+def kept_iterations(root: Path) -> list[int]:
+    """Iterations of the checkpoints that are there, whole or not, oldest first."""
+    return sorted(_iterations(root))
+
+
+def checkpoint_folder(root: Path, iteration: int) -> Path:
+    return root / f"{_PREFIX}{iteration}"
+
+
 def verify_checkpoint(folder: Path) -> Checkpoint:
     """Compare every file with the manifest.
 

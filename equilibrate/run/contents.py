@@ -16,6 +16,9 @@ from equilibrate.run.sinks import write_whole
 CONTENTS_FILE = "contents.json"
 SEAL = "STAGE.json"
 """Says how a stage was made: no part of what it holds."""
+CARD_FILE = "README.md"
+CARD_MARK = "# Written by equilibrate about this model: no part of what it holds."
+"""Stands in the first lines of a model card of ours, which is written anew with every report."""
 SETTLED_NS = 2_000_000_000
 """A file must have been left alone for so long before its hash is kept: two changes within one tick
 of a file system's clock cannot be told apart by its times."""
@@ -38,7 +41,8 @@ class Contents:
     def of(self, path: Path) -> str:
         """32 hex digits of a file's bytes, or of the names and bytes of a folder's files.
 
-        Files and folders whose name begins with a dot are no part of it, nor is a stage's seal.
+        Files and folders whose name begins with a dot are no part of it, nor is a stage's seal or a
+        model card of ours.
         Raises: DataError for a path that does not exist or cannot be read.
         """
         known = self._known()
@@ -80,7 +84,16 @@ def _files_below(folder: Path) -> Iterator[Path]:
             continue
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, f) for f in files if not f.startswith(".") and f != SEAL)
+        below = (Path(parent, f) for f in files if not f.startswith(".") and f != SEAL)
+        yield from (file for file in below if not is_card(file))
+
+
+def is_card(file: Path) -> bool:
+    """Whether a file is a model card that `report` wrote, and may write again."""
+    if file.name != CARD_FILE or not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return CARD_MARK.encode() in content.read(len(CARD_MARK) + 8)
 
 
 def _file_hash(path: Path, known: dict[str, list[Any]], fresh: dict[str, list[Any]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equilibrate.config.train import Constraint, KLWeight, MultiplierConfig
+from equilibrate.config.train import Constraint, KLWeight, MultiplierConfig, StopKL, TrainConfig
 from equilibrate.ppo import kl as ppo_kl
 from equilibrate.ppo import lagrangian
 from equilibrate.types import ScoredRollout
@@ -55,7 +55,9 @@ class KLController:
     """Moves the weight of the KL penalty on the mean KL of the latest rollouts, nats per token."""
 
     def __init__(self, config: KLWeight) -> None:
-        self._controller = ppo_kl.CONTROLLERS[config.type](**config.model_dump(exclude={"type"}))
+        self._controller = ppo_kl.CONTROLLERS[config.type](
+            **config.model_dump(exclude={"type", *StopKL.model_fields})
+        )
 
     @property
     def value(self) -> float:
@@ -72,6 +74,49 @@ class KLController:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._controller.load_state_dict(state)
+
+
+class KLStop:
+    """Ends a run whose policy has left the reference too far behind."""
+
+    def __init__(self, stop_at: float | None) -> None:
+        """Args: stop_at: nats per token; None never ends it."""
+        self._stop_at = stop_at
+        self._kl: float | None = None
+
+    @property
+    def is_reached(self) -> bool:
+        return _is_above(self._kl, self._stop_at)
+
+    def observe(self, values: Mapping[str, float]) -> None:
+        """Args: values: the metrics of an iteration; one without `kl` says nothing."""
+        self._kl = values.get("kl", self._kl)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kl": self._kl}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._kl = state.get("kl")
+
+
+def why_stopped(config: TrainConfig, iterations: int | None, kl: float | None) -> str:
+    """Why a run has ended before its last iteration, for people; empty if it has not.
+
+    Args:
+        iterations: done.
+        kl: to the reference in the last of them, nats per token.
+    """
+    stop_at = config.ppo.kl.stop_at
+    if iterations is None or iterations >= config.iterations or not _is_above(kl, stop_at):
+        return ""
+    return (
+        f"the KL to the reference, {kl:.4g} nats per token in iteration {iterations - 1}, is above "
+        f"ppo.kl.stop_at ({stop_at:g}); {iterations} of {config.iterations} iterations were done"
+    )
+
+
+def _is_above(kl: float | None, stop_at: float | None) -> bool:
+    return kl is not None and stop_at is not None and kl > stop_at
 
 
 def _kl_sum(episode: ScoredRollout) -> float:

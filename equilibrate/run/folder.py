@@ -23,7 +23,7 @@ from equilibrate.data.rows import REJECTED_FILE, RejectedRows
 from equilibrate.errors import ConfigError
 from equilibrate.fdc.dataset import PromptReader
 from equilibrate.run.checkpoint import LATEST, FolderLock
-from equilibrate.run.contents import Contents
+from equilibrate.run.contents import CARD_FILE, Contents, is_card
 from equilibrate.run.disk import as_resource_error, require_writable
 from equilibrate.run.door import require_path
 from equilibrate.run.sinks import JsonlFile, read_rows, write_whole
@@ -34,6 +34,8 @@ PHASES_FILE = "phases.jsonl"
 """Seconds spent outside the loop."""
 INPUTS_FILE = "inputs.json"
 """What the inputs held when the run began, by key."""
+ALIGNED = "aligned"
+"""Folder of the policy that a run made."""
 STAGES = "stages"
 """Folder of what a run makes before it trains, in the run's own."""
 
@@ -71,6 +73,8 @@ def own_run_folder(config: RunConfig) -> Iterator[Path | None]:
             return
         with as_resource_error(run):
             (run / "report.html").unlink(missing_ok=True)
+            if is_card(card := run / ALIGNED / CARD_FILE):
+                card.unlink()  # other weights may come in beside it
         write_whole(run / "config.yaml", dump_config(config))
         write_whole(run / INPUTS_FILE, inputs + "\n")
         yield run

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from actors.engine import checkpoint_weights
+from actors.export import _write_model
 from actors.learner import LearnerWorker
 from actors.weights import unpack_weights
 from equilibrate.types import ScoredRollout
@@ -29,7 +31,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_export_is_a_model_folder_with_tokenizer(
     models: Path, scored: list[ScoredRollout], tmp_path: Path, stage: int
 ) -> None:
@@ -43,6 +45,13 @@ def test_export_is_a_model_folder_with_tokenizer(
         torch.testing.assert_close(loaded.pop(name).detach(), tensor, rtol=0, atol=0)
     assert not loaded
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
+    # A checkpoint gives the same folder without the learner.
+    worker.save(tmp_path / "saved")
+    _write_model(models / "policy", checkpoint_weights(tmp_path / "saved" / "policy"), tmp_path)
+    again = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
+    for name, tensor in worker.named_weights():
+        torch.testing.assert_close(again.pop(name).detach(), tensor, rtol=0, atol=0)
+    assert not again
 
 
 def test_packed_weights_carry_the_tied_head(models: Path) -> None:

@@ -14,7 +14,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.rollout import RolloutWorker, _sampling_params
+from equilibrate.config.files import load_run_config
 from equilibrate.run.sinks import read_rows
+from equilibrate.run.space import _size, space_of
 from tests.integration import runs
 
 
@@ -75,6 +77,48 @@ def test_aligned_model_is_a_plain_folder_that_moved(straight: Path, settings: Pa
     tokenizer = AutoTokenizer.from_pretrained(straight / "aligned")
     messages = [{"role": "user", "content": "how do i clean the lamp ?"}]
     assert "<sep>" in tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_a_checkpoint_is_exported_with_its_card(straight: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export = ("export", str(straight), str(out), "--checkpoint", str(runs.ITERATIONS))
+    assert runs.finish(runs.command(*export, log=tmp_path / "export")) == 0
+    aligned = straight / "aligned"
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (out / file).read_bytes() == (aligned / file).read_bytes()
+    for card in (aligned / "README.md", out / "README.md"):
+        assert "| learned cost," in card.read_text()
+        assert "| Harmful compliance | IHD |" in card.read_text()
+    assert "- how do i" not in card.read_text()
+
+
+def test_a_run_leaves_what_was_said_of_it(straight: Path) -> None:
+    found = space_of(load_run_config(straight))
+    written = {
+        "checkpoints": straight / "checkpoints",
+        "exported model": straight / "aligned",
+        "report": straight / "report.html",
+    }
+    for part, path in written.items():
+        assert found.parts[part] == pytest.approx(_size(path), rel=0.15), part
+    assert found.left == pytest.approx(_size(straight), rel=0.15)
+
+
+def test_a_run_that_ends_early_is_done(straight: Path, settings: Path, tmp_path: Path) -> None:
+    output = tmp_path / "early"
+    # The third iteration of the same run, and no earlier one, is above it.
+    kl = [row["kl"] for row in read_rows(straight / "metrics.jsonl")]
+    stop_at = (max(kl[:2]) + kl[2]) / 2
+    arguments = (settings, output, f"ppo.kl.stop_at={stop_at}")
+    assert runs.finish(runs.start(*arguments)) == 0, output.with_suffix(".log").read_text()
+    assert metrics(straight).startswith(metrics(output))
+    results = json.loads((output / "results.json").read_text())
+    assert results["iterations"] == 3 == runs.num_rows(output)
+    assert "is above ppo.kl.stop_at" in results["stopped_early"]
+    assert "Ended early" in (output / "report.html").read_text()
+    assert "The run ended early" in (output / "aligned" / "README.md").read_text()
+    assert runs.finish(runs.start(*arguments), seconds=60) == 0
+    assert "already holds this run" in output.with_suffix(".log").read_text()
 
 
 def test_second_call_finds_the_first(straight: Path, settings: Path) -> None:

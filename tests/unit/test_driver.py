@@ -12,6 +12,7 @@ from equilibrate.config.train import ProjectedMultiplier
 from equilibrate.driver import MAX_SKIPPED_UPDATES, Parts, train
 from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
 from equilibrate.run.checkpoint import CheckpointStore
+from equilibrate.run.controllers import KLStop
 from equilibrate.run.queue import RolloutQueue
 from equilibrate.run.state import RunCheckpoints
 from equilibrate.run.watch import RunWatch
@@ -41,6 +42,7 @@ class Run:
         seed: int = 0,
         max_policy_lag: int = 0,
         iterations: int = 9,
+        stop_at: float | None = None,
     ) -> None:
         self.journal: list[str] = []
         self.sampler = FakeSampler()
@@ -53,18 +55,18 @@ class Run:
             lost_at_restart=lost_at_restart,
         )
         self.multiplier, self.kl = FakeController(), FakeController()
+        self.early_stop = KLStop(stop_at)
+        steering = {"multiplier": self.multiplier, "kl": self.kl, "early_stop": self.early_stop}
         self.sink = MemorySink()
         self.store = CheckpointStore(folder, keep=2)
-        self.queue = RolloutQueue(
-            self.sampler, self.rollouts, max_policy_lag=max_policy_lag, iterations=iterations
-        )
+        ahead = {"max_policy_lag": max_policy_lag, "iterations": iterations}
+        self.queue = RolloutQueue(self.sampler, self.rollouts, **ahead)
         self.parts = Parts(
             sampler=self.sampler,
             queue=self.queue,
             scorer=FakeScorer(self.journal),
             learner=self.learner,
-            multiplier=self.multiplier,
-            kl=self.kl,
+            **steering,
             sink=self.sink,
             watch=RunWatch({"reward": {}, "cost": {}}, ProjectedMultiplier()),
             checkpoints=RunCheckpoints(
@@ -72,7 +74,7 @@ class Run:
                 learner=self.learner,
                 queue=self.queue,
                 sink=self.sink,
-                stateful={"sampler": self.sampler, "multiplier": self.multiplier, "kl": self.kl},
+                stateful={"sampler": self.sampler, **steering},
                 fixed={"seed": seed},
                 defaults={},
             ),
@@ -231,6 +233,31 @@ def test_what_steers_stays_put_where_an_update_is_skipped(tmp_path: Path) -> Non
     assert [row["kl_coef"] for _, row in run.sink.rows] == [0.0, 1.0, 1.0]
     # Two prompts an iteration, of two of the three.
     assert run.sampler.observed == 4
+
+
+def test_a_policy_too_far_from_its_reference_ends_the_run(tmp_path: Path) -> None:
+    # KL is 0, 0.01, 0.02 and, above the limit first, 0.03 in iteration 3, which is whole.
+    run = Run(tmp_path, stop_at=0.025)
+    assert run.train(9) == 4
+    assert run.early_stop.is_reached
+    assert [iteration for iteration, _ in run.sink.rows] == [0, 1, 2, 3]
+    # It is done: again, or for longer, nothing more is learned.
+    for iterations in (9, 20):
+        again = Run(tmp_path, stop_at=0.025)
+        assert again.train(iterations) == 4
+        assert again.journal == ["sync 4"]
+        assert again.early_stop.is_reached
+    # With more room it goes on where it was.
+    further = Run(tmp_path, stop_at=0.045)
+    assert further.train(9) == 6
+    assert [row["kl"] for _, row in further.sink.rows] == pytest.approx([0.04, 0.05])
+
+
+def test_an_early_stop_that_is_lost_in_its_save_comes_again(tmp_path: Path) -> None:
+    # Saves: 0, 2, 4, and the last one of 4, which is lost; from 4 nothing is left to do.
+    run = Run(tmp_path, stop_at=0.025, lost_at_save=(4,))
+    assert run.train(9) == 4
+    assert [iteration for iteration, _ in run.sink.rows] == [0, 1, 2, 3]
 
 
 class HalfBrokenScorer(FakeScorer):

@@ -128,3 +128,20 @@ def test_a_share_that_lambda_follows_needs_no_proposed_budget() -> None:
     *_, align = trip.steps()
     assert align.config.constraint.bounded == ("unsafe_fraction", 0.02)
     assert journey(steps={"align": {"constraint": {"max_unsafe_share": None}}}).needs_budget
+
+
+def test_each_step_states_the_licences_of_what_it_reads() -> None:
+    trip = journey(licences={"pairs": "cc-by-nc-4.0", "prompts": "mit", "policy": "apache-2.0"})
+    stated = {step.name: step.config.data.licences for step in trip.steps()}
+    assert stated == {
+        "reward": {"policy": "apache-2.0", "train": "cc-by-nc-4.0"},
+        "cost": {"policy": "apache-2.0", "train": "cc-by-nc-4.0"},
+        "align": {"policy": "apache-2.0", "prompts": "mit"},
+    }
+    with pytest.raises(ConfigError, match=r"licences.*'pair' must be an input's key \(policy, "):
+        journey(licences={"pair": "mit"})
+
+
+def test_a_licence_of_a_step_is_of_an_input() -> None:
+    with pytest.raises(ConfigError, match=r"data.licences.*'seed' must be an input's key"):
+        parse_settings(FitConfig, {"data": {"licences": {"seed": "mit"}}})

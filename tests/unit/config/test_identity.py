@@ -36,6 +36,7 @@ CARRIES_OUT = {
     "phase_seconds",
     "max_restarts",
     "data.max_rejected_fraction",
+    "data.licences",
     "judge.agreement",
     *SAMPLING,
     *(f"scoring.{name}" for name in WORKERS),
@@ -50,7 +51,7 @@ EXPECTED: Mapping[str, Mapping[Mark, set[str]]] = {
             "parity_tolerance",
             *(f"learner.{name}" for name in WORKERS),
         },
-        Mark.MAY_CHANGE: {"iterations", "evaluate_every"},
+        Mark.MAY_CHANGE: {"iterations", "evaluate_every", "ppo.kl.stop_at"},
         Mark.INPUT: {
             f"data.{name}" for name in ("policy", "reward", "cost", "prompts", "evaluation", "ptx")
         },

@@ -23,6 +23,9 @@ SUMMARY = TrainingSummary(
     parity_gap_nats_max=2.123456789e-6,
     cost_mean=-0.01234567891,
     multiplier_final=1.5,
+    iterations=12,
+    kl_final=0.0123456789,
+    mixture={"EHD": 0.123456789},
     seconds_by_phase={"rollout": 1.23456, "update": 2.0},
     figures={"kept_fraction": 0.123456789, "final_loss": math.nan},
 )
@@ -55,6 +58,8 @@ def test_the_contract(tmp_path: Path):
     assert results["parity_gap_nats_max"] == 2.12346e-6
     assert results["cost_mean"] == -0.0123457
     assert (results["cost_budget"], results["multiplier_final"]) == (0.0, 1.5)
+    assert (results["iterations"], results["kl_final"]) == (12, 0.0123457)
+    assert results["mixture"] == {"EHD": 0.123457}
     assert results["seconds_by_phase"] == {"rollout": 1.235, "update": 2.0, "base": 10.0}
     assert (results["versions"], results["seed"]) == ({"torch": "2.13.0"}, 7)
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]  # no leftovers
@@ -65,6 +70,9 @@ def test_null_where_a_number_does_not_apply(tmp_path: Path):
         parity_gap_nats_max=math.nan,
         cost_mean=None,
         multiplier_final=0.0,
+        iterations=None,
+        kl_final=None,
+        mixture={},
         seconds_by_phase={},
         figures={},
     )
@@ -86,6 +94,8 @@ def test_the_summary_by_hand(tmp_path: Path):
             "parity_gap_nats": None if i == 3 else 1e-6 * (i % 7),
             "num_tokens": 100.0,
             "kept_fraction": 0.5 if i else 1.0,
+            "kl": 0.1 * i if i < 21 else None,
+            "mixture_EHD": i / 100,
         }
         for i in range(22)
     ]
@@ -96,6 +106,9 @@ def test_the_summary_by_hand(tmp_path: Path):
     assert summary.cost_mean == 11.5
     assert summary.unsafe_share == pytest.approx(0.115)
     assert summary.multiplier_final == 10.5
+    # The last update has no KL: that of the one before counts.
+    assert (summary.iterations, summary.kl_final) == (22, 2.0)
+    assert summary.mixture == {"EHD": 0.21}
     assert summary.parity_gap_nats_max == pytest.approx(6e-6)
     assert summary.seconds_by_phase == {"rollout": 2.0, "iteration": 4.0}
     # 100 tokens of the first iteration and 50 of each of the other 21, of 2,200
@@ -109,6 +122,9 @@ def test_a_run_without_rows_has_an_empty_summary(tmp_path: Path):
         parity_gap_nats_max=None,
         cost_mean=None,
         multiplier_final=None,
+        iterations=None,
+        kl_final=None,
+        mixture={},
         seconds_by_phase={},
         figures={},
     )

@@ -11,7 +11,7 @@ import pytest
 
 from equilibrate.errors import DataError
 from equilibrate.run import contents
-from equilibrate.run.contents import CONTENTS_FILE, SEAL, Contents
+from equilibrate.run.contents import CARD_MARK, CONTENTS_FILE, SEAL, Contents
 
 
 @pytest.fixture
@@ -105,6 +105,16 @@ def test_seals_and_hidden_files_are_no_content(folder: Path, tmp_path: Path) -> 
     (folder / ".train").mkdir()
     (folder / ".train" / "checkpoint").touch()
     assert store.of(folder) == before
+
+
+def test_a_card_of_ours_is_no_content_and_another_is(folder: Path, tmp_path: Path) -> None:
+    store = Contents(tmp_path)
+    before = store.of(folder)
+    card = folder / "README.md"
+    card.write_text(f"---\n{CARD_MARK}\ntags: []\n---\n")
+    assert store.of(folder) == before
+    card.write_text("# My model\n")
+    assert store.of(folder) != before
 
 
 def test_links_count_as_what_they_point_to(folder: Path, tmp_path: Path) -> None:

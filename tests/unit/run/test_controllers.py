@@ -14,9 +14,10 @@ from equilibrate.config.train import (
     LogSgdMultiplier,
     PidMultiplier,
     ProjectedMultiplier,
+    TrainConfig,
 )
 from equilibrate.errors import NumericsError
-from equilibrate.run.controllers import CostController, KLController
+from equilibrate.run.controllers import CostController, KLController, KLStop, why_stopped
 from equilibrate.types import Category
 from tests.fakes import make_prompt, make_rollout, make_scored
 
@@ -128,3 +129,42 @@ def test_kl_weight_kinds() -> None:
         weight.observe(EPISODES)
     assert fixed.value == 0.3
     assert adaptive.value == pytest.approx(0.3 * (1 + 0.2 * 2 / 10_000), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "values", "reached"),
+    [
+        (0.1, {"kl": 0.1}, False),
+        (0.1, {"kl": 0.1001}, True),
+        (0.1, {"kl": math.nan}, False),
+        (0.1, {}, False),
+        (None, {"kl": 99.0}, False),
+    ],
+)
+def test_kl_stop(stop_at: float | None, values: dict[str, float], reached: bool) -> None:
+    stop = KLStop(stop_at)
+    stop.observe(values)
+    assert stop.is_reached is reached
+    again = KLStop(stop_at)
+    again.load_state_dict(stop.state_dict())
+    again.observe({"policy_loss": 1.0})  # an iteration that was skipped before it had a KL
+    assert again.is_reached is reached
+
+
+def test_the_reason_is_one_of_a_run_that_ended_early_alone() -> None:
+    config = TrainConfig.model_validate({"iterations": 10, "ppo": {"kl": {"stop_at": 0.1}}})
+    assert why_stopped(config, 7, 0.25) == (
+        "the KL to the reference, 0.25 nats per token in iteration 6, is above ppo.kl.stop_at "
+        "(0.1); 7 of 10 iterations were done"
+    )
+    assert why_stopped(config, 10, 0.25) == ""  # the last one was above it
+    assert why_stopped(config, 7, 0.1) == ""
+    assert why_stopped(config, None, None) == ""
+
+
+def test_every_weight_of_the_kl_can_stop() -> None:
+    for kind in ("fixed", "adaptive"):
+        tree = {"ppo": {"kl": {"type": kind, "stop_at": 0.5}}}
+        config = TrainConfig.model_validate(tree)
+        assert KLController(config.ppo.kl).value == 0.02
+        assert config.ppo.kl.stop_at == 0.5
