@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -292,21 +292,19 @@ def fdc() -> int:
     return main(["fdc", "--help"])
 
 
+def _connect(
+    base_url: str, model: str, api_key_variable: str, form: Mapping[str, object] | None
+) -> ServedModel:
+    from equilibrate.evaluation.served_model import ServedModel
+
+    return ServedModel(
+        base_url=base_url, model=model, api_key_variable=api_key_variable, response_format=form
+    )
+
+
 def label(options: OmitArgPrefixes[LabelOptions]) -> int:
     """Give every prompt of a file its class, with a confidence, and set the unsure ones apart."""
-
-    def connect(base_url: str, model: str, api_key_variable: str) -> ServedModel:
-        from equilibrate.evaluation.served_model import ServedModel
-        from equilibrate.fdc.judge import REPLY_FORMAT
-
-        return ServedModel(
-            base_url=base_url,
-            model=model,
-            api_key_variable=api_key_variable,
-            response_format=REPLY_FORMAT,
-        )
-
-    return fdc_commands.label(options, connect)
+    return fdc_commands.label(options, _connect)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {

@@ -17,7 +17,8 @@ from equilibrate.data.recognition import UNDECIDED, label_key, parse_label
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows, shown, text_fault
 from equilibrate.errors import DataError
 from equilibrate.fdc.agreement import kappa
-from equilibrate.fdc.judge import Estimate, JudgeLabeller
+from equilibrate.fdc.asking import Estimate
+from equilibrate.fdc.judge import JudgeLabeller
 from equilibrate.fdc.local import LocalLabeller
 from equilibrate.types import Category
 
