@@ -159,7 +159,7 @@ class Asker(Generic[Said]):
         self._num_silent = 0
 
     def known(self, question: str) -> Said | None:
-        """What was said before; None if it was never asked, or if the reply cannot be read today."""
+        """What was said before; None if never asked, or if the reply cannot be read today."""
         reply = self._replies.get(self._endpoint.model, question)
         try:
             return None if reply is None else self._read(reply)
