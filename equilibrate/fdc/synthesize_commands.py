@@ -128,4 +128,5 @@ def _texts(file: Path, column: str, wanted: Category) -> Sequence[str]:
         raise DataError(f"{file} ({len(rows)} rows) must hold prompts of class {wanted.value}")
     if other := len(rows) - len(fitting):
         print(f"{file}: {other} rows of other classes than {wanted.value} are left out")
-    return list({prompt_key(row.text): row.text for row in fitting}.values())
+    # Of equal ones the first.
+    return list({prompt_key(row.text): row.text for row in reversed(fitting)}.values())[::-1]
