@@ -13,8 +13,9 @@ from tyro.conf import Positional, UseAppendAction, arg
 from equilibrate.errors import ConfigError, DataError, ResourceError
 
 if TYPE_CHECKING:
+    from equilibrate.fdc.asking import Endpoint
     from equilibrate.fdc.classifier import Embed
-    from equilibrate.fdc.judge import Endpoint, JudgeLabeller
+    from equilibrate.fdc.judge import JudgeLabeller
     from equilibrate.fdc.label import Row, Votes
     from equilibrate.types import Category
 
@@ -33,8 +34,9 @@ Amounts = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help="Rows of a class, as EHD=100; repeat it.", metavar="CLASS=N"),
 ]
-Connect = Callable[[str, str, str], "Endpoint"]
-"""Address, model and name of the variable with the key, to a model that answers."""
+Connect = Callable[[str, str, str, "Mapping[str, object] | None"], "Endpoint"]
+"""Address, model, name of the variable with the key, and form of the replies (`response_format`),
+to a model that answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +152,12 @@ def _read(file: Path, column: str = "") -> list[Row]:
 def _judge(options: LabelOptions, connect: Connect) -> JudgeLabeller | None:
     if not options.endpoint:
         return None
-    from equilibrate.fdc.judge import JudgeLabeller
+    from equilibrate.fdc.asking import Replies
+    from equilibrate.fdc.judge import REPLY_FORMAT, JudgeLabeller
     from equilibrate.fdc.label import ANSWERS_FILE
 
-    endpoint = connect(options.endpoint, options.model, options.api_key_variable)
-    return JudgeLabeller(endpoint, options.out / ANSWERS_FILE)
+    endpoint = connect(options.endpoint, options.model, options.api_key_variable, REPLY_FORMAT)
+    return JudgeLabeller(endpoint, Replies(options.out / ANSWERS_FILE))
 
 
 def _measured_on(train: Sequence[Row]) -> Mapping[str, Category]:
@@ -166,12 +169,7 @@ def _measured_on(train: Sequence[Row]) -> Mapping[str, Category]:
 
 def _print_estimate(judge: JudgeLabeller, texts: Sequence[str], price: tuple[float, float]) -> None:
     found = judge.estimate(texts)
-    cost = f", price {found.price(*price):.2f}" if any(price) else ""
-    print(
-        f"to ask: {found.num_requests} prompts, about {found.input_tokens} tokens in and "
-        f"{found.output_tokens} out{cost}; {found.num_cached} are answered already",
-        flush=True,
-    )
+    print(f"to ask: {found.num_requests} prompts, {found.describe(price)}", flush=True)
 
 
 def _local(

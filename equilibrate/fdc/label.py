@@ -18,7 +18,8 @@ from equilibrate.data.records import said as read_out
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows, shown
 from equilibrate.errors import DataError
 from equilibrate.fdc.agreement import kappa
-from equilibrate.fdc.judge import Estimate, JudgeLabeller
+from equilibrate.fdc.asking import Estimate
+from equilibrate.fdc.judge import JudgeLabeller
 from equilibrate.fdc.local import LocalLabeller
 from equilibrate.types import Category
 

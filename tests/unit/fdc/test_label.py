@@ -264,7 +264,7 @@ def test_the_command_loses_no_row_and_goes_on_after_silence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sklearn", reason=NEEDS_SKLEARN)
-    monkeypatch.setattr("equilibrate.fdc.judge._FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("equilibrate.fdc.asking.FIRST_WAIT_SECONDS", 0.0)
     options, endpoint, rows = mixed_job(tmp_path)
     last = rows[7]["prompt"]
     endpoint.script[last] = [ResourceError("429")] * 4
