@@ -198,11 +198,12 @@ class Journey:
 
     def _licences(self, data: Mapping[str, Any]) -> dict[str, str]:
         """Those of the journey's inputs, by the keys of a step that reads them."""
-        stated = {getattr(self.config, key): value for key, value in self.config.licences.items()}
+        written = self.config.model_dump(mode="json")
         return {
-            key: stated[path]
-            for key, path in data.items()
-            if isinstance(path, str) and path and path in stated
+            key: licence
+            for key, given in data.items()
+            for name, licence in self.config.licences.items()
+            if given and given == written[name]
         }
 
 

@@ -78,6 +78,6 @@ InputFiles = Annotated[
 ]
 
 
-def plain(path: Path) -> tuple[InputFile, ...]:
+def plain(path: Path) -> tuple[InputFile]:
     """A file of which nothing is said."""
     return (InputFile(file=str(path)),)

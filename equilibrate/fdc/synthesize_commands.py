@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.fdc.commands import Column, Connect
+from equilibrate.fdc.synthesize import Merged
 from equilibrate.types import Category
 
 
@@ -51,7 +52,6 @@ def mhd(options: MhdOptions, connect: Connect) -> int:
     from equilibrate.fdc import synthesize as made
     from equilibrate.fdc.asking import Asker, Replies
     from equilibrate.fdc.judge import REPLY_FORMAT, JudgeLabeller
-    from equilibrate.fdc.label import write_lines
 
     _check(options)
     contents = _texts(options.ehd_file, options.column, Category.EHD)
@@ -80,9 +80,19 @@ def mhd(options: MhdOptions, connect: Connect) -> int:
         return 0
     said = writer.ask(questions)
     rows = list(made.sift_merged(pairs, [said[q] for q in questions], [*contents, *intents]))
+    verdicts = judge.label([row.prompt for row in rows if not row.fault])
+    return _write(options.out, rows, verdicts, judged_by)
+
+
+def _write(
+    out: Path, rows: Sequence[Merged], verdicts: Mapping[str, Category | DataError], judged_by: str
+) -> int:
+    """Raises: ResourceError where questions got no answer."""
+    from equilibrate.fdc.label import write_lines
+
+    kept: list[dict[str, object]] = []
+    left = [(row, row.fault) for row in rows if row.fault]
     new = [row for row in rows if not row.fault]
-    verdicts = judge.label([row.prompt for row in new])
-    kept, left = [], [(row, row.fault) for row in rows if row.fault]
     for row in new:
         verdict = verdicts[row.prompt]
         if isinstance(verdict, DataError):
@@ -91,16 +101,16 @@ def mhd(options: MhdOptions, connect: Connect) -> int:
         made_of = {"ehd": row.content, "ihd": row.intent}
         own = {"prompt": row.prompt, "category": verdict.value, "labeller": judged_by}
         kept.append({**own, "is_mhd": verdict is Category.MHD, "made_of": made_of})
-    rejected = options.out.with_suffix(".rejected.jsonl")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(options.out, kept)
+    rejected = out.with_suffix(".rejected.jsonl")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_lines(out, kept)
     write_lines(
         rejected,
         [{"ehd": r.content, "ihd": r.intent, "prompt": r.prompt, "reason": f} for r, f in left],
     )
     counts = Counter(str(row["category"]) for row in kept)
     shares = ", ".join(f"{name} {n}" for name, n in counts.most_common()) or "none"
-    print(f"{len(kept)} new prompts of {len(pairs)} pairs; by {judged_by}: {shares}")
+    print(f"{len(kept)} new prompts of {len(rows)} pairs; by {judged_by}: {shares}")
     if left:
         print(f"left out: {len(left)}, with the reason, in {rejected}")
     if silent := sum("no answer" in fault for _, fault in left):

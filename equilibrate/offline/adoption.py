@@ -15,6 +15,7 @@ import numpy as np
 
 from equilibrate.config.files import merge_settings, parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import plain
 from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import check_folder, check_models, num_positions
@@ -151,7 +152,7 @@ def _config(
 
 
 def _table(config: FitConfig, data: Path, start: Path, say: Callable[[str], None]) -> AnswerTable:
-    columns = readable_columns(config, data, None, say)
+    columns = readable_columns(config, *plain(data), None, say)
     try:
         return labelled_answers(config, columns, start)
     except DataError as error:

@@ -137,23 +137,15 @@ def write_results(
         made_of: `card.made_of`, and why the run ended early, if it did.
     """
     constrained = cost_budget is not None or max_unsafe_share is not None
+    seconds = {**training.seconds_by_phase, **stage_seconds}
     results = {
         "base": None if base is None else base.to_json(),
         "aligned": None if aligned is None else aligned.to_json(),
         "difference": None if difference is None else difference.to_json(),
-        "parity_gap_nats_max": _significant(training.parity_gap_nats_max),
-        "cost_mean": _significant(training.cost_mean),
         "cost_budget": cost_budget,
         "max_unsafe_share": max_unsafe_share,
-        "unsafe_share": _significant(training.unsafe_share),
-        "multiplier_final": _significant(training.multiplier_final) if constrained else None,
-        "iterations": training.iterations,
-        "kl_final": _significant(training.kl_final),
-        "mixture": {name: _significant(share) for name, share in training.mixture.items()},
-        "seconds_by_phase": {
-            phase: round(value, 3)
-            for phase, value in {**training.seconds_by_phase, **stage_seconds}.items()
-        },
+        **_of_training(training, constrained=constrained),
+        "seconds_by_phase": {phase: round(value, 3) for phase, value in seconds.items()},
         "training": {name: _significant(value) for name, value in training.figures.items()},
         "judge": judge,
         "judge_agreement": list(judge_agreement),
@@ -163,6 +155,18 @@ def write_results(
         "seed": seed,
     }
     write_whole(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def _of_training(training: TrainingSummary, *, constrained: bool) -> dict[str, Any]:
+    return {
+        "parity_gap_nats_max": _significant(training.parity_gap_nats_max),
+        "cost_mean": _significant(training.cost_mean),
+        "unsafe_share": _significant(training.unsafe_share),
+        "multiplier_final": _significant(training.multiplier_final) if constrained else None,
+        "iterations": training.iterations,
+        "kl_final": _significant(training.kl_final),
+        "mixture": {name: _significant(share) for name, share in training.mixture.items()},
+    }
 
 
 def installed_versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from equilibrate.config.base import JudgeConfig, RunConfig
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import plain
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError
 from equilibrate.evaluation import RefusalMatcher
@@ -67,10 +68,10 @@ def fit_inputs(folder: Path) -> FitInputs:
         reward=folder / "preferences_reward",
         cost=folder / "preferences_cost",
         ptx=None,
-        evaluation=folder / "base",
+        evaluation=plain(folder / "base"),
         judge=RefusalMatcher(),
-        train=None,
-        prompts=None,
+        train=(),
+        prompts=(),
     )
 
 

@@ -168,7 +168,9 @@ def test_of_a_combined_judge_the_agreement_of_each_part_is_kept(tmp_path: Path):
         told = measured | {"judge": "refusals", "judge_name": name, "verdict": verdict}
         (tmp_path / verdict).write_text(json.dumps(told))
     files = tuple(str(tmp_path / verdict) for verdict in ("refused", "harmful"))
-    config = SimpleNamespace(judge=SimpleNamespace(agreement=files), seed=0)
+    config = SimpleNamespace(
+        judge=SimpleNamespace(agreement=files), seed=0, data=SimpleNamespace(policy="")
+    )
     write_outcome(
         config,
         tmp_path,
