@@ -209,11 +209,11 @@ def test_making_answers_reads_no_setting_that_is_not_in_their_key(
     inputs = replace(
         fit_inputs(tmp_path),
         policy=tmp_path / "policy",
-        evaluation=tmp_path / "evaluation.jsonl",
+        evaluation=plain(tmp_path / "evaluation.jsonl"),
         reward=tmp_path / "policy",
         cost=tmp_path / "policy",
-        train=tmp_path / "pairs" if own else None,
-        prompts=tmp_path / "prompts.jsonl",
+        train=plain(tmp_path / "pairs") if own else (),
+        prompts=plain(tmp_path / "prompts.jsonl"),
     )
     config = parse_settings(
         FitConfig, FIT | {"output": str(tmp_path), "objective": {"type": objective}, "ama": "off"}
