@@ -145,13 +145,13 @@ def limit_seconds(shape: ModelShape, roof: Roof, config: Any, lengths: tuple[int
 
 def mean_prompt_tokens(run: Path, config: Any) -> int:
     """Mean length of the training prompts, in tokens of the run's own tokenizer."""
-    from equilibrate.fdc.dataset import read_prompts
+    from equilibrate.config.inputs import plain
+    from equilibrate.run.folder import read_fitting
     from equilibrate.text.renderer import Renderer
 
-    path = Path(config.data.prompts or next((run / "stages").glob("world-*/prompts")))
-    longest = config.rollout.max_model_len - config.rollout.max_new_tokens
-    rows = read_prompts(path, Renderer(run / "aligned", config.text).prompt_ids, max_tokens=longest)
-    return round(fmean(len(prompt.token_ids) for prompt in rows.prompts))
+    files = config.data.prompts or plain(next((run / "stages").glob("world-*/prompts")))
+    prompts = read_fitting(files, Renderer(run / "aligned", config.text), config, None)
+    return round(fmean(len(prompt.token_ids) for prompt in prompts))
 
 
 if __name__ == "__main__":
