@@ -23,10 +23,10 @@ from actors.workbench import Workbench
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY
 from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.identity import only, result_settings, training_settings
-from equilibrate.errors import EXIT_STOPPED, DataError
+from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.mixture import choose_amounts
-from equilibrate.offline.labelled import chosen_columns, labelled_answers
+from equilibrate.offline.labelled import chosen_columns, labelled_answers, naming
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.policy_loss import require_something_to_mask
 from equilibrate.offline.sampling import best_and_worst
@@ -265,11 +265,9 @@ def _answers_stage(
 
 def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
     """The answers of the data set, in the amounts that are asked for."""
-    try:
+    with naming(inputs.train):
         columns = chosen_columns(config, inputs.train, Path(config.output), say)
         table = labelled_answers(config, columns, inputs.policy)
-    except DataError as error:
-        raise DataError(f"{inputs.train or 'the built-in world'}: {error}") from None
     _require_apart(columns["prompt"], inputs, config)
     if table.num_left_out:
         say(
@@ -284,7 +282,7 @@ def _require_apart(
     texts: Sequence[str | Conversation], inputs: FitInputs, config: FitConfig
 ) -> None:
     """Evaluation prompts never train."""
-    if inputs.evaluation is None:
+    if not inputs.evaluation:
         return
     run = Path(config.output)
     held_out = read_fitting(inputs.evaluation, Renderer(inputs.policy, config.text), config, run)
@@ -294,10 +292,11 @@ def _require_apart(
 def _sampled(config: FitConfig, inputs: FitInputs, bench: Workbench, ars: ArsConfig) -> AnswerTable:
     """Best and, where it is unlearned, worst of the policy's own answers to each prompt."""
     copies = ars.copies
-    source = inputs.prompts or inputs.train
-    assert source is not None
     prompts = read_fitting(
-        source, Renderer(inputs.policy, config.text), config, Path(config.output)
+        inputs.prompts or inputs.train,
+        Renderer(inputs.policy, config.text),
+        config,
+        Path(config.output),
     )
     chosen = choose_amounts(
         [prompt.category for prompt in prompts],

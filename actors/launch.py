@@ -125,6 +125,7 @@ def _report(config: TrainConfig, run: Path, prompts: Sequence[Prompt], judge: Ju
         training=training,
         stopped_early=stopped_early,
         cost_budget=constraint.budget if constraint else None,
+        max_unsafe_share=constraint.max_unsafe_share if constraint else None,
     )
 
 

@@ -6,6 +6,7 @@ what they depend on.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +21,14 @@ from actors.offline import train_on_cluster
 from equilibrate.config.base import SAMPLED_BY, RunConfig, WorkerGroup
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import only, result_settings, training_settings
+from equilibrate.config.inputs import InputFile, plain
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, load_judge
 from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.run.contents import Contents
 from equilibrate.run.disk import held
-from equilibrate.run.door import SCORERS, require_path
+from equilibrate.run.door import SCORERS, require_files, require_path
 from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
@@ -63,7 +65,7 @@ class Models:
     cost: Path | None
     """None where nothing asks for it: for a cost, plain PPO without AMA."""
     ptx: Path | None
-    evaluation: Path | None
+    evaluation: Sequence[InputFile]
     judge: Judge
     shared_base: Path | None = None
     """The file of `shared_base`; None where the base is to be sampled whatever others found."""
@@ -73,17 +75,17 @@ class Models:
 class Inputs(Models):
     """Folders and files of one run of PPO."""
 
-    prompts: Path
+    prompts: Sequence[InputFile]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitInputs(Models):
     """Folders and files of one offline training."""
 
-    train: Path | None
-    """None in the built-in world, which writes pairs in the amounts that are asked for."""
-    prompts: Path | None
-    """None where `train` holds the prompts."""
+    train: Sequence[InputFile]
+    """None of them in the built-in world, which writes pairs in the amounts that are asked for."""
+    prompts: Sequence[InputFile]
+    """None of them where `train` holds the prompts."""
 
 
 Announce = Callable[[str], None]
@@ -94,10 +96,11 @@ def prepare_inputs(config: TrainConfig, stages: Path, announce: Announce) -> Inp
     data = config.data
     if data.is_built_in:
         world = _make_world(config, stages, announce, workers=config.learner, scorers=SCORERS)
-        models, prompts = world.models(config), world.data / "prompts"
+        models = world.models(config)
+        prompts: Sequence[InputFile] = plain(world.data / "prompts")
         inputs = Inputs(**models, ptx=world.data / "base", prompts=prompts)
     else:
-        prompts = require_path("prompts", data.prompts)
+        prompts = require_files("prompts", data.prompts)
         inputs = Inputs(**_models(config), ptx=_existing("ptx", data.ptx), prompts=prompts)
     return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
@@ -126,23 +129,35 @@ def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> F
     if data.is_built_in:
         scorers = SCORERS if config.needs_scorers else ()
         world = _make_world(config, stages, announce, workers=config.trainer, scorers=scorers)
-        models, prompts = world.models(config), world.data / "prompts"
+        models, prompts = world.models(config), plain(world.data / "prompts")
         if config.trains == "policy":
-            inputs = FitInputs(**models, ptx=None, train=None, prompts=prompts)
+            inputs = FitInputs(**models, ptx=None, train=(), prompts=prompts)
         else:
-            pairs = world.data / f"preferences_{config.trains}"
-            inputs = FitInputs(**models | {"evaluation": None}, ptx=None, train=pairs, prompts=None)
+            pairs = plain(world.data / f"preferences_{config.trains}")
+            inputs = FitInputs(**models | {"evaluation": ()}, ptx=None, train=pairs, prompts=())
     else:
-        train = require_path("train", data.train)
-        inputs = FitInputs(**_models(config), ptx=None, train=train, prompts=None)
+        train = require_files("train", data.train)
+        inputs = FitInputs(**_models(config), ptx=None, train=train, prompts=())
     return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
 
 def contents_of(inputs: Models, contents: Contents) -> dict[str, str]:
     """What the files and folders of a run hold, by their keys in the settings."""
-    keys = ("policy", "reward", "cost", "ptx", "evaluation", "prompts", "train")
-    paths = ((key, getattr(inputs, key, None)) for key in keys)
-    return {f"data.{key}": f"content {contents.of(p)}" for key, p in paths if p is not None}
+    paths = ((key, getattr(inputs, key, None)) for key in ("policy", "reward", "cost", "ptx"))
+    held = {f"data.{key}": f"content {contents.of(path)}" for key, path in paths if path}
+    given = ((key, getattr(inputs, key, ())) for key in ("evaluation", "prompts", "train"))
+    return held | {f"data.{key}": held_by(files, contents) for key, files in given if files}
+
+
+def held_by(files: Sequence[InputFile], contents: Contents) -> str:
+    """What some files hold, and what is said of each."""
+    entries = [
+        entry.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
+        | {"content": contents.of(entry.path)}
+        for entry in files
+    ]
+    of_one = len(entries) == 1 and len(entries[0]) == 1
+    return f"content {entries[0]['content'] if of_one else json.dumps(entries, sort_keys=True)}"
 
 
 def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
@@ -150,12 +165,12 @@ def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
 
     None without such prompts.
     """
-    if inputs.evaluation is None:
+    if not inputs.evaluation:
         return None
     contents = Contents(stages)
     depends = {
         "policy": contents.of(inputs.policy),
-        "evaluation": contents.of(inputs.evaluation),
+        "evaluation": held_by(inputs.evaluation, contents),
         "settings": result_settings(only(config, *SAMPLED_BY)),
         # The aligned model is sampled by what is installed today, and so must the base be.
         "versions": library_versions(SAMPLING),
@@ -169,7 +184,7 @@ def _models(config: TrainConfig | FitConfig) -> dict[str, Any]:
         "policy": require_path("policy", data.policy),
         "reward": _existing("reward", data.reward),
         "cost": _existing("cost", data.cost),
-        "evaluation": _existing("evaluation", data.evaluation),
+        "evaluation": require_files("evaluation", data.evaluation),
         "judge": judge_of(config, is_built_in=False),
     }
 
@@ -201,7 +216,7 @@ class _World:
             "policy": self.base,
             "reward": self.scorers.get("reward"),
             "cost": self.scorers.get("cost"),
-            "evaluation": self.data / "evaluation",
+            "evaluation": plain(self.data / "evaluation"),
             "judge": judge_of(config, is_built_in=True),
         }
 
@@ -315,7 +330,7 @@ def _model_stage(name: str, settings: FitConfig, root: Path, start: Path, data: 
         if not answers.is_dir():
             unfinished = folder / "tmp-answers"
             unfinished.mkdir(exist_ok=True)
-            columns = chosen_columns(settings, data, None)
+            columns = chosen_columns(settings, plain(data), None)
             labelled_answers(settings, columns, start).save(unfinished)
             unfinished.rename(answers)
         train_on_cluster(settings, start, answers, folder)

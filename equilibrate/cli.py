@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +14,10 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 from equilibrate.data.commands import data, split
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
 from equilibrate.fdc import commands as fdc_commands
+from equilibrate.fdc import synthesize_commands
 from equilibrate.fdc.commands import LabelOptions
+from equilibrate.fdc.synthesize_commands import MhdOptions
+from equilibrate.offline.commands import scorer
 
 if TYPE_CHECKING:
     from equilibrate.evaluation.served_model import ServedModel
@@ -157,9 +160,9 @@ def judge(
         UseAppendAction[tuple[str, ...]], arg(help="Label of the rest; others are left out.")
     ] = (),
     verdict: Annotated[str, arg(help="harmful, refused, partly_refused or malformed.")] = "harmful",
-    prompt_column: str = "prompt",
-    response_column: str = "response",
-    label_column: str = "label",
+    prompt_column: Annotated[str, arg(help="By default as the format of the file says.")] = "",
+    response_column: Annotated[str, arg(help="Likewise.")] = "",
+    label_column: Annotated[str, arg(help="Likewise, else `label`.")] = "",
     group_column: Annotated[str, arg(help="Count its values apart: a model, a class.")] = "",
     look_alikes: Annotated[
         Path | None, arg(help="Answers to harmless look-alikes, in the same columns.")
@@ -309,36 +312,50 @@ def doctor() -> int:
 
 
 def fdc() -> int:
-    """Label, audit and sample prompts by class of risk: `fdc label`, `fdc audit`, `fdc sample`."""
+    """Label, audit, sample and synthesize prompts by class of risk: `fdc label`, for example."""
     return main(["fdc", "--help"])
+
+
+def _connect(
+    base_url: str, model: str, api_key_variable: str, form: Mapping[str, object] | None
+) -> ServedModel:
+    from equilibrate.evaluation.served_model import ServedModel
+
+    return ServedModel(
+        base_url=base_url, model=model, api_key_variable=api_key_variable, response_format=form
+    )
 
 
 def label(options: OmitArgPrefixes[LabelOptions]) -> int:
     """Give every prompt of a file its class, with a confidence, and set the unsure ones apart."""
+    return fdc_commands.label(options, _connect)
 
-    def connect(base_url: str, model: str, api_key_variable: str) -> ServedModel:
-        from equilibrate.evaluation.served_model import ServedModel
-        from equilibrate.fdc.judge import REPLY_FORMAT
 
-        return ServedModel(
-            base_url=base_url,
-            model=model,
-            api_key_variable=api_key_variable,
-            response_format=REPLY_FORMAT,
-        )
+def synthesize() -> int:
+    """Make prompts of both risks of prompts of one each: `fdc synthesize mhd`."""
+    return main(["fdc", "synthesize", "--help"])
 
-    return fdc_commands.label(options, connect)
+
+def mhd(options: OmitArgPrefixes[MhdOptions]) -> int:
+    """Write MHD prompts from pairs of EHD and IHD ones by a model, each with a judge's class."""
+    return synthesize_commands.mhd(options, _connect)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
     for command in (
-        demo, align, import_, data, split, fdc, train, fit, study, evaluate, judge, report, export,
-        serve, validate, doctor,
+        demo, align, import_, scorer, data, split, fdc, train, fit, study, evaluate, judge, report,
+        export, serve, validate, doctor,
     )
 }  # fmt: skip
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {
-    "fdc": {"label": label, "audit": fdc_commands.audit, "sample": fdc_commands.sample}
+    "fdc": {
+        "label": label,
+        "audit": fdc_commands.audit,
+        "sample": fdc_commands.sample,
+        "synthesize": synthesize,
+    },
+    "fdc synthesize": {"mhd": mhd},
 }
 """Commands with commands of their own."""
 
@@ -352,9 +369,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     commands, prog = COMMANDS, "python -m equilibrate"
     description = "Align a language model: helpful by reward, harmless by constraint."
-    if given and given[0] in GROUPS:
-        name = given.pop(0)
-        commands, prog, description = GROUPS[name], f"{prog} {name}", str(COMMANDS[name].__doc__)
+    group = ""
+    while given and (name := f"{group} {given[0]}".lstrip()) in GROUPS:
+        description = str(commands[given.pop(0)].__doc__)
+        group, commands = name, GROUPS[name]
+    prog = f"{prog} {group}".rstrip()
     try:
         code: int = tyro.extras.subcommand_cli_from_dict(
             commands, prog=prog, description=description, args=given

@@ -94,6 +94,8 @@ class Prompt:
     """Part of a cell that is counted by itself as well, for example `IHD_new`."""
     messages: Conversation = ()
     """Empty for one user turn that says `text`."""
+    file_number: int = 0
+    """Of the file that it comes from, among those of the run."""
 
     @property
     def conversation(self) -> Conversation:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from equilibrate.config.base import Config, OutputFolder, off_is_none
 from equilibrate.config.files import merge_settings, parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import InputFile, InputFiles, as_written
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError
 
@@ -35,25 +36,26 @@ class AlignConfig(Config):
     output: OutputFolder = "runs/align"
     policy: str = ""
     """Folder of the chat model to be aligned."""
-    demonstrations: str = ""
+    demonstrations: InputFiles = ()
     """Prompts with answers that it learns first (`fit objective.type=sft`); empty leaves this
     step out."""
-    pairs: str = ""
+    pairs: InputFiles = ()
     """Pairs of answers, labelled for help and harm as PKU-SafeRLHF is; the reward and the cost
     model learn from it, and so does the policy where `by` is an offline objective."""
     reward: str = ""
     """Folder of a reward model that is there already: its step is left out."""
     cost: str = ""
     """Likewise, of a cost model."""
-    prompts: str = ""
+    prompts: InputFiles = ()
     """Prompts that the policy answers in training, each with its class."""
-    evaluation: str = ""
+    evaluation: InputFiles = ()
     """Prompts that base and aligned model are measured on."""
     by: Literal["ppo", "dpo", "bfpo", "derta", "ars"] = "ppo"
     """What aligns: PPO-Lagrangian, or an offline objective."""
     max_unsafe_share: float = Field(0.05, gt=0, lt=0.5)
     """Share of unsafe answers that the budget of PPO is proposed for, from the calibration of the
-    cost model; `steps.align.constraint.budget` overrides the proposal."""
+    cost model; `steps.align.constraint.budget` overrides the proposal, and with
+    `steps.align.constraint.max_unsafe_share` the share itself is bounded."""
     licences: dict[str, str] = Field(default_factory=dict)
     """Licences of what goes in, by its key above, for example {pairs: cc-by-nc-4.0}: the model card
     states them."""
@@ -142,9 +144,9 @@ class Journey:
     def needs_budget(self) -> bool:
         """Whether the cost model is to say where the budget lies."""
         constraint = self.config.steps.align.get("constraint", {})
-        return (
-            self.config.by == "ppo" and isinstance(constraint, dict) and "budget" not in constraint
-        )
+        if self.config.by != "ppo" or not isinstance(constraint, dict):
+            return False
+        return constraint.get("max_unsafe_share") is None and "budget" not in constraint
 
     def steps(self, budget: float | None = None) -> Iterator[Step]:
         """Raises: ConfigError naming the step and the key, for what a step's settings break.
@@ -161,19 +163,21 @@ class Journey:
 
     def _alignment(self, budget: float | None) -> Step:
         config = self.config
-        data = {"policy": self.policy, "evaluation": config.evaluation}
+        data: dict[str, Any] = {"policy": self.policy, "evaluation": as_written(config.evaluation)}
         if self.needs_scorers:
             data |= {kind: self.scorer(kind) for kind in ("reward", "cost")}
         if config.by != "ppo":
             train = config.prompts if config.by == "ars" else config.pairs
             return self._fit("align", config.by, train, **data)
-        tree: dict[str, Any] = {"data": data | {"prompts": config.prompts}}
+        tree: dict[str, Any] = {"data": data | {"prompts": as_written(config.prompts)}}
         if budget is not None:
             tree["constraint"] = {"budget": budget}
         return self._step("align", TrainConfig, tree)
 
-    def _fit(self, name: StepName, objective: str, train: str, **data: str) -> Step:
-        tree = {"objective": {"type": objective}, "data": data | {"train": train}}
+    def _fit(
+        self, name: StepName, objective: str, train: tuple[InputFile, ...], **data: Any
+    ) -> Step:
+        tree = {"objective": {"type": objective}, "data": data | {"train": as_written(train)}}
         return self._step(name, FitConfig, tree)
 
     def _step(
@@ -194,11 +198,12 @@ class Journey:
 
     def _licences(self, data: Mapping[str, Any]) -> dict[str, str]:
         """Those of the journey's inputs, by the keys of a step that reads them."""
-        stated = {getattr(self.config, key): value for key, value in self.config.licences.items()}
+        written = self.config.model_dump(mode="json")
         return {
-            key: stated[path]
-            for key, path in data.items()
-            if isinstance(path, str) and path and path in stated
+            key: licence
+            for key, given in data.items()
+            for name, licence in self.config.licences.items()
+            if given and given == written[name]
         }
 
 

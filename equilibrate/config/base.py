@@ -109,6 +109,16 @@ class InputsConfig(Config):
         return value
 
 
+def require_no_shares(data: Config, *keys: str) -> None:
+    """Raises: ValueError if files that are read whole are given shares."""
+    for key in keys:
+        if any(entry.share for entry in getattr(data, key)):
+            raise ValueError(
+                f"data.{key} is read whole, so its files have no share; leave it out"
+                + (", or choose by fdc.amounts" if key == "train" else "")
+            )
+
+
 class WorkerGroup(Config):
     """How many processes do one job and what each reserves in the cluster."""
 

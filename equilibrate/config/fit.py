@@ -16,9 +16,11 @@ from equilibrate.config.base import (
     WorkerGroup,
     off_is_none,
     require_no_inputs,
+    require_no_shares,
     type_is,
 )
 from equilibrate.config.identity import InputPath
+from equilibrate.config.inputs import InputFiles
 from equilibrate.types import Category
 
 
@@ -136,14 +138,19 @@ class FitDataConfig(InputsConfig):
     """Folder of a causal model with one label, its sidecar and the policy's tokenizer."""
     cost: InputPath = ""
     """Likewise."""
-    train: InputPath = ""
+    train: InputFiles = ()
     """Answers or pairs, in any format that `python -m equilibrate data FILE` recognises; `category`
     where amounts are asked for. ars: prompts."""
-    evaluation: InputPath = ""
+    evaluation: InputFiles = ()
     """Prompts; without it the policy is not measured."""
     prefer: Literal["helpful", "safer", "safe_first"] = "safe_first"
     """Which answer of a pair sft, dpo and derta learn: the better, the safer, or the safe one where
     the labels differ and else the better; then a pair of two unsafe answers is left out."""
+
+    @model_validator(mode="after")
+    def _files_are_read_whole(self) -> Self:
+        require_no_shares(self, "train", "evaluation")
+        return self
 
     @property
     def is_built_in(self) -> bool:
@@ -302,7 +309,7 @@ class FitConfig(RunConfig):
                 f"data.evaluation measures a policy, and objective.type ({self.trains}) trains a "
                 "scorer, which is measured on held-out pairs; leave it out"
             )
-        needed = {"train": data.train}
+        needed: dict[str, object] = {"train": data.train}
         if self.needs_scorers:
             needed |= {"reward": data.reward, "cost": data.cost}
         missing = [key for key, path in needed.items() if not path]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -30,7 +30,7 @@ class Mark(Enum):
     MAY_CHANGE = "may change"
     """In every key, but free when a run is resumed: to prolong it, or to look at it more often."""
     INPUT = "input"
-    """Path of an input: its content counts and not its place."""
+    """Path of an input, or several: their content counts and not their place."""
 
 
 InputPath = Annotated[str, Mark.INPUT]
@@ -87,8 +87,13 @@ def input_paths(config: BaseModel) -> dict[str, Path]:
 
 def input_tree(kind: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Path]:
     """`input_paths` of a plain tree that settings of this class were written to."""
-    found = _leaves([kind], tree)
-    return {key: Path(value) for key, mark, value in found if mark is Mark.INPUT and value}
+    paths: dict[str, Path] = {}
+    for key, mark, value in _leaves([kind], tree):
+        if mark is Mark.INPUT and isinstance(value, list):
+            paths |= {f"{key}[{place}]": Path(entry["file"]) for place, entry in enumerate(value)}
+        elif mark is Mark.INPUT and value:
+            paths[key] = Path(value)
+    return paths
 
 
 def only(config: Settings, *paths: str) -> Settings:
@@ -122,6 +127,8 @@ def models_in(field: FieldInfo | None) -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = []
 
     def visit(annotation: Any) -> None:
+        if get_origin(annotation) is tuple:
+            return  # its members have no keys
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             found.append(annotation)
         for inner in getattr(annotation, "__args__", ()):
@@ -165,4 +172,7 @@ def _look_up(
 
 
 def _named(value: Any, mark: Mark | None) -> Any:
-    return GIVEN if mark is Mark.INPUT and value else value
+    if mark is not Mark.INPUT or not value:
+        return value
+    # Of several files, what is said of each counts as well.
+    return [entry | {"file": GIVEN} for entry in value] if isinstance(value, list) else GIVEN

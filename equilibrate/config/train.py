@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -22,9 +22,11 @@ from equilibrate.config.base import (
     WorkerGroup,
     off_is_none,
     require_no_inputs,
+    require_no_shares,
     type_is,
 )
 from equilibrate.config.identity import InputPath, Mark
+from equilibrate.config.inputs import InputFiles
 from equilibrate.types import Category
 
 
@@ -142,8 +144,13 @@ class PPOConfig(Config):
 class MultiplierConfig(Config):
     """What the three multiplier controllers share."""
 
-    budget: float = 0.0
-    """Bound d on the mean cost, in cost-model units (0 is the safe/unsafe boundary)."""
+    budget: float | None = 0.0
+    """Bound d on the mean cost, in cost-model units (0 is the safe/unsafe boundary); null where
+    `max_unsafe_share` takes its place."""
+    max_unsafe_share: float | None = Field(None, gt=0, lt=1)
+    """Bound on the share of answers that the cost model calls unsafe, in place of a budget. An
+    unsafe answer then counts as 4 units of cost and a safe one as 0: see
+    `equilibrate.ppo.lagrangian.UNSAFE_COST`."""
     scope: Literal["all", "safety"] = "safety"
     """Prompts whose cost is averaged: all, or those of EHD, IHD and MHD."""
     init: float = Field(1.0, ge=0)
@@ -154,9 +161,30 @@ class MultiplierConfig(Config):
     """Episodes whose cost is averaged."""
 
     @property
-    def cost_name(self) -> str:
-        """The metric that the budget bounds."""
-        return "cost" if self.scope == "all" else "safety_cost"
+    def bounded(self) -> tuple[str, float]:
+        """The metric that is bounded, and its bound."""
+        if self.max_unsafe_share is not None:
+            name = "unsafe_fraction_all" if self.scope == "all" else "unsafe_fraction"
+            return name, self.max_unsafe_share
+        assert self.budget is not None
+        return "cost" if self.scope == "all" else "safety_cost", self.budget
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_bound_is_given(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        share, budget = tree.get("max_unsafe_share"), tree.get("budget", 0.0)
+        if share is None and budget is None:
+            raise ValueError("budget (null) must be a number; or give max_unsafe_share, try 0.05")
+        if share is None:
+            return tree
+        if tree.get("budget") is not None:
+            raise ValueError(
+                f"budget ({budget}) and max_unsafe_share ({share}) both say what lambda follows; "
+                "leave one of them out"
+            )
+        return {**tree, "budget": None}
 
 
 class LogSgdMultiplier(MultiplierConfig):
@@ -233,10 +261,15 @@ class DataConfig(InputsConfig):
     """Folder of a causal model with one label, its sidecar and the policy's tokenizer."""
     cost: InputPath = ""
     """Likewise."""
-    prompts: InputPath = ""
+    prompts: InputFiles = ()
     """In any format that `python -m equilibrate data FILE` recognises; `category` names classes."""
-    evaluation: InputPath = ""
+    evaluation: InputFiles = ()
     ptx: InputPath = ""
+
+    @model_validator(mode="after")
+    def _evaluation_is_read_whole(self) -> Self:
+        require_no_shares(self, "evaluation")
+        return self
 
     @property
     def is_built_in(self) -> bool:

@@ -53,9 +53,10 @@ def _do_not_answer(row: Row) -> Record:
         kind=Kind.LABELLED,
         messages=question.messages,
         responses=tuple(text(row, f"{model}_response") for model in models),
-        is_safe=tuple(not flag(row, f"{model}_harmful") for model in models),
+        is_safe=tuple(not flag(row, f"{model}_harmful", needed=True) for model in models),
         category=question.category,
         label=question.label,
+        models=tuple(models),
     )
 
 

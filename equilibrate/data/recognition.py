@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,10 @@ class Recognised:
             raise row
         if not isinstance(row, dict):
             raise DataError(f"({shown(row)}) must be one JSON object")
-        return renamed(row, self.mapping)
+        named = renamed(row, self.mapping)
+        if self.mapping and not named:
+            text(row, next(iter(self.mapping.values())))
+        return named
 
     def read(self, row: Row) -> Record:
         """Args: row: as `named`.
@@ -76,23 +79,30 @@ class Entry:
 
     where: str
     row: Any
-    """Where there is a record, under the names that the format knows."""
+    """As the data set has it."""
     record: Record | None
+    named: Row = field(default_factory=dict)
+    """Where there is a record, the row under the names that the format knows."""
     fault: DataError | None = None
 
 
 class Source:
     """A file, a folder or a name of the hub, recognised, and read anew each time it is iterated.
 
-    Args: columns: names that the formats know -> columns of the file; used for a file that has all
-        of these columns.
+    Args:
+        columns: names that the formats know -> columns of the file; used for a file that has all
+            of these columns.
+        classes: read our classes in `category`; without it they are left to who asks.
     Raises: DataError naming what is missing if no format fits, or if nothing can be read.
     """
 
-    def __init__(self, path: str | Path, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: str | Path, columns: Mapping[str, str] | None = None, *, classes: bool = True
+    ) -> None:
         self.path = path
         sample = list(islice(self._rows(), SAMPLED_ROWS))
-        self.recognised = recognise([row for _, row in sample], columns or {}, name=str(path))
+        found = recognise([row for _, row in sample], columns or {}, name=str(path))
+        self.recognised = replace(found, has_classes=found.has_classes and classes)
 
     def __iter__(self) -> Iterator[Entry]:
         for where, row in self._rows():
@@ -102,7 +112,7 @@ class Source:
             except DataError as fault:
                 yield Entry(where=where, row=row, record=None, fault=fault)
             else:
-                yield Entry(where=where, row=named, record=record)
+                yield Entry(where=where, row=row, record=record, named=named)
 
     def _rows(self) -> Rows:
         name = str(self.path)
@@ -205,6 +215,7 @@ def _unknown(found: Sequence[str], is_mapped: bool) -> str:
     where = "the columns that data.columns names" if is_mapped else "the columns"
     return (
         f"{where} ({given}) are those of no known format; closest is {closest}, which needs "
-        f"{lacks} too; say what they hold, as in data.columns: "
+        f"{lacks} too; say what they hold, by the command's options of columns or as in "
+        "data.columns: "
         f"{{prompt: {found[0] if found else 'text'}, response: ...}} (or chosen and rejected)"
     )

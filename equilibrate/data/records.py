@@ -55,6 +55,8 @@ class Record:
     category: Category | None = None
     label: str = ""
     """Class, hazard or verdict as the file names it."""
+    models: tuple[str, ...] = ()
+    """Who gave each response, where the format says so."""
 
     @property
     def prompt(self) -> str | Conversation:

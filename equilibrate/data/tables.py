@@ -88,6 +88,7 @@ def load_table(
     rejected: RejectedRows,
     *,
     mapping: Mapping[str, str] | None = None,
+    category: Category | None = None,
 ) -> Table:
     """A data set of any format and kind that `Source` reads, as prompts with their answers.
 
@@ -100,6 +101,7 @@ def load_table(
         columns: those that it must have.
         rejected: takes the rows that break a rule; it is not settled here.
         mapping: as of `Source`.
+        category: class of the rows that name none.
     Raises: DataError, naming the file or folder and the column, if it is missing, empty or cannot
         be read.
     """
@@ -107,7 +109,8 @@ def load_table(
     table = _Building()
     for entry in source:
         if entry.record is not None:
-            table.add(entry.where, entry.record)
+            record = entry.record
+            table.add(entry.where, replace(record, category=record.category or category))
         elif isinstance(entry.fault, OfNoUse):
             table.left_out[str(entry.fault)] += 1
         else:
@@ -129,6 +132,35 @@ def load_columns(path: Path, columns: Sequence[str]) -> Columns:
     table = load_table(path, columns, rejected)
     rejected.settle(len(table.places) + len(rejected))
     return table.columns
+
+
+def joined(tables: Sequence[Columns]) -> Columns:
+    """Data sets one after another, each of which its reader can read alone.
+
+    Raises: DataError if some hold pairs and some single answers.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    if any("response_0" in table for table in tables) and any("response" in t for t in tables):
+        raise DataError(
+            "some files hold pairs and some single answers; a training takes one kind: "
+            "`python -m equilibrate split --shape answers` makes single answers of both"
+        )
+    names = dict.fromkeys(name for table in tables for name in table)
+    # Answers of a file that states no safety count as safe, beside others as alone.
+    blank = {
+        "category": Category.GENERAL.value,
+        "is_response_0_safe": True,
+        "is_response_1_safe": True,
+    }
+    return {
+        name: [
+            value
+            for table in tables
+            for value in table.get(name, [blank.get(name)] * len(table["prompt"]))
+        ]
+        for name in names
+    }
 
 
 def _fault(row: Columns, view: View) -> str:

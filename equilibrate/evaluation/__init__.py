@@ -8,6 +8,7 @@ labelled_answers files of such answers, in any columns
 judge_plugins    a judge by its name: ours below, or one that another package registers
 model_judge      verdicts of a cost model; scores of answers
 endpoint_judge   verdicts of a language model behind a chat endpoint
+guard_judge      verdicts of a guard model behind such an endpoint
 served_model     conversations -> replies of such an endpoint
 statistics       numbers -> an estimate with a 95 % interval
 tables           verdicts -> the table of a report; two tables -> their paired difference
@@ -27,6 +28,7 @@ from equilibrate.evaluation.judges import (
     RefusalMatcher,
     RefusalPosition,
     Verdict,
+    helpfulness_by,
     refusal_histogram,
 )
 from equilibrate.evaluation.model_judge import AnswerScorer
@@ -41,7 +43,13 @@ from equilibrate.evaluation.statistics import (
     wilson_interval,
 )
 from equilibrate.evaluation.strategies import STRATEGIES, SafetyRates, run_strategy, safety_rates
-from equilibrate.evaluation.tables import EvaluationTable, compare, pool_over_seeds, tabulate
+from equilibrate.evaluation.tables import (
+    EvaluationTable,
+    compare,
+    pool_over_seeds,
+    tabulate,
+    win_rates,
+)
 
 __all__ = [
     "MIN_CLAIMED",
@@ -63,6 +71,7 @@ __all__ = [
     "check_disjoint",
     "compare",
     "gap_at_equal_harm",
+    "helpfulness_by",
     "hypervolume",
     "judge_names",
     "load_judge",
@@ -76,4 +85,5 @@ __all__ = [
     "safety_rates",
     "tabulate",
     "wilson_interval",
+    "win_rates",
 ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from equilibrate.config.files import require_known
+from equilibrate.data.records import said
 from equilibrate.data.rows import shown
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judges import Judge, Verdict
 from equilibrate.evaluation.labelled_answers import AnswerColumns, LabelledAnswer, read_labelled
 from equilibrate.evaluation.statistics import Estimate, wilson_interval
+from equilibrate.fdc.agreement import beyond_chance, chance_agreement
 from equilibrate.types import Category, Prompt
 
 MAX_FALSE_ALARMS = 0.15
@@ -60,24 +63,22 @@ class Counts:
 
     @property
     def kappa(self) -> Estimate | None:
-        """Agreement beyond chance, (p - c) / (1 - c) with p the accuracy.
+        """As `fdc.agreement.beyond_chance` of the accuracy; None where that is nan.
 
-        The interval is that of p with the chance c taken as known, as in Cohen's standard error,
-        but by Wilson's formula: it has width where everything agrees. None if c is 1.
-        Source: Cohen 1960.
+        The interval is that of the accuracy with the chance taken as known, as in Cohen's standard
+        error, but by Wilson's formula: it has width where everything agrees.
         """
-        n = self.n
-        if n == 0:
+        if self.n == 0:
             return None
-        labelled, called = (self.both + self.label_only) / n, (self.both + self.verdict_only) / n
-        chance = labelled * called + (1 - labelled) * (1 - called)
-        if chance == 1:
-            return None
-        accuracy = wilson_interval(self.both + self.neither, n)
-        mean, low, high = (
-            (p - chance) / (1 - chance) for p in (accuracy.mean, accuracy.low, accuracy.high)
+        chance = chance_agreement(
+            {True: self.both + self.label_only, False: self.verdict_only + self.neither},
+            {True: self.both + self.verdict_only, False: self.label_only + self.neither},
         )
-        return Estimate(mean=mean, low=low, high=high, n=n)
+        accuracy = wilson_interval(self.both + self.neither, self.n)
+        mean, low, high = (
+            beyond_chance(p, chance) for p in (accuracy.mean, accuracy.low, accuracy.high)
+        )
+        return None if math.isnan(mean) else Estimate(mean=mean, low=low, high=high, n=self.n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +200,13 @@ def measure_judge(
     require_known("verdict", verdict, VERDICTS)
     kept = [one for one in answers if not negative or one.label in {*positive, *negative}]
     prompts = [
-        Prompt(prompt_id=f"row {row}", text=one.prompt, token_ids=(), category=Category.EHD)
+        Prompt(
+            prompt_id=f"row {row}",
+            text=said(one.prompt),
+            token_ids=(),
+            category=Category.EHD,
+            messages=one.prompt,
+        )
         for row, one in enumerate(kept)
     ]
     verdicts = judge.judge(prompts, [one.response for one in kept]) if kept else []
@@ -230,7 +237,7 @@ def agree(
     sides = {"positive": positive, "negative": negative}
     kept, labels, found = measure_judge(judge, answers, verdict=verdict, **sides)
     rows: dict[str, list[int]] = {}
-    if columns.group:
+    if any(one.group for one in kept):
         for row, one in enumerate(kept):
             rows.setdefault(one.group, []).append(row)
     measured = Agreement(

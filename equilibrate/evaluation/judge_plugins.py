@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from equilibrate.config.files import require_known
+from equilibrate.config.base import JudgeConfig
+from equilibrate.config.files import parse_settings, require_known
 from equilibrate.errors import ConfigError
-from equilibrate.evaluation.judges import CallableJudge, Judge
+from equilibrate.evaluation.judges import CallableJudge, Judge, Verdict, helpfulness_by
 from equilibrate.sandbox.oracle import Oracle
+from equilibrate.types import Prompt
 
 GROUP = "equilibrate.judges"
 # Ours are not registered in pyproject.toml: an editable install keeps the entry points of the day
@@ -28,7 +31,11 @@ BUILT_IN: Mapping[str, str] = {
     "oracle": "equilibrate.evaluation.judge_plugins:oracle_judge",
     "cost_model": "equilibrate.evaluation.model_judge:CostModelJudge",
     "openai": "equilibrate.evaluation.endpoint_judge:EndpointJudge",
+    "guard": "equilibrate.evaluation.guard_judge:GuardJudge",
+    "combined": "equilibrate.evaluation.judge_plugins:CombinedJudge",
 }
+COMBINED = "combined"
+_REFUSALS = ("refused", "partly_refused")
 _NUMBERS = ("int", "float")
 _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
     "bool": (bool,),
@@ -57,6 +64,9 @@ def load_judge(name: str, /, **options: Any) -> Judge:
 def check_judge(name: str, options: Mapping[str, Any]) -> None:
     """What can be said of it without loading any model. Raises: ConfigError as `load_judge`."""
     _checked(name, options)
+    if name == COMBINED:
+        for part in _parts(options).values():
+            check_judge(part.name, part.options)
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -65,6 +75,66 @@ def _checked(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     factory = _load(name, registered[name])
     _require_options(name, factory, options)
     return factory
+
+
+def source_of(verdict: str, name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of who gives a verdict: of `combined` one of its judges."""
+    if name != COMBINED:
+        return name, dict(options)
+    part = _parts(options)["refusal" if verdict in _REFUSALS else "harm"]
+    return part.name, part.options
+
+
+class CombinedJudge:
+    """Harm, and all that is not named here, by one judge and refusals by another."""
+
+    def __init__(
+        self,
+        *,
+        harm: Mapping[str, Any],
+        refusal: Mapping[str, Any] | None = None,
+        helpfulness: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Args: harm, refusal, helpfulness: a judge each as {name, options}; the rules of
+            `refusals` and the judge of harm where none is given.
+        Raises: ConfigError for what is no judge, and what the judges raise.
+        """
+        given = {"harm": harm, "refusal": refusal, "helpfulness": helpfulness}
+        self._judges = {
+            role: load_judge(part.name, **part.options) for role, part in _parts(given).items()
+        }
+        self.helpfulness_by = helpfulness_by(self._judges.get("helpfulness", self._judges["harm"]))
+        self.name = "; ".join(f"{role} by {one.name}" for role, one in self._judges.items())
+
+    def source_of(self, verdict: str) -> Judge:
+        """Who gives a verdict, as the function of that name."""
+        return self._judges["refusal" if verdict in _REFUSALS else "harm"]
+
+    def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
+        told = {role: one.judge(prompts, responses) for role, one in self._judges.items()}
+        helpful = told.get("helpfulness", told["harm"])
+        return [
+            replace(
+                verdict,
+                refused=refusal.refused,
+                partly_refused=refusal.partly_refused,
+                helpfulness=useful.helpfulness,
+            )
+            for verdict, refusal, useful in zip(told["harm"], told["refusal"], helpful, strict=True)
+        ]
+
+
+def _parts(options: Mapping[str, Any]) -> dict[str, JudgeConfig]:
+    given = {"refusal": {"name": "refusals"}} | {k: v for k, v in options.items() if v is not None}
+    parts = {}
+    for role in ("harm", "refusal", *given.keys() - {"harm", "refusal"}):
+        parts[role] = part = parse_settings(JudgeConfig, given[role])
+        if part.name in ("", COMBINED) or part.agreement:
+            raise ConfigError(
+                f"option {role} ({given[role]}) of judge {COMBINED!r} must name another judge and "
+                "its options and nothing else, for example {name: refusals}"
+            )
+    return parts
 
 
 def oracle_judge(*, seed: int = 0) -> CallableJudge:

@@ -44,6 +44,15 @@ class Judge(Protocol):
         """One verdict per prompt, in order."""
 
 
+def helpfulness_by(judge: Judge) -> str:
+    """Who says how helpful an answer is: the judge, unless it names another.
+
+    "" where nobody does, as of the rules: they tell answers from refusals and nothing more.
+    """
+    name: str = getattr(judge, "helpfulness_by", judge.name)
+    return name
+
+
 class OneAnswerVerdict(Protocol):
     """What a single-answer judge returns; `equilibrate.sandbox.oracle.Verdict` is one."""
 
@@ -92,6 +101,7 @@ class RefusalMatcher:
     """
 
     name = "refusal rules"
+    helpfulness_by = ""
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
         return [

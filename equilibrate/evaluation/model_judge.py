@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from equilibrate.config.files import parse_settings
 from equilibrate.errors import ConfigError
 from equilibrate.evaluation.judges import RefusalMatcher, Verdict
 from equilibrate.types import Conversation, Prompt, ScorerKind, is_unsafe
+
+MAX_PADDED = 1.1
+"""Tokens of a batch, padding included, for one that counts."""
 
 
 class CostModelJudge:
@@ -31,29 +35,38 @@ class CostModelJudge:
         reward: str | Path = "",
         batch_size: int = 16,
         device: str = "cpu",
+        threads: int = 0,
         text: Mapping[str, Any] | None = None,
     ) -> None:
         """Args:
             folder: cost model with its sidecar and tokenizer, as `fit` writes it.
             reward: reward model likewise; empty for none.
-            batch_size: answers of one forward pass.
+            batch_size: answers of one forward pass at most.
             device: as torch spells it.
+            threads: CPU threads; 0 for as many as torch takes by itself, which is one where Ray
+                starts the driver (`ray job submit` sets OMP_NUM_THREADS).
             text: the settings `text` that the models were trained with, if not the defaults.
         Raises: ConfigError for an option out of its range, DataError for a folder that holds no
             such model.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size ({batch_size}) must be at least 1; try 16")
+        if threads < 0:
+            raise ConfigError(
+                f"threads ({threads}) must be at least 1, or 0 for torch's own number"
+            )
         options: dict[str, Any] = {
             "batch_size": batch_size,
             "device": device,
+            "threads": threads,
             "text": parse_settings(TextConfig, text or {}),
         }
         self._cost = AnswerScorer(folder, "cost", **options)
         self._reward = AnswerScorer(reward, "reward", **options) if reward else None
         self.name = f"cost model {Path(folder).name}"
+        self.helpfulness_by = f"reward model {Path(reward).name}" if reward else ""
         if reward:
-            self.name += f", reward model {Path(reward).name}"
+            self.name += f", {self.helpfulness_by}"
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
         verdicts = RefusalMatcher().judge(prompts, responses)
@@ -82,6 +95,7 @@ class AnswerScorer:
         *,
         batch_size: int = 16,
         device: str = "cpu",
+        threads: int = 0,
         text: TextConfig | None = None,
     ) -> None:
         """Raises: DataError if the folder is no such scorer, as `models.folders.check_folder`, or
@@ -97,6 +111,7 @@ class AnswerScorer:
         self._renderer = Renderer(folder, text)
         self._device = device
         self._batch_size = batch_size
+        self._threads = threads
 
     def score(
         self, prompts: Sequence[str | Conversation], responses: Sequence[str]
@@ -104,11 +119,9 @@ class AnswerScorer:
         """Score of each answer at its end, [N]."""
         rows = self.encode(prompts, responses)
         scores = np.empty(len(rows))
-        # Similar lengths together: padding is computed for nothing.
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            scores[batch] = self._score_batch([rows[row] for row in batch])
+        with _threads(self._threads):
+            for batch in batches(list(map(len, rows)), self._batch_size):
+                scores[batch] = self._score_batch([rows[row] for row in batch])
         return scores
 
     def encode(
@@ -129,6 +142,34 @@ class AnswerScorer:
             scores = self._scorer(token_ids.to(self._device))
             index = torch.arange(len(rows), device=self._device)
             return list(scores[index, ends].tolist())
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Rows of similar length together, at most `batch_size` and with little padding, which would be
+    computed for nothing."""
+    batch: list[int] = []
+    total = 0
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        padded = (len(batch) + 1) * lengths[row]
+        if batch and (len(batch) == batch_size or padded > MAX_PADDED * (total + lengths[row])):
+            yield batch
+            batch, total = [], 0
+        batch.append(row)
+        total += lengths[row]
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:

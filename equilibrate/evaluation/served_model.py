@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -16,6 +17,17 @@ Message = dict[str, str]
 """{"role": "user" | "assistant" | "system", "content": text}"""
 Messages = Sequence[Message]
 Ask = Callable[[Messages], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer of a model."""
+
+    text: str
+    first_tokens: Mapping[str, float] = field(default_factory=dict)
+    """Log-probabilities of the likeliest first tokens, without white space around them; empty
+    unless the request asks for `logprobs`."""
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,6 +50,8 @@ class ServedModel:
     """Of one reply; None leaves it to the endpoint."""
     response_format: Mapping[str, Any] | None = None
     """Form of every reply, for example a JSON schema, as the protocol writes it; None for text."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of every request, as the client `openai` takes them."""
     num_threads: int = 8
     """Conversations in flight."""
     timeout_seconds: float = 60.0
@@ -71,25 +85,36 @@ class ServedModel:
 
         Raises: ResourceError if the endpoint does not answer or refuses.
         """
-        return self.map(lambda ask, messages: ask(messages), conversations)
+        return [reply.text for reply in self.replies(conversations)]
+
+    def replies(self, conversations: Iterable[Messages]) -> list[Reply]:
+        """As a call, with the likeliest first tokens."""
+        return self._each(self._reply, conversations)
 
     def map(self, work: Callable[[Ask, Item], Result], items: Iterable[Item]) -> list[Result]:
         """`work` on every item, several at a time, in order; it may ask as often as it likes.
 
         The first error ends it, and items that have not begun are left out.
         """
+        return self._each(lambda client, item: work(partial(self._ask, client), item), items)
+
+    def _each(self, work: Callable[[Any, Item], Result], items: Iterable[Item]) -> list[Result]:
         import openai
 
         key = os.environ[self.api_key_variable] if self.api_key_variable else "none"
         client = openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout_seconds)
         with client, ThreadPoolExecutor(self.num_threads) as threads:
-            return list(threads.map(partial(work, partial(self._ask, client)), items))
+            return list(threads.map(partial(work, client), items))
 
     def _ask(self, client: Any, messages: Messages) -> str:
+        return self._reply(client, messages).text
+
+    def _reply(self, client: Any, messages: Messages) -> Reply:
         import openai
 
         wanted = {"max_tokens": self.max_tokens, "response_format": self.response_format}
         options = {name: value for name, value in wanted.items() if value is not None}
+        options |= self.request
         try:
             completion = client.chat.completions.create(
                 model=self.model, messages=list(messages), temperature=self.temperature, **options
@@ -104,4 +129,10 @@ class ServedModel:
                 f"{self.base_url}: model {self.model!r} answered without a choice; "
                 "check that this is a chat-completions endpoint"
             )
-        return completion.choices[0].message.content or ""
+        choice = completion.choices[0]
+        told = getattr(choice.logprobs, "content", None) or []
+        first: dict[str, float] = {}
+        for token in told[0].top_logprobs if told else ():
+            word = token.token.strip()
+            first[word] = max(token.logprob, first.get(word, -math.inf))
+        return Reply(text=choice.message.content or "", first_tokens=first)

@@ -118,6 +118,27 @@ def compare(
     return _build(prompts, rate=rate, mean=mean)
 
 
+def win_rates(
+    prompts: Sequence[Prompt], base: Sequence[Verdict], aligned: Sequence[Verdict]
+) -> dict[str, Estimate]:
+    """Of each cell the share of prompts whose aligned answer is the more helpful one, half of the
+    ties with it; with a t-interval over prompts.
+
+    Raises: as `compare`.
+    """
+    _require_pairs(prompts, base)
+    _require_pairs(prompts, aligned)
+    wins = [
+        (1 + (new.helpfulness > old.helpfulness) - (new.helpfulness < old.helpfulness)) / 2
+        for old, new in zip(base, aligned, strict=True)
+    ]
+    cells = _rows_by(prompts, lambda prompt: prompt.cell or prompt.category.value)
+    return {
+        cell: mean_interval([wins[i] for i in rows], lower=0.0, upper=1.0)
+        for cell, rows in cells.items()
+    }
+
+
 def pool_over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`base` and `aligned` of several results, each figure a mean with a t-interval over seeds.
 

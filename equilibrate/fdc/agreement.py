@@ -9,21 +9,31 @@ from dataclasses import dataclass
 
 
 def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """Cohen's kappa of two labellings of the same rows: 1 the same, 0 as chance would have it.
-
-    Chance is two labellers who keep their own shares of the classes and draw. 1 where both give
-    one and the same class to every row; nan without rows.
+    """Cohen's kappa of two labellings of the same rows, as `beyond_chance`; nan without rows.
 
     Raises: ValueError if the lengths differ.
-    Source: Cohen 1960.
     """
     pairs = list(zip(first, second, strict=True))
     if not pairs:
         return math.nan
     agreed = sum(a == b for a, b in pairs) / len(pairs)
-    of_first, of_second = Counter(first), Counter(second)
-    chance = sum(of_first[key] * of_second[key] for key in of_first) / len(pairs) ** 2
-    return 1.0 if chance == 1 else (agreed - chance) / (1 - chance)
+    return beyond_chance(agreed, chance_agreement(Counter(first), Counter(second)))
+
+
+def beyond_chance(agreed: float, chance: float) -> float:
+    """(p - c) / (1 - c): 1 the same, 0 as chance would have it.
+
+    nan where chance alone agrees always, as of two who give one and the same class to every row:
+    nothing was there to agree on.
+    Source: Cohen 1960.
+    """
+    return math.nan if chance == 1 else (agreed - chance) / (1 - chance)
+
+
+def chance_agreement(first: Mapping[Hashable, int], second: Mapping[Hashable, int]) -> float:
+    """Share in which two agree who keep their own counts of the classes and draw."""
+    both = sum(count * second.get(key, 0) for key, count in first.items())
+    return both / (sum(first.values()) * sum(second.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,15 +13,19 @@ from tyro.conf import Positional, UseAppendAction, arg
 from equilibrate.errors import ConfigError, DataError, ResourceError
 
 if TYPE_CHECKING:
+    from equilibrate.fdc.asking import Endpoint
     from equilibrate.fdc.classifier import Embed
-    from equilibrate.fdc.judge import Endpoint, JudgeLabeller
+    from equilibrate.fdc.judge import JudgeLabeller
     from equilibrate.fdc.label import Row, Votes
     from equilibrate.types import Category
 
 File = Annotated[
-    Positional[Path], arg(help="JSON lines or a saved data set, one prompt a row.", metavar="FILE")
+    Positional[Path], arg(help="Prompts, in any form that `data` reads.", metavar="FILE")
 ]
-Column = Annotated[str, arg(help="Column of the text.", metavar="NAME")]
+Column = Annotated[
+    str,
+    arg(help="Column of the text; by default `prompt`, else as the format says.", metavar="NAME"),
+]
 MaxRejected = Annotated[
     float, arg(help="Share of rows that may break a rule before nothing is done.", metavar="SHARE")
 ]
@@ -30,8 +34,9 @@ Amounts = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help="Rows of a class, as EHD=100; repeat it.", metavar="CLASS=N"),
 ]
-Connect = Callable[[str, str, str], "Endpoint"]
-"""Address, model and name of the variable with the key, to a model that answers."""
+Connect = Callable[[str, str, str, "Mapping[str, object] | None"], "Endpoint"]
+"""Address, model, name of the variable with the key, and form of the replies (`response_format`),
+to a model that answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +72,7 @@ class LabelOptions:
     threshold: Annotated[
         float, arg(help="Rows with less confidence go to people.", metavar="P")
     ] = 0.5
-    column: Column = "prompt"
+    column: Column = ""
     relabel: Annotated[
         bool, arg(help="Label rows that have a class too; theirs is kept as given_category.")
     ] = False
@@ -136,7 +141,7 @@ def _check_label(options: LabelOptions) -> None:
         raise ConfigError(f"--price {options.price} must be two numbers >= 0")
 
 
-def _read(file: Path, column: str = "prompt") -> list[Row]:
+def _read(file: Path, column: str = "") -> list[Row]:
     """Of a labelled file no row may be broken: it decides over all others."""
     from equilibrate.data.rows import RejectedRows
     from equilibrate.fdc.label import read_prompts_to_label
@@ -147,11 +152,12 @@ def _read(file: Path, column: str = "prompt") -> list[Row]:
 def _judge(options: LabelOptions, connect: Connect) -> JudgeLabeller | None:
     if not options.endpoint:
         return None
-    from equilibrate.fdc.judge import JudgeLabeller
+    from equilibrate.fdc.asking import Replies
+    from equilibrate.fdc.judge import REPLY_FORMAT, JudgeLabeller
     from equilibrate.fdc.label import ANSWERS_FILE
 
-    endpoint = connect(options.endpoint, options.model, options.api_key_variable)
-    return JudgeLabeller(endpoint, options.out / ANSWERS_FILE)
+    endpoint = connect(options.endpoint, options.model, options.api_key_variable, REPLY_FORMAT)
+    return JudgeLabeller(endpoint, Replies(options.out / ANSWERS_FILE))
 
 
 def _measured_on(train: Sequence[Row]) -> Mapping[str, Category]:
@@ -163,12 +169,7 @@ def _measured_on(train: Sequence[Row]) -> Mapping[str, Category]:
 
 def _print_estimate(judge: JudgeLabeller, texts: Sequence[str], price: tuple[float, float]) -> None:
     found = judge.estimate(texts)
-    cost = f", price {found.price(*price):.2f}" if any(price) else ""
-    print(
-        f"to ask: {found.num_requests} prompts, about {found.input_tokens} tokens in and "
-        f"{found.output_tokens} out{cost}; {found.num_cached} are answered already",
-        flush=True,
-    )
+    print(f"to ask: {found.num_requests} prompts, {found.describe(price)}", flush=True)
 
 
 def _local(
@@ -215,7 +216,7 @@ def audit(
         int, arg(help="General prompts that are trained beside; 0: those of the file.", metavar="N")
     ] = 0,
     out: Annotated[Path | None, arg(help="JSON file of the findings.", metavar="FILE")] = None,
-    column: Column = "prompt",
+    column: Column = "",
 ) -> int:
     """Say how the classes stand, what a run tells of each, and how many prompts would do."""
     from equilibrate.fdc import audit as audits
@@ -264,7 +265,7 @@ def sample(
         Literal["error", "oversample"], arg(help="What a class with too few rows does.")
     ] = "error",
     seed: Annotated[int, arg(help="Of the choice.", metavar="N")] = 0,
-    column: Column = "prompt",
+    column: Column = "",
 ) -> int:
     """Choose so many rows of each class; by default the paper's 10,000, 3,000 and 1,000."""
     from equilibrate.fdc import audit as audits

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from equilibrate.config.inputs import InputFile
 from equilibrate.data.recognition import Entry, Source
 from equilibrate.data.records import Kind, OfNoUse, Record, checked, said
 from equilibrate.data.rows import CHARACTERS_PER_TOKEN, RejectedRows, shown
@@ -39,70 +40,88 @@ def read_prompts(
     rejected: RejectedRows | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> PromptRows:
-    """The prompts of a file, answers or none beside them; of plain prompts also `id`, `cell` and
-    `part`. A prompt counts in the class that its file names (`category`), or that its format says
-    of all of them (a set of harmful prompts: EHD); without one as GENERAL.
+    """As `PromptReader.read`, of a single file."""
+    reader = PromptReader(encode, max_tokens=max_tokens, columns=columns)
+    return reader.read(InputFile(file=str(path)), rejected)
+
+
+class PromptReader:
+    """Reads the prompts of one file after another, and remembers what it has seen: a prompt that
+    stands in several counts in the first.
 
     Args:
-        path: whatever `Source` reads.
         encode: text or conversation to token ids, exactly as the policy will see the prompt.
         max_tokens: longest prompt that leaves room for a response.
-        rejected: takes the rows that break a rule; by default none may.
         columns: as of `Source`.
-
-    Raises: DataError with file:line, value and rule of the first broken rows, if they are too many;
-        also if the file cannot be read or no usable row is left.
     """
-    path = Path(path)
-    reader = _Reader(encode, max_tokens)
-    rejected = RejectedRows(path) if rejected is None else rejected
-    num_rows = 0
-    source = Source(path, columns)
-    for entry in source:
-        num_rows += 1
-        try:
-            reader.add(entry)
-        except DataError as error:
-            rejected.add(entry.where, str(error))
-    rejected.settle(num_rows)
-    if not reader.prompts:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in reader.dropped.items())
-        raise DataError(
-            f"{path} ({num_rows} rows) must hold at least one usable prompt"
-            + (f"; dropped: {reasons}" if reasons else "; give rows with `prompt` and `category`")
-        )
-    about = source.recognised.why
-    if reader.without_class:
-        about += f"; {reader.without_class} prompts have no class and count as GENERAL"
-    return PromptRows(prompts=reader.prompts, dropped=dict(reader.dropped), about=about)
 
-
-class _Reader:
-    """Turns rows into prompts, one after another, and remembers what it has seen."""
-
-    def __init__(self, encode: Callable[[Any], list[int]], max_tokens: int) -> None:
-        self.prompts: list[Prompt] = []
-        self.dropped: Counter[str] = Counter()
-        self.without_class = 0
+    def __init__(
+        self,
+        encode: Callable[[Any], list[int]],
+        *,
+        max_tokens: int,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        self._num_files = 0
+        self._columns = columns
         self._encode = encode
         self._max_tokens = max_tokens
         self._first_by_text: dict[str | Conversation, tuple[str, Category]] = {}
         self._where_by_id: dict[str, str] = {}
 
-    def add(self, entry: Entry) -> None:
+    def read(self, file: InputFile, rejected: RejectedRows | None = None) -> PromptRows:
+        """The prompts of a file, answers or none beside them; of plain prompts also `id`, `cell`
+        and `part`. A prompt counts in the class that its row names (`category`), else in that of
+        the file, or that its format says of all of them (a set of harmful prompts: EHD); without
+        one as GENERAL.
+
+        Args: rejected: takes the rows that break a rule; by default none may.
+        Raises: DataError with file:line, value and rule of the first broken rows, if they are too
+            many; also if the file cannot be read or no usable row is left.
+        """
+        rejected = RejectedRows(file.path) if rejected is None else rejected
+        self._file = file
+        self._prompts: list[Prompt] = []
+        self._dropped: Counter[str] = Counter()
+        self._without_class = num_rows = 0
+        source = Source(file.path, self._columns)
+        for entry in source:
+            num_rows += 1
+            try:
+                self._add(entry)
+            except DataError as error:
+                rejected.add(entry.where, str(error))
+        rejected.settle(num_rows)
+        self._num_files += 1
+        if not self._prompts:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self._dropped.items())
+            raise DataError(
+                f"{file.path} ({num_rows} rows) must hold at least one usable prompt"
+                + (
+                    f"; dropped: {reasons}"
+                    if reasons
+                    else "; give rows with `prompt` and `category`"
+                )
+            )
+        about = source.recognised.why
+        if self._without_class:
+            about += f"; {self._without_class} prompts have no class and count as GENERAL"
+        return PromptRows(prompts=self._prompts, dropped=dict(self._dropped), about=about)
+
+    def _add(self, entry: Entry) -> None:
         """Raises: DataError without the place, which the caller knows."""
         if isinstance(entry.fault, OfNoUse):
-            self.dropped[str(entry.fault)] += 1
+            self._dropped[str(entry.fault)] += 1
             return
         if entry.record is None:
             raise entry.fault or DataError("must hold a prompt")
         record, where = entry.record, entry.where
-        row: Mapping[str, Any] = entry.row
+        row = entry.named
         checked(record.messages[-1].content, "prompt")
         text, key = said(record.messages), record.prompt
-        category = record.category or Category.GENERAL
+        category = record.category or self._file.category or Category.GENERAL
         if key in self._first_by_text:
-            self._drop_duplicate(key, category)
+            self._drop_duplicate(key, record.category or self._file.category)
             return
         cell, part = (
             "" if row.get(name) is None else checked(row[name], name, may_be_empty=True)
@@ -117,29 +136,30 @@ class _Reader:
             token_ids = tuple(self._encode(key))
             reason = self._reason_to_drop(token_ids)
         if reason:
-            self.dropped[reason] += 1
+            self._dropped[reason] += 1
             return
-        self.prompts.append(
+        self._prompts.append(
             Prompt(
                 prompt_id=prompt_id,
                 text=text,
                 token_ids=token_ids,
                 category=category,
-                cell=cell,
+                cell=cell or self._file.name,
                 part=part,
+                file_number=self._num_files,
                 messages=() if isinstance(key, str) else key,
             )
         )
-        self.without_class += record.category is None
+        self._without_class += record.category is self._file.category is None
 
-    def _drop_duplicate(self, key: str | Conversation, category: Category) -> None:
+    def _drop_duplicate(self, key: str | Conversation, category: Category | None) -> None:
         where, first = self._first_by_text[key]
-        if first is not category:
+        if category is not None and first is not category:
             raise DataError(
                 f"category ({category.value}) must agree with the same prompt at {where} "
                 f"({first.value}); keep one of the two"
             )
-        self.dropped["a second copy"] += 1
+        self._dropped["a second copy"] += 1
 
     def _reason_to_drop(self, token_ids: tuple[int, ...]) -> str:
         if not token_ids:

@@ -12,12 +12,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
 
-from equilibrate.data.readers import read_rows
-from equilibrate.data.recognition import UNDECIDED, label_key, parse_label
-from equilibrate.data.rows import REJECTED_FILE, RejectedRows, shown, text_fault
+from equilibrate.data.recognition import UNDECIDED, Entry, Source, label_key, parse_label
+from equilibrate.data.records import checked
+from equilibrate.data.records import said as read_out
+from equilibrate.data.rows import REJECTED_FILE, RejectedRows, shown
 from equilibrate.errors import DataError
 from equilibrate.fdc.agreement import kappa
-from equilibrate.fdc.judge import Estimate, JudgeLabeller
+from equilibrate.fdc.asking import Estimate
+from equilibrate.fdc.judge import JudgeLabeller
 from equilibrate.fdc.local import LocalLabeller
 from equilibrate.types import Category
 
@@ -90,41 +92,42 @@ class Meter(Protocol):
 
 
 def read_prompts_to_label(
-    path: Path, rejected: RejectedRows, *, column: str = "prompt", relabel: bool = False
+    path: Path, rejected: RejectedRows, *, column: str = "", relabel: bool = False
 ) -> list[Row]:
-    """The rows of JSON lines or a saved data set, all their columns kept.
+    """The rows of whatever `Source` reads, all their columns kept.
 
     Args:
         rejected: takes rows without a text, or with a class that is none; settled here.
-        column: the one that holds the text.
+        column: the one that holds the text; empty for `prompt`, or where no row has it for the
+            prompt as the format of the file says.
         relabel: leave the classes that rows came with unread.
-    Raises: DataError as `read_rows` and `RejectedRows.settle`, and without a usable row.
+    Raises: DataError as `Source` and `RejectedRows.settle`, and without a usable row.
     """
     rows = []
     num_rows = 0
-    for where, content in read_rows(path):
+    # The text alone: rows whose answers are broken have a class too.
+    source = Source(path, {"prompt": column or "prompt"}, classes=False)
+    if column and not source.recognised.mapping:
+        raise DataError(f"{path}: no row has the column {column!r} ({source.recognised.why})")
+    for entry in source:
         num_rows += 1
         try:
-            rows.append(_row(where, content, column, relabel))
+            rows.append(_row(entry, relabel))
         except DataError as error:
-            rejected.add(where, str(error))
+            rejected.add(entry.where, str(error))
     rejected.settle(num_rows)
     if not rows:
-        raise DataError(f"{path} ({num_rows} rows) must hold at least one row with `{column}`")
+        raise DataError(
+            f"{path} ({num_rows} rows) must hold at least one row with `{column or 'prompt'}`"
+        )
     return rows
 
 
-def _row(where: str, content: Any, column: str, relabel: bool) -> Row:
-    if isinstance(content, DataError):
-        raise content
-    if not isinstance(content, Mapping) or column not in content:
-        has = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else ""
-        raise DataError(
-            f"({shown(content)}) needs the key {column!r}" + (f"; the row has {has}" if has else "")
-        )
-    text = content[column]
-    if fault := text_fault(text):
-        raise DataError(f"{column} ({shown(text)}) {fault}")
+def _row(entry: Entry, relabel: bool) -> Row:
+    if entry.record is None:
+        raise entry.fault or DataError("must hold a prompt")
+    where, content = entry.where, entry.row
+    text = checked(read_out(entry.record.messages), "prompt")
     label = None if relabel else content.get("category")
     if label is None or label == "":
         return Row(where=where, content=content, text=text, given=None, fits_none=False)

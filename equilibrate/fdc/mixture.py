@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 from equilibrate.errors import DataError
 from equilibrate.types import Category
@@ -24,8 +24,11 @@ def normalise(mixture: Mapping[Category, float]) -> dict[Category, float]:
     return {category: mixture[category] / total for category in Category if mixture.get(category)}
 
 
-class Apportionment:
-    """Hands out one class at a time so that every class stays within 1 of its ideal count.
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Apportionment(Generic[Key]):
+    """Hands out one class (or file) at a time so that each stays within 1 of its ideal count.
 
     With k classes of fixed shares, |handed out - share * total| <= 1 - 1 / (2k - 2) at all times.
     Source: Tijdeman 1980, "The chairman assignment problem". A class that is owed enough may go;
@@ -33,9 +36,9 @@ class Apportionment:
     """
 
     def __init__(self) -> None:
-        self._owed: dict[Category, float] = {}
+        self._owed: dict[Key, float] = {}
 
-    def next_class(self, shares: Mapping[Category, float]) -> Category:
+    def next_class(self, shares: Mapping[Key, float]) -> Key:
         """The class of the next prompt. `shares` are positive and sum to 1."""
         for category, share in shares.items():
             self._owed[category] = self._owed.get(category, 0.0) + share
@@ -50,10 +53,11 @@ class Apportionment:
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
-        return {category.value: owed for category, owed in self._owed.items()}
+        return {str(category): owed for category, owed in self._owed.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._owed = {Category(name): float(owed) for name, owed in state.items()}
+    def load_state_dict(self, state: Mapping[str, Any], key: Callable[[str], Key]) -> None:
+        """Args: key: the class of its name."""
+        self._owed = {key(name): float(owed) for name, owed in state.items()}
 
 
 def choose_amounts(

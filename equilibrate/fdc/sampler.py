@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -64,6 +65,44 @@ class ClassPool:
         self._remaining = list(state["remaining"])
 
 
+class SharedPool:
+    """The prompts of one class from several files, by the shares of the files."""
+
+    def __init__(
+        self, category: Category, prompts: Sequence[Prompt], seed: int, shares: Sequence[float]
+    ) -> None:
+        files = sorted({prompt.file_number for prompt in prompts})
+        total = sum(shares[number] for number in files)
+        self._shares = {number: shares[number] / total for number in files}
+        self._apportionment: Apportionment[int] = Apportionment()
+        self._pools = {
+            number: ClassPool(category, [p for p in prompts if p.file_number == number], seed)
+            for number in files
+        }
+
+    def take(self, count: int, *, may_repeat: bool) -> list[Prompt]:
+        """As of `ClassPool`; of each file within 1 of its share of all so far."""
+        counts = dict.fromkeys(self._shares, 0)
+        for _ in range(count):
+            counts[self._apportionment.next_class(self._shares)] += 1
+        return [
+            prompt
+            for number, wanted in counts.items()
+            for prompt in self._pools[number].take(wanted, may_repeat=may_repeat)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "pools": {str(number): pool.state_dict() for number, pool in self._pools.items()},
+            "apportionment": self._apportionment.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for number, pool in self._pools.items():
+            pool.load_state_dict(state["pools"][str(number)])
+        self._apportionment.load_state_dict(state["apportionment"], int)
+
+
 class FdcSampler:
     """Feeds each iteration prompts whose classes follow the schedule.
 
@@ -77,6 +116,7 @@ class FdcSampler:
         copies: responses per prompt, handed on in the batch.
         iterations: length of the run, to see beforehand whether a class is too small.
         when_short: "error" refuses a run that needs a prompt twice, "oversample" shuffles anew.
+        file_shares: weight of each file within a class; none: all prompts of a class are alike.
         seed: of the order of the prompts.
 
     Raises: DataError naming the class that is missing or too small.
@@ -91,6 +131,7 @@ class FdcSampler:
         copies: int = 1,
         iterations: int,
         when_short: WhenShort = "oversample",
+        file_shares: Sequence[float] = (),
         seed: int = 0,
     ) -> None:
         self._schedule = schedule
@@ -101,9 +142,16 @@ class FdcSampler:
         shares = schedule.shares()
         by_class = _by_class(prompts, shares)
         if not self._may_repeat:
-            _require_enough(by_class, shares, prompts_per_iteration * iterations)
-        self._pools = {c: ClassPool(c, by_class[c], seed) for c in shares}
-        self._apportionment = Apportionment()
+            total = prompts_per_iteration * iterations
+            for category, share in shares.items():
+                _require_enough(category, by_class[category], share * total, file_shares)
+        self._pools: dict[Category, ClassPool | SharedPool] = {
+            c: SharedPool(c, by_class[c], seed, file_shares)
+            if file_shares
+            else ClassPool(c, by_class[c], seed)
+            for c in shares
+        }
+        self._apportionment: Apportionment[Category] = Apportionment()
         self._num_drawn = dict.fromkeys(Category, 0)
         self._fingerprint = _fingerprint(prompts)
 
@@ -154,7 +202,7 @@ class FdcSampler:
         self._num_drawn = {c: state["num_drawn"][c.value] for c in Category}
         for category, pool in self._pools.items():
             pool.load_state_dict(state["pools"][category.value])
-        self._apportionment.load_state_dict(state["apportionment"])
+        self._apportionment.load_state_dict(state["apportionment"], Category)
         self._schedule.load_state_dict(state["schedule"])
 
 
@@ -176,16 +224,20 @@ def _by_class(
 
 
 def _require_enough(
-    by_class: Mapping[Category, Sequence[Prompt]], shares: Mapping[Category, float], total: int
+    category: Category, prompts: Sequence[Prompt], wanted: float, file_shares: Sequence[float]
 ) -> None:
-    for category, share in shares.items():
+    """Args: wanted: prompts of this class in the whole run."""
+    files = Counter(prompt.file_number for prompt in prompts) if file_shares else {0: len(prompts)}
+    weights = {number: file_shares[number] if file_shares else 1.0 for number in files}
+    for number, held in files.items():
         # Rounding of shares must not turn 100.00000000000001 into 101.
-        needed = math.ceil(share * total - 1e-6)
-        if len(by_class[category]) < needed:
+        needed = math.ceil(wanted * weights[number] / sum(weights.values()) - 1e-6)
+        if held < needed:
+            where = f" of file {number + 1}" if file_shares else ""
             raise DataError(
-                f"class {category.value} ({len(by_class[category])} prompts) must have at least "
-                f"{needed} for a share of {share:.3g} of {total}; add prompts, lower its share or "
-                "set fdc.when_short=oversample"
+                f"class {category.value}{where} ({held} prompts) must have at least {needed} for "
+                "its share of the run; add prompts, lower its share or set "
+                "fdc.when_short=oversample"
             )
 
 

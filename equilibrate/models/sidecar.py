@@ -79,7 +79,7 @@ def read_sidecar(folder: Path, *, kind: ScorerKind | None = None) -> ScorerSidec
     except FileNotFoundError:
         raise DataError(
             f"{path}: missing; a scorer needs it to state what its numbers mean, at least "
-            f'{{"kind": "{kind or "reward"}"}}'
+            f'{{"kind": "{kind or "reward"}"}}; `python -m equilibrate scorer` writes it'
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None

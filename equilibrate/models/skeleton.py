@@ -6,7 +6,7 @@ the shapes as well: nobody else has to know how a kind of model spells its tenso
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,14 @@ def skeleton(folder: str | Path, role: Role) -> Any:
     entries = read_config(folder)
     if role != "policy":
         _require_one_label(Path(folder) / CONFIG_FILE, entries)
-    shapes = tensor_shapes(folder)
+    return fitted(folder, role, tensor_shapes(folder))
+
+
+def fitted(folder: str | Path, role: Role, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """As `skeleton`, of tensors that are not in the folder yet, or not by these names.
+
+    Raises: DataError if they are not exactly those of the model that config.json describes.
+    """
     model = build_empty(folder, role)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     # What `from_pretrained` does, which itself wants another library before it uses this device.
@@ -95,7 +102,8 @@ def _require_one_label(path: Path, entries: dict[str, Any]) -> None:
     if num_labels != 1:
         raise DataError(
             f"{path}: num_labels ({num_labels}) must be 1: a score is one number, and which of "
-            f"{num_labels} it would be is not said; train a model with num_labels=1"
+            f"{num_labels} it would be is not said; train a model with num_labels=1, or "
+            "of two make one by `python -m equilibrate scorer`"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,9 @@ from equilibrate.types import ScorerKind, is_unsafe
 Scores = NDArray[np.float64]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NEWTON_STEPS = 50
+RIDGE = 1e-3
+"""Keeps the curve finite where the two sides do not overlap."""
 CONFIDENCE_GROUPS = 4
 """Groups of equally many answers, from the smallest to the largest |cost|."""
 
@@ -41,6 +46,30 @@ def calibrate(kind: ScorerKind, scores: Scores, is_safe: NDArray[np.bool_]) -> d
         better, worse = scores[:, 0], scores[:, 1]
         return figures | {"better_mean": float(better.mean()), "worse_mean": float(worse.mean())}
     return figures | _signs(scores.ravel(), is_safe.ravel())
+
+
+def place_zero(costs: Scores, is_safe: NDArray[np.bool_]) -> float:
+    """The cost from which on an answer is rather unsafe: a logistic curve of the two sides, each of
+    the same weight, is at one half there.
+
+    How many of each the file happens to hold does not move it: where an answer comes from a policy,
+    the share of unsafe ones is another. The threshold of the best accuracy on the same answers is
+    the best of many steps: on others at most a point better, and from one draw of 100 answers a
+    side to the next it jumps three times as far.
+
+    Args: costs, is_safe: [A], answers of both sides.
+    Returns: nan where costs do not rise from safe to unsafe answers.
+    """
+    mean, std = costs.mean(), costs.std() or 1.0
+    rows = np.stack([(costs - mean) / std, np.ones(len(costs))])
+    weights = np.where(is_safe, 0.5 / is_safe.sum(), 0.5 / (~is_safe).sum())
+    curve = np.zeros(2)
+    for _ in range(NEWTON_STEPS):
+        unsafe = (1 + np.tanh(curve @ rows / 2)) / 2  # sigmoid of either sign without overflow
+        slope = rows @ (weights * (unsafe - ~is_safe)) + RIDGE * curve
+        bend = (rows * weights * unsafe * (1 - unsafe)) @ rows.T + RIDGE * np.eye(2)
+        curve -= np.linalg.solve(bend, slope)
+    return float(mean - std * curve[1] / curve[0]) if curve[0] > 0 else math.nan
 
 
 def _order(scores: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import InputFile
 from equilibrate.data.answers import are_single, choices, labelled
 from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
-from equilibrate.data.tables import Choice, load_table
+from equilibrate.data.tables import Choice, joined, load_table
 from equilibrate.errors import DataError
 from equilibrate.fdc.mixture import choose_amounts
 from equilibrate.models.folders import num_positions
@@ -26,20 +28,32 @@ def _nothing(message: str) -> None:
     pass
 
 
+@contextmanager
+def naming(train: Sequence[InputFile]) -> Iterator[None]:
+    """Says of which files an error is that does not say so itself."""
+    try:
+        yield
+    except DataError as error:
+        paths = [str(file.path) for file in train] or ["the built-in world"]
+        if str(error).startswith(tuple(paths)):
+            raise
+        raise DataError(f"{', '.join(paths)}: {error}") from None
+
+
 def chosen_columns(
     config: FitConfig,
-    train: Path | None,
+    train: Sequence[InputFile],
     run: Path | None,
     say: Callable[[str], None] = _nothing,
 ) -> Columns:
     """The data set in the amounts that are asked for.
 
     Args:
-        train: None: the built-in world writes it.
+        train: its files; none: the built-in world writes it.
         run, say: as of `readable_columns`.
     Raises: DataError naming the file and the place at fault.
     """
-    if train is None:
+    if not train:
         rows = policy_pair_rows(
             build_world(config.sandbox.seed),
             config.fdc.amounts,
@@ -47,7 +61,12 @@ def chosen_columns(
             seed=config.seed,
         )
         return _by_column(list(rows))
-    columns = readable_columns(config, train, run, say)
+    tables = [readable_columns(config, file, run, say) for file in train]
+    objective = OBJECTIVES[config.objective.type]
+    for file, table in zip(train, tables, strict=True) if len(train) > 1 else ():
+        with naming([file]):  # what one lacks must not be taken from another
+            objective.view(table, config.objective, config.seed)
+    columns = joined(tables)
     chosen = choose_amounts(
         categories_of(columns),
         config.fdc.amounts,
@@ -58,9 +77,9 @@ def chosen_columns(
 
 
 def readable_columns(
-    config: FitConfig, train: Path, run: Path | None, say: Callable[[str], None] = _nothing
+    config: FitConfig, train: InputFile, run: Path | None, say: Callable[[str], None] = _nothing
 ) -> Columns:
-    """The rows of a data set that `config.objective` can read.
+    """The rows of a file that `config.objective` can read.
 
     Args:
         run: folder that takes the list of the others; None writes none.
@@ -68,23 +87,26 @@ def readable_columns(
     Raises: DataError as `load_table`, or naming the first of the others, if they are too many.
     """
     file = None if run is None else run / REJECTED_FILE
-    rejected = RejectedRows(train, max_fraction=config.data.max_rejected_fraction, file=file)
+    path = train.path
+    rejected = RejectedRows(path, max_fraction=config.data.max_rejected_fraction, file=file)
     view = OBJECTIVES[config.objective.type].view
 
     def read(columns: Columns) -> None:
         categories_of(columns)
         view(columns, config.objective, config.seed)
 
-    table = load_table(train, ("prompt",), rejected, mapping=config.data.columns)
+    table = load_table(
+        path, ("prompt",), rejected, mapping=config.data.columns, category=train.category
+    )
     table = table.taught(_choice(config))
-    say(f"{train}: {table.about}")
+    say(f"{path}: {table.about}")
     if "category" not in table.columns:
-        say(f"{train}: names no classes of ours; all rows count as {Category.GENERAL.value}")
+        say(f"{path}: names no classes of ours; all rows count as {Category.GENERAL.value}")
     for reason, count in table.left_out.items():
-        say(f"{train}: {count} rows left out: {reason}")
+        say(f"{path}: {count} rows left out: {reason}")
     if not table.places:
         raise DataError(
-            f"{train}: no row teaches {config.objective.type} anything ({dict(table.left_out)}); "
+            f"{path}: no row teaches {config.objective.type} anything ({dict(table.left_out)}); "
             f"data.prefer is {config.data.prefer}"
         )
     return table.readable(read, rejected)

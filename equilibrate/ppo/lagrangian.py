@@ -1,7 +1,8 @@
 """Controllers of the Lagrange multiplier lambda >= 0 of the constraint  mean cost <= budget.
 
 One interface: `value`, `update(mean_cost)`, `state_dict()`, `load_state_dict()`. The mean cost
-comes from a `CostWindow`. Plain PPO is `NoMultiplier`.
+comes from a `CostWindow`. Plain PPO is `NoMultiplier`. Where the share of unsafe answers is bounded
+in place of the mean cost, both it and its bound are weighed by `UNSAFE_COST`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from equilibrate.errors import ConfigError, NumericsError
+from equilibrate.types import is_unsafe
+
+UNSAFE_COST = 4.0
+"""What an unsafe answer counts, and a safe one 0, where their share is bounded: about as far as the
+mean costs of unsafe and safe answers of a good cost model are apart (2.6 in the built-in world), so
+that the gains of a mean cost suit its error too. By itself a share misses its bound by at most 1
+upwards and by the bound downwards, and the usual gains take hundreds of iterations to answer that.
+"""
+
+
+def share_cost(cost: float) -> float:
+    """An answer's part in the share of unsafe ones; a cost that is not finite stays what it is."""
+    return UNSAFE_COST * is_unsafe(cost) if math.isfinite(cost) else cost
 
 
 class Multiplier(Protocol):

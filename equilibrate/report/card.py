@@ -137,14 +137,16 @@ def ingredients(run: Path, *, of: str = "") -> Iterator[dict[str, str]]:
     data = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8")).get("data") or {}
     for dotted, content in json.loads((run / INPUTS_FILE).read_text(encoding="utf-8")).items():
         key = dotted.removeprefix("data.")
-        path = Path(data.get(key) or key)
+        name, _, place = key.rstrip("]").partition("[")
+        given = data.get(name) or key
+        path = Path(given[int(place)]["file"] if place else given)
         if not of or key not in (*_MODELS, "evaluation"):
             yield {
                 "key": key,
                 "of": of,
                 "name": base_model(path) if key == "policy" else path.resolve().name,
                 "content": content,
-                "licence": str((data.get("licences") or {}).get(key) or _stated_licence(path)),
+                "licence": str((data.get("licences") or {}).get(name) or _stated_licence(path)),
             }
         if key in _MODELS and path.name in _MADE:
             yield from ingredients(path.resolve().parent, of=key)

@@ -48,16 +48,7 @@ def all_figures(record: RunRecord) -> dict[str, Figure | None]:
             record.metrics, {"multiplier": ("lambda", "--purple")}, "lambda", smooth=False
         ),
         "reward": _curves(record.metrics, {"reward": ("reward", "--blue")}, "reward"),
-        "unsafe": _curves(
-            record.metrics,
-            {
-                f"unsafe_fraction_{category}": (category.value, color)
-                for category, color in CLASS_COLORS.items()
-                if category.is_safety
-            },
-            "share with cost > 0",
-            tickformat=".0%",
-        ),
+        "unsafe": _unsafe(record),
         "mixture": _mixture(record.metrics),
         "kl": _curves(
             record.metrics,
@@ -163,19 +154,40 @@ def _marked(text: str, harm: float, value: float) -> Trace:
 
 def _cost(record: RunRecord) -> Figure | None:
     figure = _curves(record.metrics, {record.cost_name: ("cost", "--red")}, "cost")
-    if figure is not None and record.budget is not None:
-        last = max(row["iteration"] for row in record.metrics)
-        figure["data"].append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": f"budget {record.budget:g}",
-                "x": [0, last],
-                "y": [record.budget] * 2,
-                "line": {"color": "var(--text)", "width": 1.5, "dash": "dash"},
-            }
-        )
-        figure["layout"]["showlegend"] = True
+    return _bounded(figure, record, record.budget, "budget {:g}")
+
+
+def _unsafe(record: RunRecord) -> Figure | None:
+    classes = {
+        f"unsafe_fraction_{category}": (category.value, color)
+        for category, color in CLASS_COLORS.items()
+        if category.is_safety
+    }
+    bound = record.max_unsafe_share
+    # What is bounded is drawn too: the classes' mean hangs on the mixture.
+    bounded = {} if bound is None else {record.share_name: ("in scope", "--text")}
+    unit = "share with cost > 0"
+    figure = _curves(record.metrics, classes | bounded, unit, tickformat=".0%")
+    return _bounded(figure, record, bound, "at most {:g}")
+
+
+def _bounded(
+    figure: Figure | None, record: RunRecord, bound: float | None, words: str
+) -> Figure | None:
+    """With a dashed line at the bound, where there is one."""
+    if figure is None or bound is None:
+        return figure
+    figure["data"].append(
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": words.format(bound),
+            "x": [0, max(row["iteration"] for row in record.metrics)],
+            "y": [bound] * 2,
+            "line": {"color": "var(--text)", "width": 1.5, "dash": "dash"},
+        }
+    )
+    figure["layout"]["showlegend"] = True
     return figure
 
 

@@ -72,12 +72,34 @@ def headline_groups(record: RunRecord) -> list[Group]:
         ),
         group("Over-refusal", "lower is better", "over_refusal", lower_is_better=True),
         group("Helpfulness", "higher is better", "helpfulness", lower_is_better=False),
+        *_wins(record),
         Group(title="Malformed answers", hint="lower is better", lines=malformed),
     ]
 
 
+def _wins(record: RunRecord) -> list[Group]:
+    """The base wins where the aligned model does not; none of results that tell nothing of it."""
+    told = record.results.get("win_rate")
+    if not told:
+        return []
+    aligned = {cell: Estimate.from_json(rate) for cell, rate in told["cells"].items()}
+    base = {
+        cell: Estimate(mean=1 - rate.mean, low=1 - rate.high, high=1 - rate.low, n=rate.n)
+        for cell, rate in aligned.items()
+    }
+    gap = {
+        cell: Estimate(
+            mean=2 * rate.mean - 1, low=2 * rate.low - 1, high=2 * rate.high - 1, n=rate.n
+        )
+        for cell, rate in aligned.items()
+    }
+    hint = f"share of prompts with the more helpful answer by {told['judge']}, ties half each"
+    lines = _lines(base, aligned, gap, lower_is_better=False)
+    return [Group(title="Win rate", hint=f"{hint}; higher is better", lines=lines)]
+
+
 def headline_cards(record: RunRecord) -> list[Card]:
-    """The four numbers to remember; empty if the run was not evaluated."""
+    """The numbers to remember; empty if the run was not evaluated."""
     if record.base is None or record.aligned is None:
         return []
     cards = [
@@ -85,18 +107,27 @@ def headline_cards(record: RunRecord) -> list[Card]:
         _card(record, "Over-refusal", "mean over harmless cells", "over_refusal"),
         _card(record, "Helpfulness", "on GENERAL", "helpfulness", only=(Category.GENERAL,)),
     ]
-    cost, budget = record.results.get("cost_mean"), record.budget
-    if cost is not None and budget is not None:
-        cards.append(
-            Card(
-                title="Learned cost",
-                before="",
-                after=f"{cost:.3f}".replace("-", "\N{MINUS SIGN}"),
-                note=f"last iterations, budget {budget:g}",
-                judgement="better" if cost <= budget else "worse",
-            )
-        )
+    if record.budget is None and record.max_unsafe_share is None:
+        return cards
+    cost, share = record.results.get("cost_mean"), record.results.get("unsafe_share")
+    if cost is not None:
+        shown = f"{cost:.3f}".replace("-", "\N{MINUS SIGN}")
+        cards.append(_bounded("Learned cost", cost, shown, record.budget, "budget {:g}"))
+    if share is not None:
+        bound = record.max_unsafe_share
+        cards.append(_bounded("Called unsafe", share, percent(share), bound, "at most {:.3g} %"))
     return cards
+
+
+def _bounded(title: str, value: float, shown: str, bound: float | None, words: str) -> Card:
+    """Of the last iterations, against its bound if it has one."""
+    said, judgement = "without a bound", "same"
+    if bound is not None:
+        said = words.format(100 * bound if "%" in words else bound)
+        judgement = "better" if value <= bound else "worse"
+    return Card(
+        title=title, before="", after=shown, note=f"last iterations, {said}", judgement=judgement
+    )
 
 
 def _card(

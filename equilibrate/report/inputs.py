@@ -57,8 +57,22 @@ class RunRecord:
     @property
     def cost_name(self) -> str:
         """The metric that the budget bounds."""
-        constraint = self.config.get("constraint") or {}
-        return "cost" if constraint.get("scope") == "all" else "safety_cost"
+        return "cost" if self._scope == "all" else "safety_cost"
+
+    @property
+    def share_name(self) -> str:
+        """The metric that `max_unsafe_share` bounds."""
+        return "unsafe_fraction_all" if self._scope == "all" else "unsafe_fraction"
+
+    @property
+    def _scope(self) -> str:
+        return str((self.config.get("constraint") or {}).get("scope", "safety"))
+
+    @property
+    def max_unsafe_share(self) -> float | None:
+        """None where the mean cost is bounded, or nothing."""
+        share = (self.config.get("constraint") or {}).get("max_unsafe_share")
+        return None if share is None else float(share)
 
     @property
     def multiplier_cap(self) -> float | None:

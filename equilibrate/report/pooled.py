@@ -43,6 +43,7 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
         for cell in pooled["base"][group]:
             lines.append(_line(f"{title}, {cell}", (group, cell), pooled, results))
     lines.append(_line("malformed answers", ("malformed",), pooled, results))
+    lines += _win_lines(results)
     for key, (title, spec) in _TRAINING.items():
         values = [result[key] for result in results]
         shown = _joined(["-" if value is None else format(value, spec) for value in values])
@@ -115,6 +116,20 @@ def _line(
     )
     base, aligned = (_interval(_figure_at(pooled[stage], path)) for stage in ("base", "aligned"))
     return f"| {title} | {base} | {aligned} | {each} |"
+
+
+def _win_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """None unless every run has the rates of one judge: older results have none."""
+    told = [result.get("win_rate") or {"judge": "", "cells": {}} for result in results]
+    if len({one["judge"] for one in told}) > 1:
+        return []
+    lines = []
+    for cell in told[0]["cells"]:
+        rates = [one["cells"][cell]["mean"] for one in told]
+        whole = mean_interval(rates, lower=0.0, upper=1.0).to_json()
+        each = _joined([f"{100 * rate:.1f}" for rate in rates])
+        lines.append(f"| win rate by {told[0]['judge']}, {cell} | | {_interval(whole)} | {each} |")
+    return lines
 
 
 def _figure_at(table: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, float]:

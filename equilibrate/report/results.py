@@ -14,10 +14,12 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import EvaluationTable, Judge
 from equilibrate.evaluation.agreement import read_agreement
+from equilibrate.evaluation.judge_plugins import CombinedJudge
 from equilibrate.report.card import made_of
 from equilibrate.report.inputs import LAST_ITERATIONS, numbers, shares_of
 from equilibrate.report.page import write_report
 from equilibrate.run.assessment import difference, read_assessment, sample_rows
+from equilibrate.run.assessment import win_rate as win_rate_of
 from equilibrate.run.folder import say, stage_seconds
 from equilibrate.run.sinks import (
     METRICS_FILE,
@@ -49,6 +51,8 @@ class TrainingSummary:
     parity_gap_nats_max: float | None
     cost_mean: float | None
     """Constrained cost, mean over the last iterations."""
+    unsafe_share: float | None = None
+    """Likewise, of the same answers the share that the cost model calls unsafe."""
     multiplier_final: float | None
     iterations: int | None
     """Iterations done."""
@@ -72,6 +76,8 @@ def summarise_training(
     Args: scope: prompts whose cost is constrained, as in `constraint.scope`.
     """
     rows = read_rows(run_folder / METRICS_FILE)
+    shares = numbers(rows, "unsafe_fraction" if scope == "safety" else "unsafe_fraction_all")
+    shares = shares[-LAST_ITERATIONS:]
     costs = numbers(rows, "safety_cost" if scope == "safety" else "cost")[-LAST_ITERATIONS:]
     last = rows[-1] if rows else {}
     seconds: dict[str, float] = {}
@@ -81,6 +87,7 @@ def summarise_training(
     return TrainingSummary(
         parity_gap_nats_max=max(numbers(rows, "parity_gap_nats"), default=None),
         cost_mean=math.fsum(costs) / len(costs) if costs else None,
+        unsafe_share=math.fsum(shares) / len(shares) if shares else None,
         multiplier_final=next(iter(numbers(rows, "multiplier")[::-1]), None),
         iterations=last["iteration"] + 1 if last else None,
         kl_final=next(iter(numbers(rows, "kl")[::-1]), None),
@@ -106,11 +113,13 @@ def write_results(
     difference: EvaluationTable | None,
     training: TrainingSummary,
     cost_budget: float | None,
+    max_unsafe_share: float | None = None,
     stage_seconds: Mapping[str, float],
     judge: str,
     versions: Mapping[str, str],
     seed: int,
     judge_agreement: Sequence[Mapping[str, Any]] = (),
+    win_rate: Mapping[str, Any] | None = None,
     made_of: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `results.json` whole or not at all.
@@ -118,36 +127,46 @@ def write_results(
     Args:
         base, aligned: None where nothing was measured, as of a scorer.
         difference: aligned - base, paired by prompt (`evaluation.compare`).
-        cost_budget: None where the constraint is off; the multiplier then means nothing either.
+        cost_budget: None where the mean cost is not bounded.
+        max_unsafe_share: likewise, of the share of unsafe answers. Where neither is bounded the
+            multiplier means nothing either.
         stage_seconds: what the run spent outside PPO, joined to the phases of the iterations.
         judge: whose verdicts the tables count.
         judge_agreement: with labelled answers, as `evaluation.agreement` measured it.
+        win_rate: as `run.assessment.win_rate`.
         made_of: `card.made_of`, and why the run ended early, if it did.
     """
-    constrained = cost_budget is not None
+    constrained = cost_budget is not None or max_unsafe_share is not None
+    seconds = {**training.seconds_by_phase, **stage_seconds}
     results = {
         "base": None if base is None else base.to_json(),
         "aligned": None if aligned is None else aligned.to_json(),
         "difference": None if difference is None else difference.to_json(),
-        "parity_gap_nats_max": _significant(training.parity_gap_nats_max),
-        "cost_mean": _significant(training.cost_mean),
         "cost_budget": cost_budget,
-        "multiplier_final": _significant(training.multiplier_final) if constrained else None,
-        "iterations": training.iterations,
-        "kl_final": _significant(training.kl_final),
-        "mixture": {name: _significant(share) for name, share in training.mixture.items()},
-        "seconds_by_phase": {
-            phase: round(value, 3)
-            for phase, value in {**training.seconds_by_phase, **stage_seconds}.items()
-        },
+        "max_unsafe_share": max_unsafe_share,
+        **_of_training(training, constrained=constrained),
+        "seconds_by_phase": {phase: round(value, 3) for phase, value in seconds.items()},
         "training": {name: _significant(value) for name, value in training.figures.items()},
         "judge": judge,
         "judge_agreement": list(judge_agreement),
+        "win_rate": None if win_rate is None else dict(win_rate),
         **(made_of or {}),
         "versions": dict(versions),
         "seed": seed,
     }
     write_whole(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def _of_training(training: TrainingSummary, *, constrained: bool) -> dict[str, Any]:
+    return {
+        "parity_gap_nats_max": _significant(training.parity_gap_nats_max),
+        "cost_mean": _significant(training.cost_mean),
+        "unsafe_share": _significant(training.unsafe_share),
+        "multiplier_final": _significant(training.multiplier_final) if constrained else None,
+        "iterations": training.iterations,
+        "kl_final": _significant(training.kl_final),
+        "mixture": {name: _significant(share) for name, share in training.mixture.items()},
+    }
 
 
 def installed_versions() -> dict[str, str]:
@@ -168,6 +187,7 @@ def write_outcome(
     *,
     training: TrainingSummary,
     cost_budget: float | None,
+    max_unsafe_share: float | None = None,
     stopped_early: str = "",
 ) -> None:
     """Results, samples and report of what `base.json` and `aligned.json` hold; without prompts of
@@ -175,12 +195,13 @@ def write_outcome(
 
     Args: stopped_early: why, for people; empty of a run that went to its end.
     """
-    base = aligned = gap = None
+    base = aligned = gap = wins = None
     if prompts:
         before, after = (read_assessment(run / f"{n}.json", prompts) for n in ("base", "aligned"))
         rows = sample_rows({"base": before, "aligned": after})
         write_whole(run / SAMPLES_FILE, "".join(json.dumps(row) + "\n" for row in rows))
         base, aligned, gap = before.table, after.table, difference(before, after)
+        wins = win_rate_of(before, after, judge)
     write_results(
         run / "results.json",
         base=base,
@@ -188,6 +209,7 @@ def write_outcome(
         difference=gap,
         training=training,
         cost_budget=cost_budget,
+        max_unsafe_share=max_unsafe_share,
         stage_seconds=stage_seconds(run),
         judge=judge.name if prompts else "",
         versions=installed_versions(),
@@ -196,8 +218,13 @@ def write_outcome(
             measured
             for measured in map(read_agreement, map(Path, config.judge.agreement))
             # `evaluate` may have named another.
-            if measured["judge_name"] == judge.name
+            if measured["judge_name"] in (judge.name, _source(judge, measured["verdict"]).name)
         ],
+        win_rate=wins,
         made_of={"stopped_early": stopped_early or None, **made_of(config.data.policy, run)},
     )
     say(f"report: {write_report(run)}")
+
+
+def _source(judge: Judge, verdict: str) -> Judge:
+    return judge.source_of(verdict) if isinstance(judge, CombinedJudge) else judge

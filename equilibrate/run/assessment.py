@@ -9,7 +9,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from equilibrate.evaluation import EvaluationTable, Judge, Verdict, compare, tabulate
+from equilibrate.evaluation import (
+    EvaluationTable,
+    Judge,
+    Verdict,
+    compare,
+    helpfulness_by,
+    tabulate,
+    win_rates,
+)
 from equilibrate.interfaces import Generator
 from equilibrate.run.sinks import EVALUATIONS_FILE, JsonlFile, write_whole
 from equilibrate.types import Prompt, PromptBatch
@@ -155,6 +163,15 @@ def read_assessment(path: Path, prompts: Sequence[Prompt]) -> Assessment:
 def difference(base: Assessment, aligned: Assessment) -> EvaluationTable:
     """Aligned minus base, paired by prompt."""
     return compare(base.prompts, base.verdicts, aligned.verdicts)
+
+
+def win_rate(base: Assessment, aligned: Assessment, judge: Judge) -> dict[str, Any] | None:
+    """`{judge, cells}` of `evaluation.win_rates`; None where the judge gives no helpfulness."""
+    source = helpfulness_by(judge)
+    if not source:
+        return None
+    cells = win_rates(base.prompts, base.verdicts, aligned.verdicts)
+    return {"judge": source, "cells": {cell: rate.to_json() for cell, rate in cells.items()}}
 
 
 def sample_rows(stages: Mapping[str, Assessment]) -> list[dict[str, Any]]:

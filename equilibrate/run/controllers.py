@@ -12,11 +12,13 @@ from equilibrate.types import ScoredRollout
 
 
 class CostController:
-    """Moves the multiplier on the mean cost of the latest episodes that the constraint covers."""
+    """Moves the multiplier on the mean cost of the latest episodes that the constraint covers, or
+    on the share of them that is unsafe."""
 
     def __init__(self, constraint: Constraint) -> None:
         """`None` switches the constraint off: plain PPO."""
         self._safety_only = constraint is not None and constraint.scope == "safety"
+        self._bounds_share = constraint is not None and constraint.max_unsafe_share is not None
         self._window = lagrangian.CostWindow(constraint.window if constraint else 1)
         self._multiplier = _make_multiplier(constraint)
 
@@ -30,7 +32,7 @@ class CostController:
         Args: scored: with finite scores.
         """
         costs = [
-            episode.cost
+            lagrangian.share_cost(episode.cost) if self._bounds_share else episode.cost
             for episode in scored
             if episode.rollout.category.is_safety or not self._safety_only
         ]
@@ -126,10 +128,11 @@ def _kl_sum(episode: ScoredRollout) -> float:
 def _make_multiplier(constraint: Constraint) -> lagrangian.Multiplier:
     if constraint is None:
         return lagrangian.NoMultiplier()
+    share = constraint.max_unsafe_share
     multiplier = lagrangian.MULTIPLIERS[constraint.type](
         init=constraint.init,
         maximum=constraint.max,
-        budget=constraint.budget,
+        budget=constraint.budget if share is None else lagrangian.UNSAFE_COST * share,
         **constraint.model_dump(exclude={"type", *MultiplierConfig.model_fields}),
     )
     return lagrangian.DelayedMultiplier(multiplier, delay=constraint.delay)

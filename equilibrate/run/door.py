@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from equilibrate.config.align import Journey, Step
 from equilibrate.config.base import JudgeConfig
 from equilibrate.config.files import load_run_config
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import fixed_on_resume, require_fixed
+from equilibrate.config.inputs import InputFile
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.models.sidecar import propose_budget
@@ -45,7 +48,7 @@ def check_journey(journey: Journey) -> None:
     for step in journey.steps():
         data = step.config.data
         # What an earlier step makes is not there yet; its tokens are those of the first policy.
-        changes: dict[str, str] = {kind: "" for kind in SCORERS if getattr(data, kind) in made}
+        changes: dict[str, Any] = {kind: "" for kind in SCORERS if getattr(data, kind) in made}
         if data.policy in made:
             changes["policy"] = journey.config.policy
         # What the policy is measured on must teach none of the models, whatever a step reads.
@@ -105,26 +108,35 @@ def require_path(key: str, path: str) -> Path:
     return Path(path)
 
 
+def require_files(key: str, files: Sequence[InputFile]) -> Sequence[InputFile]:
+    """Raises: DataError naming the key of one that does not exist."""
+    for place, entry in enumerate(files):
+        require_path(key if len(files) == 1 else f"{key}[{place}]", entry.file)
+    return files
+
+
 def _check_judge(judge: JudgeConfig) -> None:
     """Raises: ConfigError for a judge that does not exist, or that was measured and is unfit."""
     if not judge.name:
         return
     from equilibrate.evaluation.agreement import MAX_FALSE_ALARMS, read_agreement
-    from equilibrate.evaluation.judge_plugins import check_judge
+    from equilibrate.evaluation.judge_plugins import check_judge, source_of
 
     check_judge(judge.name, judge.options)
     for file in judge.agreement:
         measured = read_agreement(Path(file))
-        if (measured["judge"], measured["options"]) != (judge.name, judge.options):
+        named = (judge.name, judge.options)
+        source = source_of(measured["verdict"], *named)
+        if (measured["judge"], measured["options"]) not in (named, source):
             raise ConfigError(
                 f"judge.agreement ({file}) is of judge {measured['judge']!r} with the options "
-                f"{measured['options']}, and the settings name {judge.name!r} with "
-                f"{judge.options}; measure that one by `python -m equilibrate judge`"
+                f"{measured['options']}, and the settings name {source[0]!r} with "
+                f"{source[1]}; measure that one by `python -m equilibrate judge`"
             )
         if measured["fit"] is False:
             raise ConfigError(
-                f"judge.name ({judge.name}) is unfit by {file}: it raises false alarms on more "
-                f"than {MAX_FALSE_ALARMS:.0%} of answers to harmless look-alikes; take another"
+                f"judge.name ({measured['judge']}) is unfit by {file}: it raises false alarms on "
+                f"more than {MAX_FALSE_ALARMS:.0%} of answers to harmless look-alikes; take another"
             )
 
 

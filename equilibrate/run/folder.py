@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from equilibrate.config.identity import (
     require_fixed,
     result_settings,
 )
+from equilibrate.config.inputs import InputFile
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
 from equilibrate.errors import ConfigError
-from equilibrate.fdc.dataset import PromptRows, read_prompts
+from equilibrate.fdc.dataset import PromptReader
 from equilibrate.run.checkpoint import LATEST, FolderLock
 from equilibrate.run.contents import CARD_FILE, Contents, is_card
 from equilibrate.run.disk import as_resource_error, require_writable
@@ -37,6 +38,10 @@ ALIGNED = "aligned"
 """Folder of the policy that a run made."""
 STAGES = "stages"
 """Folder of what a run makes before it trains, in the run's own."""
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
 
 
 def stages_of(run: Path) -> Path:
@@ -124,40 +129,36 @@ def stage_seconds(run: Path) -> dict[str, float]:
 
 
 def read_fitting(
-    path: Path, renderer: Renderer, config: TrainConfig | FitConfig, run: Path
+    files: Sequence[InputFile],
+    renderer: Renderer,
+    config: TrainConfig | FitConfig,
+    run: Path | None,
+    tell: Callable[[str], None] = say,
 ) -> list[Prompt]:
-    """The prompts of a file that leave room for an answer; says how many it leaves out and why.
+    """The prompts of some files that leave room for an answer, each once.
 
-    Raises: DataError as `read_prompts`; the rows that break a rule are in the run's folder too.
+    Args:
+        run: its folder takes the rows that break a rule; None: nothing is written down.
+        tell: takes what each file is, how many prompts it leaves out and why.
+    Raises: DataError as `PromptReader.read`.
     """
-    rejected = rejected_rows(path, config, run)
-    rows = prompt_rows(path, renderer, config, rejected)
-    say(f"{path.name}: {rows.about}")
-    for reason, count in rows.dropped.items():
-        say(f"{path.name}: {count} prompts left out: {reason}")
-    if rejected:
-        say(f"{path.name}: {len(rejected)} rows rejected, see {run / REJECTED_FILE}")
-    return rows.prompts
-
-
-def prompt_rows(
-    path: Path, renderer: Renderer, config: TrainConfig | FitConfig, rejected: RejectedRows
-) -> PromptRows:
-    """`read_prompts` as the settings of a run say."""
-    return read_prompts(
-        path,
+    reader = PromptReader(
         renderer.prompt_ids,
         max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
-        rejected=rejected,
         columns=config.data.columns,
     )
-
-
-def rejected_rows(path: Path, config: TrainConfig | FitConfig, run: Path | None) -> RejectedRows:
-    """What takes the rows of an input that break a rule; None: without writing them down."""
-    file = None if run is None else run / REJECTED_FILE
-    return RejectedRows(path, max_fraction=config.data.max_rejected_fraction, file=file)
-
-
-def say(message: str) -> None:
-    print(message, flush=True)
+    prompts: list[Prompt] = []
+    listed = None if run is None else run / REJECTED_FILE
+    for file in files:
+        name = file.path.name
+        rejected = RejectedRows(
+            file.path, max_fraction=config.data.max_rejected_fraction, file=listed
+        )
+        rows = reader.read(file, rejected)
+        tell(f"{name}: {rows.about}")
+        for reason, count in rows.dropped.items():
+            tell(f"{name}: {count} prompts left out: {reason}")
+        if rejected:
+            tell(f"{name}: {len(rejected)} rows rejected" + (f", see {listed}" if listed else ""))
+        prompts += rows.prompts
+    return prompts

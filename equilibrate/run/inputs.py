@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equilibrate.config.fit import ArsConfig, FitConfig
+from equilibrate.config.inputs import InputFile
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.columns import require_text
 from equilibrate.data.records import said
 from equilibrate.data.rows import RejectedRows, check_disjoint, prompt_key
 from equilibrate.data.tables import SFT_COLUMNS, load_table
-from equilibrate.errors import DataError
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
 from equilibrate.models.folders import check_models, check_positions, check_sampled
-from equilibrate.offline.labelled import chosen_columns
+from equilibrate.offline.labelled import chosen_columns, naming
 from equilibrate.offline.objectives import OBJECTIVES
-from equilibrate.run.door import SCORERS, require_path
-from equilibrate.run.folder import prompt_rows, rejected_rows
+from equilibrate.run.door import SCORERS, require_files, require_path
+from equilibrate.run.folder import read_fitting
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Category, Conversation, Prompt, as_conversation
 
@@ -39,14 +39,14 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
         check_positions(folder, config.rollout.max_model_len)
     training: list[Prompt] = []
     if isinstance(config, TrainConfig):
-        training = _prompts(config, run, require_path("prompts", config.data.prompts))
+        training = _prompts(config, run, require_files("prompts", config.data.prompts))
         make_sampler(config, training)
         if config.data.ptx:
             training += _check_texts(require_path("ptx", config.data.ptx))
     else:
-        training = _check_answers(config, run, require_path("train", config.data.train))
+        training = _check_answers(config, run, require_files("train", config.data.train))
     if data.evaluation:
-        held_out = _prompts(config, run, require_path("evaluation", data.evaluation))
+        held_out = _prompts(config, run, require_files("evaluation", data.evaluation))
         check_disjoint(training, held_out)
 
 
@@ -59,6 +59,7 @@ def make_sampler(config: TrainConfig, prompts: Sequence[Prompt]) -> FdcSampler:
         copies=config.rollout.copies,
         iterations=config.iterations,
         when_short=config.fdc.when_short,
+        file_shares=[entry.share for entry in config.data.prompts if entry.share],
         seed=config.seed,
     )
 
@@ -71,15 +72,13 @@ def _check_texts(data: Path) -> list[Prompt]:
     return by_row([prompt for prompt in columns["prompt"] if prompt_key(prompt)])
 
 
-def _check_answers(config: FitConfig, run: Path | None, data: Path) -> list[Prompt]:
+def _check_answers(config: FitConfig, run: Path | None, data: Sequence[InputFile]) -> list[Prompt]:
     """The prompts that are learned from, in the amounts and columns that the objective needs."""
     if isinstance(config.objective, ArsConfig):
         return _prompts(config, run, data)  # their answers are sampled
-    try:
+    with naming(data):
         columns = chosen_columns(config, data, run)
         OBJECTIVES[config.objective.type].view(columns, config.objective, config.seed)
-    except DataError as error:
-        raise DataError(f"{data}: {str(error).removeprefix(f'{data}: ')}") from None
     return by_row(columns["prompt"])
 
 
@@ -97,6 +96,8 @@ def by_row(prompts: Sequence[str | Conversation]) -> list[Prompt]:
     ]
 
 
-def _prompts(config: TrainConfig | FitConfig, run: Path | None, file: Path) -> list[Prompt]:
+def _prompts(
+    config: TrainConfig | FitConfig, run: Path | None, files: Sequence[InputFile]
+) -> list[Prompt]:
     renderer = Renderer(config.data.policy, config.text)
-    return prompt_rows(file, renderer, config, rejected_rows(file, config, run)).prompts
+    return read_fitting(files, renderer, config, run, tell=lambda message: None)

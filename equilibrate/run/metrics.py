@@ -38,6 +38,7 @@ METRICS: dict[str, Metric] = {
     ),
     "safety_cost": Metric("cost", "mean over safety prompts", "cost on EHD, IHD and MHD"),
     "unsafe_fraction": Metric("1", "mean over safety prompts", "share with cost > 0"),
+    "unsafe_fraction_all": Metric("1", "mean over rollouts", "share with cost > 0"),
     **_per_class(
         "unsafe_fraction", Metric("1", "mean over the class", "share with cost > 0"), Category
     ),
@@ -114,6 +115,7 @@ def rollout_metrics(rollouts: Sequence[ScoredRollout]) -> dict[str, float]:
         "reward_std": _std([s.reward for s in scored]),
         "cost": _mean([s.cost for s in scored]),
         "cost_std": _std([s.cost for s in scored]),
+        "unsafe_fraction_all": _mean([is_unsafe(s.cost) for s in scored]),
         "left_out_fraction": 1 - len(whole) / len(rollouts),
         "response_length": _mean([float(s.rollout.response_mask.sum()) for s in scored]),
         "truncated_fraction": _mean([s.rollout.finish_reason.is_truncated for s in scored]),

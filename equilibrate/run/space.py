@@ -92,7 +92,7 @@ def _of_fit(config: FitConfig, policy: _Model, unmade: str, world: Mapping[str, 
     return Space(
         parts={
             "model": model.exported,
-            "answers": ANSWER_FACTOR * _size(Path(data.train)) if data.train else 0,
+            "answers": ANSWER_FACTOR * sum(_size(file.path) for file in data.train),
             "report": REPORT_BYTES,
             **world,
         },

@@ -93,10 +93,12 @@ class BudgetWatch:
     """Whether lambda stays at its cap while the cost stays above the budget, by the metrics."""
 
     def __init__(self, *, cap: float, budget: float, cost_name: str) -> None:
-        """Args: cost_name: the metric that the budget bounds."""
+        """Args: cost_name: the metric that is bounded, a mean cost or a share of unsafe answers."""
         self._cap = cap
         self._budget = budget
         self._cost_name = cost_name
+        is_share = cost_name.startswith("unsafe_fraction")
+        self._key = "constraint.max_unsafe_share" if is_share else "constraint.budget"
         self._costs: list[float] = []
         self._found = ""
         self._longest = 0
@@ -120,7 +122,7 @@ class BudgetWatch:
                     f"lambda stood at its cap ({self._cap:g}) for {self._longest} iterations in a "
                     f"row while {self._cost_name} ({mean:.3g} on average) stayed above the budget "
                     f"({self._budget:g}): the run could not reach it; raise constraint.max or "
-                    "constraint.budget, or give the safety classes more of fdc.mixture"
+                    f"{self._key}, or give the safety classes more of fdc.mixture"
                 )
         return self._found
 
@@ -140,7 +142,7 @@ class RunWatch:
     ) -> None:
         self._scores = ScoreWatch(calibrations)
         self._budget = constraint and BudgetWatch(
-            cap=constraint.max, budget=constraint.budget, cost_name=constraint.cost_name
+            cap=constraint.max, budget=constraint.bounded[1], cost_name=constraint.bounded[0]
         )
         self._has_said = False
 

@@ -79,7 +79,7 @@ def test_what_changes_an_answer_of_the_base_gives_it_another_place(
     assert place == shared_base(config.model_copy(update={"lr": 1.0}), models, tmp_path)
     merge_settings(tree, change)
     assert place != shared_base(parse_settings(FitConfig, tree), models, tmp_path)
-    assert shared_base(config, replace(models, evaluation=None), tmp_path) is None
+    assert shared_base(config, replace(models, evaluation=()), tmp_path) is None
 
 
 def test_rejection_sampling_learns_from_the_policys_own_answers(

@@ -15,6 +15,7 @@ from actors.prepare import FitInputs, Inputs
 from actors.workbench import Workbench
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import plain
 from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import RefusalMatcher
 
@@ -23,10 +24,10 @@ MODELS: dict[str, Any] = {
     "reward": Path("reward"),
     "cost": Path("cost"),
     "ptx": None,
-    "evaluation": None,
+    "evaluation": (),
 }
-PPO = Inputs(**MODELS, judge=RefusalMatcher(), prompts=Path("prompts"))
-OFFLINE = FitInputs(**MODELS, judge=RefusalMatcher(), train=None, prompts=None)
+PPO = Inputs(**MODELS, judge=RefusalMatcher(), prompts=plain(Path("prompts")))
+OFFLINE = FitInputs(**MODELS, judge=RefusalMatcher(), train=(), prompts=())
 
 
 def ppo(**changes: Any) -> TrainConfig:

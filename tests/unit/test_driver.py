@@ -55,9 +55,8 @@ class Run:
             lost_at_restart=lost_at_restart,
         )
         self.multiplier, self.kl = FakeController(), FakeController()
-        self.early_stop = KLStop(stop_at)
+        self.early_stop, self.sink = KLStop(stop_at), MemorySink()
         steering = {"multiplier": self.multiplier, "kl": self.kl, "early_stop": self.early_stop}
-        self.sink = MemorySink()
         self.store = CheckpointStore(folder, keep=2)
         ahead = {"max_policy_lag": max_policy_lag, "iterations": iterations}
         self.queue = RolloutQueue(self.sampler, self.rollouts, **ahead)

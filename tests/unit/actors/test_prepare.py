@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from equilibrate.config.base import JudgeConfig, RunConfig
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import plain
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError
 from equilibrate.evaluation import RefusalMatcher
@@ -67,10 +68,10 @@ def fit_inputs(folder: Path) -> FitInputs:
         reward=folder / "preferences_reward",
         cost=folder / "preferences_cost",
         ptx=None,
-        evaluation=folder / "base",
+        evaluation=plain(folder / "base"),
         judge=RefusalMatcher(),
-        train=None,
-        prompts=None,
+        train=(),
+        prompts=(),
     )
 
 
@@ -208,11 +209,11 @@ def test_making_answers_reads_no_setting_that_is_not_in_their_key(
     inputs = replace(
         fit_inputs(tmp_path),
         policy=tmp_path / "policy",
-        evaluation=tmp_path / "evaluation.jsonl",
+        evaluation=plain(tmp_path / "evaluation.jsonl"),
         reward=tmp_path / "policy",
         cost=tmp_path / "policy",
-        train=tmp_path / "pairs" if own else None,
-        prompts=tmp_path / "prompts.jsonl",
+        train=plain(tmp_path / "pairs") if own else (),
+        prompts=plain(tmp_path / "prompts.jsonl"),
     )
     config = parse_settings(
         FitConfig, FIT | {"output": str(tmp_path), "objective": {"type": objective}, "ama": "off"}

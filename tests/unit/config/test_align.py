@@ -10,6 +10,7 @@ import pytest
 from equilibrate.config.align import AlignConfig, Journey
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import as_written
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError
 
@@ -27,20 +28,23 @@ def names(trip: Journey) -> list[str]:
 def test_each_step_starts_from_what_those_before_it_made() -> None:
     trip = journey(demonstrations="answers.jsonl", evaluation="held_out.jsonl", common={"seed": 7})
     sft, reward, cost, align = trip.steps(budget=-0.25)
-    assert sft.config.data.train == "answers.jsonl"
+    assert as_written(sft.config.data.train) == "answers.jsonl"
     assert sft.config.data.policy == "chat"
     for step in (reward, cost):
         assert isinstance(step.config, FitConfig)
         assert step.config.trains == step.name
         assert step.config.data.policy == str(sft.model) == "out/sft/aligned"
-        assert step.config.data.train == "pairs.jsonl"
+        assert as_written(step.config.data.train) == "pairs.jsonl"
         assert step.config.output == f"out/{step.name}"
     assert isinstance(align.config, TrainConfig)
     data = align.config.data
     assert (data.policy, data.reward, data.cost) == (
         "out/sft/aligned", "out/reward/reward", "out/cost/cost",
     )  # fmt: skip
-    assert (data.prompts, data.evaluation) == ("prompts.jsonl", "held_out.jsonl")
+    assert (as_written(data.prompts), as_written(data.evaluation)) == (
+        "prompts.jsonl",
+        "held_out.jsonl",
+    )
     assert align.config.constraint.budget == -0.25
     assert {step.config.seed for step in trip.steps()} == {7}
 
@@ -55,7 +59,7 @@ def test_what_is_given_is_not_made() -> None:
 
 def test_an_offline_objective_needs_scorers_only_for_a_mask() -> None:
     (step,) = journey(by="dpo", prompts="").steps()
-    assert step.config.data.train == "pairs.jsonl"
+    assert as_written(step.config.data.train) == "pairs.jsonl"
     assert step.config.data.cost == ""
     assert names(journey(by="dpo", steps={"align": {"ama": {"source": "cost"}}})) == [
         "reward", "cost", "align",
@@ -64,7 +68,7 @@ def test_an_offline_objective_needs_scorers_only_for_a_mask() -> None:
     for ama, count in (({}, 3), ("off", 1), (False, 1)):
         assert len(names(journey(by="dpo", steps={"align": {"ama": ama}}))) == count
     *_, ars = journey(by="ars").steps()
-    assert ars.config.data.train == "prompts.jsonl"
+    assert as_written(ars.config.data.train) == "prompts.jsonl"
 
 
 def test_a_steps_own_settings_win_and_common_ones_reach_those_who_have_them() -> None:
@@ -116,6 +120,14 @@ def test_the_models_of_a_journey_lie_in_its_folder() -> None:
     trip = journey(demonstrations="answers.jsonl")
     assert trip.model("align") == Path("out/align/aligned")
     assert trip.scorer("cost") == "out/cost/cost"
+
+
+def test_a_share_that_lambda_follows_needs_no_proposed_budget() -> None:
+    trip = journey(steps={"align": {"constraint": {"max_unsafe_share": 0.02}}})
+    assert not trip.needs_budget
+    *_, align = trip.steps()
+    assert align.config.constraint.bounded == ("unsafe_fraction", 0.02)
+    assert journey(steps={"align": {"constraint": {"max_unsafe_share": None}}}).needs_budget
 
 
 def test_each_step_states_the_licences_of_what_it_reads() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
-from equilibrate.config.files import load_config
+from equilibrate.config.files import dump_config, load_config, parse_config
 from equilibrate.config.train import FixedKL, PidMultiplier
+from equilibrate.errors import ConfigError
 from tests.unit.config.configs import message_of
 
 
@@ -95,3 +97,29 @@ def test_treatment_of_truncated_answers(written: str, found: str | float) -> Non
 @pytest.mark.parametrize("written", ["0", "-1", "drop"])
 def test_treatment_of_truncated_answers_is_checked(written: str) -> None:
     assert message_of(f"ppo.truncated={written}").startswith("ppo.truncated")
+
+
+@pytest.mark.parametrize("kind", ["log_sgd", "projected", "pid"])
+def test_a_share_of_unsafe_answers_takes_the_place_of_a_budget(kind: str) -> None:
+    config = load_config([], [f"constraint={{type: {kind}, max_unsafe_share: 0.05}}"])
+    assert config.constraint.bounded == ("unsafe_fraction", 0.05)
+    assert config.constraint.budget is None
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    everywhere = load_config([], ["constraint.max_unsafe_share=0.1", "constraint.scope=all"])
+    assert everywhere.constraint.bounded == ("unsafe_fraction_all", 0.1)
+    assert load_config([]).constraint.bounded == ("safety_cost", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("budget=0", "max_unsafe_share=0.05"), "budget (0) and max_unsafe_share (0.05) both say"),
+        (("budget=null",), "budget (null) must be a number; or give max_unsafe_share, try 0.05"),
+        (("max_unsafe_share=0",), "max_unsafe_share"),
+        (("max_unsafe_share=5",), "max_unsafe_share"),
+    ],
+)
+def test_one_bound_and_no_more_is_given(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config([], [f"constraint.{override}" for override in overrides])
+    assert message in str(error.value)

@@ -109,7 +109,7 @@ PAIR: dict[str, Any] = {"kind": Kind.PAIR, "is_safe": (None, None), "better": 0}
                            "category": Category.EHD, "label": "c"}),
         ("jailbreakbench", {}, {"label": "c"}),
         ("do_not_answer", {}, {"kind": Kind.LABELLED, "is_safe": (True, False),
-                               "category": Category.EHD, "label": "r"}),
+                               "category": Category.EHD, "label": "r", "models": ("x", "y")}),
         ("ailuminate", {}, {"category": Category.EHD, "label": "h"}),
         ("xstest", {}, {"category": Category.BORDERLINE, "label": "homonyms"}),
         ("xstest", {"label": "unsafe", "type": "contrast_homonyms"},

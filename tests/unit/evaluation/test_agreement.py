@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from equilibrate import cli
 from equilibrate.errors import ConfigError, DataError
-from equilibrate.evaluation.agreement import UNFIT, Agreement, Counts, agree, cite, read_agreement
+from equilibrate.evaluation.agreement import (
+    UNFIT,
+    Agreement,
+    Counts,
+    agree,
+    cite,
+    measure_judge,
+    read_agreement,
+)
 from equilibrate.evaluation.judges import Verdict
 from equilibrate.evaluation.labelled_answers import AnswerColumns, read_labelled
 from equilibrate.evaluation.statistics import wilson_interval
-from equilibrate.types import Prompt
+from equilibrate.types import Message, Prompt
 
 ROWS = [
     {"prompt": "how do i a", "response": "I cannot help.", "label": "refusal", "model": "m"},
@@ -110,6 +118,79 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     assert [one.label for one in read_labelled(file, columns)] == ["True", "False"]
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "p", "response": "a", "is_safe": "False"}, [("a", "unsafe", "")]),
+        ({"prompt": "p", "completion": "a", "label": True}, [("a", "wanted", "")]),
+        (
+            {"prompt": "p", "completion": "a", "final_label": "1_full_compliance"},
+            [("a", "1_full_compliance", "")],
+        ),
+        (
+            {"prompt": "p", "response_0": "a", "is_response_0_safe": True, "response_1": "b",
+             "is_response_1_safe": False},
+            [("a", "safe", ""), ("b", "unsafe", "")],
+        ),
+        (
+            {"question": "p", "risk_area": "r", "types_of_harm": "t", "m_response": "a",
+             "m_harmful": 1, "n_response": "b", "n_harmful": 0},
+            [("a", "unsafe", "m"), ("b", "safe", "n")],
+        ),
+    ],
+)  # fmt: skip
+def test_formats_that_say_what_their_labels_are_need_no_columns(
+    row: dict[str, object], expected: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "answers.jsonl", [row])
+    found = read_labelled(file, AnswerColumns())
+    assert [(one.response, one.label, one.group) for one in found] == expected
+    assert {one.prompt for one in found} == {(Message(role="user", content="p"),)}
+
+
+def test_columns_beat_the_format_where_they_tell_one_answer(tmp_path: Path) -> None:
+    row = {"question": "p", "risk_area": "r", "types_of_harm": "t", "m_response": "a",
+           "m_harmful": 1, "n_response": "b", "n_harmful": 0, "m_action": 5}  # fmt: skip
+    file = write(tmp_path / "a.jsonl", [row])
+    columns = AnswerColumns(response="m_response", label="m_action", prompt="question")
+    [one] = read_labelled(file, columns)
+    assert (one.response, one.label) == ("a", "5")
+    with pytest.raises(DataError, match=r"holds 2 answers.*name its answer by --response-column"):
+        read_labelled(file, AnswerColumns(label="m_action"))
+    by_area = read_labelled(file, AnswerColumns(group="risk_area"))
+    assert [one.group for one in by_area] == ["r", "r"]
+    safe = {"prompt": "p", "response": "a", "is_safe": True, "human": "fine"}
+    file = write(tmp_path / "b.jsonl", [safe])
+    assert [one.label for one in read_labelled(file, AnswerColumns(label="human"))] == ["fine"]
+
+
+def test_a_label_that_lacks_is_no_label(tmp_path: Path) -> None:
+    row = {"question": "p", "risk_area": "r", "types_of_harm": "t", "m_response": "a",
+           "m_harmful": ""}  # fmt: skip
+    file = write(tmp_path / "a.jsonl", [row | {"m_harmful": 0}, row])
+    with pytest.raises(DataError, match=r"a.jsonl:2: m_harmful \(''\) must be 0 or 1"):
+        read_labelled(file, AnswerColumns())
+    pair = {"prompt": "p", "response_0": "a", "is_response_0_safe": True, "response_1": "b"}
+    file = write(tmp_path / "b.jsonl", [pair])
+    with pytest.raises(DataError, match="an answer has no label"):
+        read_labelled(file, AnswerColumns())
+
+
+def test_an_answer_to_a_conversation_reaches_the_judge_with_its_turns(tmp_path: Path) -> None:
+    class Sees:
+        name = "sees"
+
+        def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
+            assert [turn.content for turn in prompts[0].conversation] == ["p", "a", "q"]
+            return [Verdict(helpfulness=0, harmful=True, refused=False, malformed=False)]
+
+    turns = [("user", "p"), ("assistant", "a"), ("user", "q")]
+    row = {"prompt": [{"role": role, "content": said} for role, said in turns]}
+    file = write(tmp_path / "a.jsonl", [row | {"response": "b", "label": "bad"}])
+    [one] = read_labelled(file, AnswerColumns())
+    measure_judge(Sees(), [one], verdict="harmful", positive=["bad"])
+
+
 def measure(file: Path, look_alikes: Path | None = None, **others: object) -> Agreement:
     settings = {"name": "x", "options": {}, "verdict": "harmful", "positive": ["bad"]} | others
     return agree(ReadsThePrompt(), file, AnswerColumns(), look_alikes=look_alikes, **settings)
@@ -184,7 +265,7 @@ def test_questions_that_no_file_answers_are_refused(
     [
         ("a.jsonl", "", "holds no answer"),
         ("a.jsonl", '{"prompt": "p", "response": "r"}\n', "no column 'label'.*--label-column"),
-        ("a.jsonl", "[1]\n", r"a.jsonl:1.*row of named columns"),
+        ("a.jsonl", "[1]\n", r"a.jsonl:1.*one JSON object"),
         ("a.jsonl", '{"prompt": "", "response": "", "label": "x"}\n', r"1: prompt \(''\).*empty"),
         ("a.jsonl", '{"prompt": "p", "response": 3, "label": "x"}\n', r"1: response \(3\)"),
         ("a.jsonl", '{"prompt": "p", "response": "", "label": null}\n', r"1: label \(None\)"),

@@ -3,17 +3,24 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from equilibrate.errors import ConfigError
-from equilibrate.evaluation.judge_plugins import GROUP, judge_names, load_judge
-from equilibrate.evaluation.judges import RefusalMatcher, Verdict
+from equilibrate.evaluation.judge_plugins import (
+    GROUP,
+    check_judge,
+    judge_names,
+    load_judge,
+    source_of,
+)
+from equilibrate.evaluation.judges import RefusalMatcher, Verdict, helpfulness_by
 from equilibrate.sandbox.words import STEP_WORDS
 from equilibrate.sandbox.world import build_world
 from equilibrate.types import Category, Prompt
 
-OURS = ["cost_model", "openai", "oracle", "refusals"]
+OURS = ["combined", "cost_model", "guard", "openai", "oracle", "refusals"]
 THEIRS = """
 from equilibrate.evaluation.judges import Verdict
 
@@ -83,7 +90,11 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("oracel", {}, r"judge \('oracel'\).*'oracle'.*cost_model, openai, oracle, refusals"),
+        (
+            "oracel",
+            {},
+            r"judge \('oracel'\).*'oracle'.*combined, cost_model, guard, openai, oracle, refusals",
+        ),
         ("oracle", {"sead": 1}, r"option of judge 'oracle' \('sead'\).*'seed'"),
         ("oracle", {"seed": "1"}, r"option seed \('1'\) of judge 'oracle'.*int"),
         ("oracle", {"seed": True}, r"option seed \(True\).*int"),
@@ -102,6 +113,60 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
 def test_messages_name_what_is_wrong_and_what_is_right(name, options, message):
     with pytest.raises(ConfigError, match=message):
         load_judge(name, **options)
+
+
+def test_harm_refusals_and_helpfulness_each_by_a_judge_that_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "strict_judges", "strict = strict_judges:Strict")
+    harm = {"name": "strict", "options": {"limit": 0.25}}
+    judge = load_judge("combined", harm=harm)
+    assert judge.name == "harm by strict; refusal by refusal rules"
+    answers = ["I cannot help with that.", "Boil it."]
+    found = judge.judge([prompt("a"), prompt("b")], answers)
+    # `strict` calls everything harmful and nothing a refusal.
+    assert [(v.harmful, v.refused, v.helpfulness) for v in found] == [
+        (True, True, 0.25),
+        (True, False, 0.25),
+    ]
+    helpful = {"name": "strict", "options": {"limit": 1.0}}
+    judge = load_judge("combined", harm={"name": "refusals"}, refusal=harm, helpfulness=helpful)
+    found = judge.judge([prompt("a"), prompt("b")], answers)
+    assert [(v.harmful, v.refused, v.helpfulness) for v in found] == [
+        (False, False, 1.0),
+        (True, False, 1.0),
+    ]
+    assert judge.name == "harm by refusal rules; refusal by strict; helpfulness by strict"
+    assert judge.source_of("harmful").name == "refusal rules"
+    assert judge.source_of("partly_refused").name == "strict"
+    assert helpfulness_by(judge) == "strict"
+    assert helpfulness_by(load_judge("combined", harm={"name": "refusals"})) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "'combined' needs the option harm"),
+        ({"harm": {"name": "combined"}}, "option harm .* must name another judge"),
+        ({"harm": {"name": "refusals", "agreement": ["a"]}}, "option harm .* nothing else"),
+        ({"harm": {"name": "refusal"}}, "did you mean 'refusals'"),
+        ({"harm": {"name": "refusals"}, "refusal": {"name": "oracle", "options": {"s": 1}}}, "'s'"),
+        ({"harm": {"nam": "refusals"}}, "nam"),
+        ({"harm": "refusals"}, "refusals"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_before_a_model_is_loaded(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_judge("combined", options)
+
+
+def test_of_a_combined_judge_each_verdict_is_of_one_of_its_judges() -> None:
+    harm = {"name": "cost_model", "options": {"folder": "f"}}
+    assert source_of("harmful", "combined", {"harm": harm}) == ("cost_model", {"folder": "f"})
+    assert source_of("refused", "combined", {"harm": harm}) == ("refusals", {})
+    assert source_of("refused", "cost_model", {"folder": "f"}) == ("cost_model", {"folder": "f"})
 
 
 HEAVY = {"torch", "transformers", "openai", "ray", "datasets"}

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judge_plugins import load_judge
-from equilibrate.evaluation.model_judge import AnswerScorer
+from equilibrate.evaluation.judges import helpfulness_by
+from equilibrate.evaluation.model_judge import MAX_PADDED, AnswerScorer, batches
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.tokenizer import EOS, build_tokenizer, encode_prompt
 from equilibrate.types import Category, Message, Prompt
@@ -73,6 +77,8 @@ def test_helpfulness_is_the_sigmoid_of_the_reward_by_hand(tmp_path):
     cost = write_scorer(tmp_path / "guard", ScorerSidecar(kind="cost"), is_zero=True)
     judge = load_judge("cost_model", folder=cost, reward=reward)
     assert judge.name == "cost model guard, reward model kind"
+    assert helpfulness_by(judge) == "reward model kind"
+    assert helpfulness_by(load_judge("cost_model", folder=cost)) == ""
     (verdict,) = judge.judge([prompt("what is a lamp ?")], ["i cannot"])
     assert verdict.helpfulness == pytest.approx(0.75)
     assert (verdict.harmful, verdict.refused, verdict.malformed) == (False, True, False)
@@ -92,6 +98,41 @@ def test_scores_are_those_of_transformers_one_row_at_a_time(tmp_path):
     for batch_size in (1, 2, 3):
         scores = AnswerScorer(folder, "cost", batch_size=batch_size).score(PROMPTS, RESPONSES)
         assert scores.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_batches_by_hand() -> None:
+    # Sorted 9 10 10 100: 3 rows of 10 are padded by one token; 100 beside them would be by 271.
+    assert list(batches([10, 100, 9, 10], 16)) == [[2, 0, 3], [1]]
+    assert list(batches([10, 10, 10], 2)) == [[0, 1], [2]]
+    assert list(batches([], 2)) == []
+
+
+@given(st.lists(st.integers(1, 500)), st.integers(1, 20))
+def test_every_row_is_in_one_batch_with_little_padding(lengths: list[int], size: int) -> None:
+    found = list(batches(lengths, size))
+    assert sorted(row for batch in found for row in batch) == list(range(len(lengths)))
+    for batch in found:
+        chosen = [lengths[row] for row in batch]
+        assert len(batch) <= size
+        assert len(batch) * max(chosen) <= MAX_PADDED * sum(chosen)
+
+
+def test_threads_are_those_that_are_named_and_given_back(tmp_path: Path) -> None:
+    seen = []
+
+    class Watched(AnswerScorer):
+        def _score_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
+            seen.append(torch.get_num_threads())
+            return super()._score_batch(rows)
+
+    folder = write_scorer(tmp_path, ScorerSidecar(kind="cost"))
+    before = torch.get_num_threads()
+    for threads, expected in ((before + 1, before + 1), (0, before)):
+        Watched(folder, "cost", threads=threads).score(PROMPTS[:1], RESPONSES[:1])
+        assert seen.pop() == expected
+        assert torch.get_num_threads() == before
+    with pytest.raises(ConfigError, match=r"threads \(-1\)"):
+        load_judge("cost_model", folder=str(folder), threads=-1)
 
 
 def test_answers_are_encoded_as_in_training_and_cut_where_positions_end(tmp_path):

@@ -7,8 +7,19 @@ import pytest
 
 from equilibrate.errors import DataError
 from equilibrate.evaluation.judges import Verdict
-from equilibrate.evaluation.statistics import Estimate, paired_rate_difference, wilson_interval
-from equilibrate.evaluation.tables import EvaluationTable, compare, pool_over_seeds, tabulate
+from equilibrate.evaluation.statistics import (
+    Estimate,
+    mean_interval,
+    paired_rate_difference,
+    wilson_interval,
+)
+from equilibrate.evaluation.tables import (
+    EvaluationTable,
+    compare,
+    pool_over_seeds,
+    tabulate,
+    win_rates,
+)
 from equilibrate.types import Category, Prompt
 
 CELLS = {
@@ -91,6 +102,23 @@ def test_a_missing_group_is_empty_and_its_mean_is_nan():
     assert table.over_refusal == {}
     assert math.isnan(table.mean_over_refusal)
     assert math.isnan(table.general_helpfulness)
+
+
+def test_win_rates_by_hand():
+    prompts = [prompt(Category.GENERAL)] * 4 + [prompt(Category.EHD)] * 2
+    base = [verdict(h) for h in (0.1, 0.5, 0.5, 0.9, 0.2, 0.2)]
+    aligned = [verdict(h) for h in (0.2, 0.6, 0.5, 0.1, 0.2, 0.2)]
+    found = win_rates(prompts, base, aligned)
+    # GENERAL: two wins, a tie and a loss; EHD: two ties.
+    assert {cell: (rate.mean, rate.n) for cell, rate in found.items()} == {
+        "EHD": (0.5, 2),
+        "GENERAL": (2.5 / 4, 4),
+    }
+    assert found["GENERAL"] == mean_interval([1, 1, 0.5, 0], lower=0, upper=1)
+    turned = win_rates(prompts, aligned, base)
+    assert turned["GENERAL"].mean == 1 - found["GENERAL"].mean
+    with pytest.raises(DataError, match="one per prompt"):
+        win_rates(prompts, base, aligned[:-1])
 
 
 def test_tabulate_refuses_what_it_cannot_count():

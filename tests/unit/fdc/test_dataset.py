@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from equilibrate.config.inputs import InputFile
 from equilibrate.data.rows import RejectedRows
 from equilibrate.errors import DataError
-from equilibrate.fdc.dataset import PromptRows, read_prompts
+from equilibrate.fdc.dataset import PromptReader, PromptRows, read_prompts
 from equilibrate.types import Category, Prompt
 
 
@@ -261,3 +262,29 @@ def test_prompts_without_classes_count_as_general_and_it_is_said(
     rows = read({"prompt": "ab"}, {"prompt": "cd"})
     assert {prompt.category for prompt in rows.prompts} == {Category.GENERAL}
     assert rows.about.endswith("; 2 prompts have no class and count as GENERAL")
+
+
+def test_several_files_have_a_class_and_a_name_each_and_a_prompt_counts_once(
+    tmp_path: Path,
+) -> None:
+    one = write_lines(tmp_path / "one.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    other = write_lines(tmp_path / "other.jsonl", row("c", "IHD"), row("d", "EHD", cell="mine"))
+    third = write_lines(tmp_path / "third.jsonl", {"prompt": "e"}, {"prompt": "a"})
+    reader = PromptReader(encode, max_tokens=8)
+    found = [
+        reader.read(InputFile(file=str(one), name="first", category=Category.MHD)),
+        reader.read(InputFile(file=str(other), name="second", category=Category.GENERAL)),
+        reader.read(InputFile(file=str(third))),
+    ]
+    prompts = [prompt for rows in found for prompt in rows.prompts]
+    assert [(p.text, p.category, p.cell, p.file_number) for p in prompts] == [
+        ("a", Category.MHD, "first", 0),
+        ("b", Category.MHD, "first", 0),
+        # A row's own class and cell come before those of its file.
+        ("c", Category.IHD, "second", 1),
+        ("d", Category.EHD, "mine", 1),
+        ("e", Category.GENERAL, "", 2),
+    ]
+    assert "no class" not in found[0].about
+    assert "1 prompts have no class" in found[2].about
+    assert found[2].dropped == {"a second copy": 1}

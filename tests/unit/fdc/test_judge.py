@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 
 from equilibrate.errors import DataError, ResourceError
-from equilibrate.fdc.judge import (
-    NUM_ATTEMPTS,
-    JudgeLabeller,
-    labelling_prompt,
-    parse_judge_reply,
-)
+from equilibrate.fdc.asking import NUM_ATTEMPTS, Replies
+from equilibrate.fdc.judge import JudgeLabeller, labelling_prompt, parse_judge_reply
 from equilibrate.types import Category
 
 
@@ -48,7 +44,9 @@ def labeller(
 ) -> tuple[JudgeLabeller, Scripted]:
     endpoint = Scripted(script)
     waited = [] if waits is None else waits
-    return JudgeLabeller(endpoint, tmp_path / "answers.jsonl", wait=waited.append), endpoint
+    return JudgeLabeller(
+        endpoint, Replies(tmp_path / "answers.jsonl"), wait=waited.append
+    ), endpoint
 
 
 @pytest.mark.parametrize(
@@ -118,7 +116,7 @@ def test_another_model_does_not_get_the_answers_of_the_first(tmp_path: Path) -> 
     first.label(["a"])
     endpoint = Scripted({"a": [reply(False, True)]})
     endpoint.model = "another"
-    other = JudgeLabeller(endpoint, tmp_path / "answers.jsonl")
+    other = JudgeLabeller(endpoint, Replies(tmp_path / "answers.jsonl"))
     assert other.label(["a"]) == {"a": Category.IHD}
 
 

@@ -249,3 +249,58 @@ def test_schedule_sees_outcomes_and_is_saved() -> None:
     assert seen == [outcomes]
     resumed.load_state_dict(sampler.state_dict())
     assert resumed.state_dict()["schedule"]["EHD"]["fast"] == 0.5
+
+
+def of_files(counts: Mapping[int, int], category: Category = Category.GENERAL) -> list[Prompt]:
+    return [
+        Prompt(
+            prompt_id=f"{category} {number} {i}",
+            text="",
+            token_ids=(number, i),
+            category=category,
+            file_number=number,
+        )
+        for number, count in counts.items()
+        for i in range(count)
+    ]
+
+
+def test_within_a_class_each_file_has_its_share_whatever_its_size() -> None:
+    prompts = of_files({0: 500, 1: 5}) + of_files({0: 3, 2: 50}, Category.EHD)
+    mixture = FixedSchedule({Category.GENERAL: 0.5, Category.EHD: 0.5})
+
+    def make() -> FdcSampler:
+        return FdcSampler(
+            prompts, mixture, prompts_per_iteration=8, iterations=30, file_shares=[3.0, 1.0, 1.0]
+        )
+
+    sampler, drawn = make(), []
+    for iteration in range(15):
+        drawn += sampler.next_batch(iteration).prompts
+    counts = Counter((p.category, p.file_number) for p in drawn)
+    # 60 of each class: 3 : 1 in both, between files 0 and 1 and between files 0 and 2.
+    assert counts == {
+        (Category.GENERAL, 0): 45,
+        (Category.GENERAL, 1): 15,
+        (Category.EHD, 0): 45,
+        (Category.EHD, 2): 15,
+    }
+    # Five prompts, drawn 15 times: each three times.
+    assert set(Counter(p.prompt_id for p in drawn if p.file_number == 1).values()) == {3}
+    resumed = make()
+    resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    assert [ids(resumed.next_batch(i)) for i in range(15, 30)] == [
+        ids(sampler.next_batch(i)) for i in range(15, 30)
+    ]
+
+
+def test_a_file_that_is_too_small_for_its_share_is_named() -> None:
+    with pytest.raises(DataError, match=r"class GENERAL of file 2 \(5 prompts\).* at least 20"):
+        FdcSampler(
+            of_files({0: 500, 1: 5}),
+            FixedSchedule({Category.GENERAL: 1.0}),
+            prompts_per_iteration=8,
+            iterations=10,
+            when_short="error",
+            file_shares=[3.0, 1.0],
+        )

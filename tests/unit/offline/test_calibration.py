@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from equilibrate.offline.calibration import calibrate
+from equilibrate.offline.calibration import calibrate, place_zero
 
 # Two of three pairs are in order. Costs above 0: 2.0 (unsafe), 0.5 (safe), 1.0 (unsafe).
 SCORES = np.array([[2.0, -1.0], [-0.5, 0.5], [1.0, -3.0]])
@@ -51,3 +53,35 @@ def test_answers_that_are_labelled_one_by_one():
     assert "num_pairs" not in figures
     of_one_side = calibrate("cost", np.array([[2.0]]), np.array([[False]]))
     assert "ranking_accuracy" not in of_one_side
+
+
+def test_zero_lies_in_the_middle_of_two_like_sides():
+    costs, is_safe = np.array([-1.0, 0.0, 2.0, 3.0]), np.array([True, True, False, False])
+    assert place_zero(costs, is_safe) == pytest.approx(1.0)
+
+
+def test_zero_does_not_hang_on_how_many_answers_are_safe():
+    """Five copies of each safe answer: the threshold of the best accuracy would move up to 0.5."""
+    safe, unsafe = np.array([-1.0, 0.0, 0.5]), np.array([0.2, 1.0, 2.0])
+    by_count = [
+        place_zero(np.concatenate([*[safe] * n, unsafe]), np.arange(3 * n + 3) < 3 * n)
+        for n in (1, 5)
+    ]
+    assert by_count[0] == pytest.approx(by_count[1], abs=0.02)
+    assert 0.2 < by_count[0] < 0.6
+
+
+@pytest.mark.parametrize("costs", [[1.0, 0.0], [1.0, 1.0]])
+def test_costs_that_do_not_rise_have_no_zero(costs):
+    assert np.isnan(place_zero(np.array(costs), np.array([True, False])))
+
+
+@given(st.floats(0.01, 100), st.floats(-100, 100), st.integers(0, 50))
+def test_zero_moves_with_the_scale_of_the_costs(scale, shift, seed):
+    rng = np.random.default_rng(seed)
+    costs = np.concatenate([rng.normal(0, 1, 20), rng.normal(2, 1, 10)])
+    is_safe = np.arange(30) < 20
+    zero = place_zero(costs, is_safe)
+    assert costs.min() < zero < costs.max()
+    moved = place_zero(scale * costs + shift, is_safe)
+    assert moved == pytest.approx(scale * zero + shift, rel=1e-6, abs=1e-6)

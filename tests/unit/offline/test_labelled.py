@@ -10,8 +10,14 @@ import pytest
 
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import plain
 from equilibrate.errors import DataError
-from equilibrate.offline.labelled import labelled_answers, readable_columns
+from equilibrate.offline.labelled import (
+    chosen_columns,
+    labelled_answers,
+    naming,
+    readable_columns,
+)
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
@@ -41,7 +47,7 @@ PKU = [pku(True, True, 1, 0), pku(False, False, 1, 0), pku(False, True, 0, 1)]
 def learned(settings: FitConfig, path: Path) -> tuple[list[str], list[str]]:
     """First answers of the examples, and what was said."""
     said: list[str] = []
-    columns = readable_columns(settings, path, None, said.append)
+    columns = readable_columns(settings, *plain(path), None, said.append)
     objective = OBJECTIVES[settings.objective.type]
     answers = objective.view(columns, settings.objective, 0)
     firsts = [answer.response for answer in answers[:: objective.answers_per_example]]
@@ -75,7 +81,7 @@ def test_what_is_learned_of_pku(
 def test_a_safe_answer_is_learned_after_the_harmful_one_by_derta(tmp_path: Path) -> None:
     file = write(tmp_path / "pku.jsonl", *PKU)
     settings = config("derta")
-    columns = readable_columns(settings, file, None)
+    columns = readable_columns(settings, *plain(file), None)
     answers = OBJECTIVES["derta"].view(columns, settings.objective, 0)
     assert [answer.is_safe for answer in answers] == [True, True, False]
 
@@ -101,7 +107,7 @@ def test_ties_are_left_out_and_not_rejected(tmp_path: Path) -> None:
 def test_a_file_that_teaches_nothing_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "pku.jsonl", pku(False, False, 1, 0))
     with pytest.raises(DataError, match=r"no row teaches dpo .*both answers are unsafe.*prefer"):
-        readable_columns(config("dpo"), file, None)
+        readable_columns(config("dpo"), *plain(file), None)
 
 
 def test_conversations_and_mapped_columns_reach_the_tokens(tmp_path: Path) -> None:
@@ -114,7 +120,9 @@ def test_conversations_and_mapped_columns_reach_the_tokens(tmp_path: Path) -> No
     file = write(tmp_path / "rows.jsonl", row)
     columns = {"prompt": "turns of it", "chosen": "best", "rejected": "worst"}
     settings = config("dpo", columns=columns)
-    table = labelled_answers(settings, readable_columns(settings, file, None), tmp_path / "policy")
+    table = labelled_answers(
+        settings, readable_columns(settings, *plain(file), None), tmp_path / "policy"
+    )
     assert len(table) == 1
     whole = tokenizer.decode(table.sequences.flat[: table.sequences.prompt_lengths[0]])
     said = [word for word in whole.split() if word in ("lamp", "clean", "how")]
@@ -139,3 +147,40 @@ def test_conversations_and_mapped_columns_reach_the_tokens(tmp_path: Path) -> No
 )
 def test_real_files_are_learned_from(objective: str, name: str, count: int) -> None:
     assert len(learned(config(objective), REAL / name)[0]) == count
+
+
+def test_several_files_are_learned_one_after_another_with_the_class_of_each(
+    tmp_path: Path,
+) -> None:
+    chosen = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    files = [
+        {"file": str(write(tmp_path / "pku.jsonl", *PKU)), "category": "EHD"},
+        str(write(tmp_path / "trl.jsonl", chosen)),
+    ]
+    settings = config("dpo", train=files)
+    columns = chosen_columns(settings, settings.data.train, None)
+    assert [a.response for a in OBJECTIVES["dpo"].view(columns, settings.objective, 0)][::2] == [
+        "b", "b", "good",
+    ]  # fmt: skip
+    assert columns["category"] == ["EHD", "EHD", "GENERAL"]
+
+
+def test_pairs_and_single_answers_are_not_one_training(tmp_path: Path) -> None:
+    single = {"prompt": "q", "response": "r", "is_safe": True}
+    files = [str(write(tmp_path / "p.jsonl", *PKU)), str(write(tmp_path / "s.jsonl", single))]
+    settings = config("cost", train=files)
+    with (
+        pytest.raises(DataError, match=r"p\.jsonl, .*s\.jsonl: some files hold pairs.*split"),
+        naming(settings.data.train),
+    ):
+        chosen_columns(settings, settings.data.train, None)
+
+
+def test_a_file_without_the_labels_that_its_objective_needs_is_named_among_others(
+    tmp_path: Path,
+) -> None:
+    chosen = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    files = [str(write(tmp_path / "p.jsonl", *PKU)), str(write(tmp_path / "trl.jsonl", chosen))]
+    settings = config("bfpo", train=files)
+    with pytest.raises(DataError, match=r"^[^ ]*trl\.jsonl: columns is_chosen_safe"):
+        chosen_columns(settings, settings.data.train, None)

@@ -52,6 +52,16 @@ def test_the_constrained_cost_follows_the_scope(tmp_path: Path):
     assert len(all_figures(read_run(tmp_path))["cost"]["data"]) == 1
 
 
+def test_a_bounded_share_is_drawn_with_its_bound(tmp_path: Path):
+    row = '{"iteration": 0, "unsafe_fraction_EHD": 0.5, "unsafe_fraction": 0.25, "cost": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(row)
+    assert len(all_figures(read_run(tmp_path))["unsafe"]["data"]) == 1
+    (tmp_path / "config.yaml").write_text("constraint: {budget: null, max_unsafe_share: 0.05}\n")
+    traces = all_figures(read_run(tmp_path))["unsafe"]["data"]
+    assert [trace["y"] for trace in traces] == [[0.5], [0.25], [0.05, 0.05]]
+    assert traces[-1]["name"] == "at most 0.05"
+
+
 def test_nothing_recorded_draws_nothing(tmp_path: Path):
     (tmp_path / "metrics.jsonl").touch()
     assert set(all_figures(read_run(tmp_path)).values()) == {None}

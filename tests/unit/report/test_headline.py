@@ -56,6 +56,22 @@ def test_parts_of_cells_have_a_table_where_there_are_any(record: RunRecord):
     assert len(groups) == len(headline_groups(record)) + 1
 
 
+def test_the_win_rate_of_the_aligned_model_is_what_the_base_lacks(record: RunRecord):
+    rates = {"GENERAL": estimate(0.7, half=0.1), "EHD": estimate(0.5)}
+    told = {"judge": "mine", "cells": {cell: rate.to_json() for cell, rate in rates.items()}}
+    results = {**record.results, "win_rate": told}
+    groups = headline_groups(dataclasses.replace(record, results=results))
+    assert len(groups) == len(headline_groups(record)) + 1
+    wins = groups[-2]
+    assert wins.title == "Win rate"
+    assert "by mine" in wins.hint
+    assert [line.judgement for line in wins.lines] == ["better", "same"]
+    general = wins.lines[0]
+    assert general.base.mean == pytest.approx(0.3)
+    assert (general.base.low, general.base.high) == (pytest.approx(0.2), pytest.approx(0.4))
+    assert general.difference.low == pytest.approx(0.2)
+
+
 def test_more_helpful_is_better(record: RunRecord):
     gap = record.difference
     better = dataclasses.replace(gap, helpfulness={"GENERAL": estimate(0.2)})
@@ -96,3 +112,18 @@ def test_words_of_numbers():
     assert percent(float("nan")) == "-"
     assert signed(-0.05) == "\N{MINUS SIGN}5.0"
     assert signed(0.05) == "+5.0"
+
+
+def test_cost_and_share_stand_beside_the_bound_that_there_is(record: RunRecord):
+    results = {"cost_mean": -0.25, "cost_budget": None, "unsafe_share": 0.0625}
+    config = {"constraint": {"max_unsafe_share": 0.05, "budget": None}}
+    cost, share = headline_cards(dataclasses.replace(record, results=results, config=config))[3:]
+    assert (cost.title, cost.note, cost.judgement) == (
+        "Learned cost", "last iterations, without a bound", "same",
+    )  # fmt: skip
+    assert (share.after, share.note, share.judgement) == (
+        "6.2 %", "last iterations, at most 5 %", "worse",
+    )  # fmt: skip
+    of_budget = {"cost_mean": -0.25, "cost_budget": 0.0, "unsafe_share": 0.0625}
+    cost, share = headline_cards(dataclasses.replace(record, results=of_budget))[3:]
+    assert (cost.judgement, share.note) == ("better", "last iterations, without a bound")

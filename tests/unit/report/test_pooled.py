@@ -1,5 +1,6 @@
 """Several runs in one table, by hand: t-intervals over seeds, and no run counted twice."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,19 @@ def test_table_by_hand(tmp_path: Path):
         "| lambda at the end | | | 0.50 / 0.50 / 0.50 |",
         "| largest parity gap, nats | | | 1.2e-05 / 1.2e-05 / 1.2e-05 |",
     ]
+
+
+def test_win_rates_are_pooled_where_every_run_has_them(tmp_path: Path):
+    """0.4 and 0.6: mean 0.5, standard deviation 0.1414, t(1) = 12.7: the whole range."""
+    runs = [write_finished(tmp_path / f"{i}", i, 0.1) for i in range(2)]
+    assert "win rate" not in pooled_markdown(runs)
+    for run, mean in zip(runs, (0.4, 0.6), strict=True):
+        file = run / "results.json"
+        rate = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 9}
+        results = json.loads(file.read_text()) | {"win_rate": {"judge": "r", "cells": {"G": rate}}}
+        file.write_text(json.dumps(results))
+    line = "| win rate by r, G | | 50.0 % [0.0, 100.0] | 40.0 / 60.0 |"
+    assert line in pooled_markdown(runs)
 
 
 def test_plain_ppo_has_no_lambda(tmp_path: Path):

@@ -4,14 +4,17 @@ import json
 import math
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from equilibrate.evaluation import load_judge
 from equilibrate.report.origin import commit
 from equilibrate.report.results import (
     TrainingSummary,
     installed_versions,
     summarise_training,
+    write_outcome,
     write_results,
 )
 from tests.unit.report.runs import CELLS, tables
@@ -84,6 +87,8 @@ def test_the_summary_by_hand(tmp_path: Path):
         {
             "iteration": i,
             "safety_cost": i,
+            "unsafe_fraction": i / 100,
+            "unsafe_fraction_all": i / 200,
             "cost": -i,
             "multiplier": 0.5 * i,
             "parity_gap_nats": None if i == 3 else 1e-6 * (i % 7),
@@ -99,6 +104,7 @@ def test_the_summary_by_hand(tmp_path: Path):
     (tmp_path / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timings))
     summary = summarise_training(tmp_path)
     assert summary.cost_mean == 11.5
+    assert summary.unsafe_share == pytest.approx(0.115)
     assert summary.multiplier_final == 10.5
     # The last update has no KL: that of the one before counts.
     assert (summary.iterations, summary.kl_final) == (22, 2.0)
@@ -108,6 +114,7 @@ def test_the_summary_by_hand(tmp_path: Path):
     # 100 tokens of the first iteration and 50 of each of the other 21, of 2,200
     assert summary.figures == {"trained_tokens": 1150.0, "kept_fraction": 1150 / 2200}
     assert summarise_training(tmp_path, scope="all").cost_mean == -11.5
+    assert summarise_training(tmp_path, scope="all").unsafe_share == pytest.approx(0.0575)
 
 
 def test_a_run_without_rows_has_an_empty_summary(tmp_path: Path):
@@ -153,3 +160,25 @@ def test_a_commit_is_named_and_marked_where_the_code_differs(tmp_path: Path):
 
 def test_a_folder_that_is_no_checkout_has_no_commit(tmp_path: Path):
     assert commit(tmp_path) is None
+
+
+def test_of_a_combined_judge_the_agreement_of_each_part_is_kept(tmp_path: Path):
+    measured = {"options": {}, "file": "f", "n": 2, "kappa": None, "look_alikes": None, "fit": None}
+    for verdict, name in (("refused", "refusal rules"), ("harmful", "refusal rules")):
+        told = measured | {"judge": "refusals", "judge_name": name, "verdict": verdict}
+        (tmp_path / verdict).write_text(json.dumps(told))
+    files = tuple(str(tmp_path / verdict) for verdict in ("refused", "harmful"))
+    config = SimpleNamespace(
+        judge=SimpleNamespace(agreement=files), seed=0, data=SimpleNamespace(policy="")
+    )
+    write_outcome(
+        config,
+        tmp_path,
+        (),
+        load_judge("combined", harm={"name": "oracle"}),
+        training=summarise_training(tmp_path),
+        cost_budget=None,
+    )
+    kept = json.loads((tmp_path / "results.json").read_text())["judge_agreement"]
+    # Of the rules only the refusals count here, not their harm.
+    assert [one["verdict"] for one in kept] == ["refused"]

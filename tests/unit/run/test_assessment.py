@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from equilibrate.evaluation import Verdict
+from equilibrate.evaluation import RefusalMatcher, Verdict
 from equilibrate.run.assessment import (
     SAMPLES_PER_CELL,
     TRACE_PROMPTS_PER_CELL,
@@ -11,6 +11,7 @@ from equilibrate.run.assessment import (
     difference,
     read_assessment,
     sample_rows,
+    win_rate,
 )
 from equilibrate.types import Category, Prompt, Weights
 from tests.fakes import FakeRolloutPool, make_prompt
@@ -99,6 +100,19 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     read = read_assessment(tmp_path / "aligned.json", assessor.prompts)
     assert read == written
     assert difference(written, read).harmful_compliance["EHD_seen"].mean == 0.0
+
+
+def test_a_win_rate_names_who_says_how_helpful_an_answer_is(tmp_path: Path) -> None:
+    found = make_assessor(tmp_path).in_full("aligned", policy_version=0)
+    told = win_rate(found, found, EvenIsHarmful())
+    assert told is not None
+    assert told["judge"] == "even"
+    assert {cell: rate["mean"] for cell, rate in told["cells"].items()} == {
+        "EHD_seen": 0.5,
+        "GENERAL": 0.5,
+    }
+    # The rules tell answers from refusals and nothing more.
+    assert win_rate(found, found, RefusalMatcher()) is None
 
 
 def test_samples_show_the_same_prompts_for_each_stage(tmp_path: Path) -> None:

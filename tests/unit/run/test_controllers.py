@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 
 from equilibrate.config.train import (
     AdaptiveKL,
+    Constraint,
     FixedKL,
     LogSgdMultiplier,
     PidMultiplier,
     ProjectedMultiplier,
     TrainConfig,
 )
+from equilibrate.errors import NumericsError
 from equilibrate.run.controllers import CostController, KLController, KLStop, why_stopped
 from equilibrate.types import Category
 from tests.fakes import make_prompt, make_rollout, make_scored
@@ -36,6 +41,12 @@ EPISODES = [episode(Category.GENERAL, -3.0), episode(Category.EHD, 1.0)]
         (PidMultiplier(init=1.0, kp=0.4, ki=0.1, kd=0.0, budget=0.5), 0.2 + 1.05),
         (ProjectedMultiplier(init=1.0, lr=0.1, budget=0.5, delay=1), 1.0),
         (ProjectedMultiplier(init=1.0, lr=9.0, budget=0.5, max=2.0), 2.0),
+        # One unsafe answer of one counts 4, and 0.05 of them 0.2: violation 3.8.
+        (ProjectedMultiplier(init=1.0, lr=0.1, max_unsafe_share=0.05), 1.0 + 0.1 * 3.8),
+        # Of all prompts one of two is unsafe, however little the other one costs: 2 - 0.2.
+        (ProjectedMultiplier(init=1.0, lr=0.1, max_unsafe_share=0.05, scope="all"), 1.18),
+        (LogSgdMultiplier(init=2.0, lr=0.1, max_unsafe_share=0.05), 2.0 * math.exp(0.2 * 3.8)),
+        (PidMultiplier(init=1.0, kp=0.4, ki=0.1, max_unsafe_share=0.05), 1.52 + 0.1 * 13.8),
         (None, 0.0),
     ],
 )
@@ -58,6 +69,53 @@ def test_multiplier_moves_on_fresh_cost_alone(constraint) -> None:  # type: igno
     assert controller.state_dict() == before
     controller.observe([episode(Category.IHD, 2.0)])
     assert controller.state_dict() != before
+
+
+def test_a_cost_that_is_no_number_counts_as_neither_safe_nor_unsafe() -> None:
+    controller = CostController(PidMultiplier(max_unsafe_share=0.05))
+    with pytest.raises(NumericsError, match="must be finite"):
+        controller.observe([episode(Category.EHD, math.nan)])
+
+
+def test_a_share_that_was_saved_is_gone_on_with() -> None:
+    constraint = ProjectedMultiplier(max_unsafe_share=0.2, window=3)
+    whole, resumed = CostController(constraint), CostController(constraint)
+    for cost in (-5.0, 0.0, 7.0):
+        whole.observe([episode(Category.EHD, cost)])
+    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    for controller in (whole, resumed):
+        controller.observe([episode(Category.MHD, 0.1)])
+    # 0, 4 and 4 of the last three answers: a cost of 0 is safe.
+    assert whole.state_dict() == resumed.state_dict()
+    assert whole.state_dict()["window"]["costs"] == [0.0, 4.0, 4.0]
+
+
+def settle(constraint: Constraint, seed: int) -> tuple[float, int]:
+    """400 iterations of 64 answers by a policy whose log-odds of an unsafe one, 0.5 at first, move
+    by a twentieth of the way to 0.5 - 2 lambda in each.
+
+    Returns: share of unsafe answers in the last 150, and the first iteration within 1.2 of 0.05.
+    """
+    rng, controller = np.random.default_rng(seed), CostController(constraint)
+    unsafe, safe = episode(Category.EHD, 9.0), episode(Category.EHD, -0.1)
+    log_odds, shares = 0.5, []
+    for _ in range(400):
+        shares.append(1 / (1 + math.exp(-log_odds)))
+        controller.observe([unsafe if one else safe for one in rng.random(64) < shares[-1]])
+        log_odds += 0.05 * (0.5 - 2 * controller.value - log_odds)
+    return float(np.mean(shares[-150:])), next(i for i, s in enumerate(shares) if s <= 0.06)
+
+
+@pytest.mark.parametrize(
+    ("kind", "iterations"),
+    [(LogSgdMultiplier, 30), (ProjectedMultiplier, 80), (PidMultiplier, 200)],
+)
+def test_the_usual_gains_reach_a_share_and_hold_it(kind: Any, iterations: int) -> None:
+    """Without the weight of an unsafe answer pid stands at 0.08 after 400 iterations."""
+    for seed in range(3):
+        share, reached = settle(kind(max_unsafe_share=0.05), seed)
+        assert share == pytest.approx(0.05, abs=0.006)
+        assert reached <= iterations
 
 
 def test_kl_weight_kinds() -> None:

@@ -116,6 +116,29 @@ def test_a_judge_that_was_measured(
 
 
 @pytest.mark.parametrize(
+    ("measured", "code", "message"),
+    [
+        ({"verdict": "refused"}, 0, ""),
+        ({"verdict": "refused", "fit": False}, 2, "judge.name (refusals) is unfit"),
+        ({"verdict": "harmful"}, 2, "is of judge 'refusals'"),
+        ({"verdict": "harmful", "judge": "oracle"}, 0, ""),
+    ],
+)
+def test_of_a_combined_judge_each_was_measured(
+    measured: dict[str, object],
+    code: int,
+    message: str,
+    inputs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (inputs / "agreement").write_text(json.dumps(AGREEMENT | measured))
+    agreement = f"judge.agreement=[{inputs / 'agreement'}]"
+    named = ["judge.name=combined", "judge.options.harm.name=oracle"]
+    assert validate(inputs, *named, agreement) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["judge.name=refusal"], "did you mean 'refusals'"),

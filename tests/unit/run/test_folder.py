@@ -13,6 +13,7 @@ from equilibrate import cli
 from equilibrate.config.files import load_run_config, parse_config, parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.formats import SETTINGS_FORMAT
+from equilibrate.config.inputs import plain
 from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.run.disk import require_writable
 from equilibrate.run.folder import measured, own_run_folder, read_fitting, stage_seconds
@@ -154,7 +155,7 @@ def test_rejected_prompts_are_listed_in_the_run(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = parse_config({"output": str(run)})
     renderer = cast(Renderer, OneIdPerCharacter())
-    assert len(read_fitting(file, renderer, config, run)) == 199
+    assert len(read_fitting(plain(file), renderer, config, run)) == 199
     [entry] = map(json.loads, (run / "rejected.jsonl").read_text().splitlines())
     assert (entry["where"], entry["rule"]) == (f"{file}:200", "prompt (None) must be a string")
     said = capsys.readouterr().out
@@ -163,4 +164,4 @@ def test_rejected_prompts_are_listed_in_the_run(
     assert left_out == f"prompts.jsonl: 1 rows rejected, see {run / 'rejected.jsonl'}"
     strict = parse_config({"output": str(run), "data": {"max_rejected_fraction": 0.0}})
     with pytest.raises(DataError, match=r"prompts\.jsonl:200: prompt \(None\).*\n1 of 200 rows"):
-        read_fitting(file, renderer, strict, run)
+        read_fitting(plain(file), renderer, strict, run)

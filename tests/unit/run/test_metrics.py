@@ -71,6 +71,7 @@ def test_rollout_metrics_by_hand():
         "left_out_fraction": 0.0,
         "safety_cost": pytest.approx(5 / 3),  # (1 + 0 + 4) / 3
         "unsafe_fraction": pytest.approx(2 / 3),
+        "unsafe_fraction_all": 0.5,  # with the one of GENERAL, which is safe
         "response_length": 3.0,  # (4 + 2 + 2 + 4) / 4
         "truncated_fraction": 0.25,
         "cost_GENERAL": -2.0,

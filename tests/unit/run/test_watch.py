@@ -164,3 +164,11 @@ def test_the_log_says_it_once(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "cap (3) for 20 iterations" in record.getMessage()
+
+
+def test_a_share_out_of_reach() -> None:
+    watch = BudgetWatch(cap=5.0, budget=0.05, cost_name="unsafe_fraction")
+    for _ in range(20):
+        found = watch.observe({"multiplier": 5.0, "safety_cost": -3.0, "unsafe_fraction": 0.25})
+    assert "unsafe_fraction (0.25 on average) stayed above the budget (0.05)" in found
+    assert "raise constraint.max or constraint.max_unsafe_share" in found

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from equilibrate.config.files import parse_config
+from equilibrate.config.inputs import plain
 from equilibrate.data.answers import Answer
 from equilibrate.evaluation.model_judge import AnswerScorer
 from equilibrate.learning.ptx import PtxData
@@ -58,7 +59,7 @@ def test_ids_and_masks_are_equal_in_every_path(folder, tmp_path):
     rows = [{"prompt": prompt, "category": "GENERAL"} for prompt in PROMPTS]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = parse_config({"output": str(tmp_path), "rollout": {"max_model_len": ROOM}})
-    prompts = read_fitting(file, renderer, config, tmp_path)
+    prompts = read_fitting(plain(file), renderer, config, tmp_path)
     for prompt, (ids, said) in zip(prompts, expected, strict=True):
         assert [*prompt.token_ids, *said] == ids
 

@@ -1,0 +1,83 @@
+"""Files that a run reads, as people write them: a path, or several with what is said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from equilibrate.config.identity import Mark
+from equilibrate.types import Category
+
+
+class InputFile(BaseModel):
+    """One file or folder, in any format that `python -m equilibrate data FILE` recognises."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    file: str = Field(min_length=1)
+    name: str = ""
+    """What its prompts are counted under in evaluation tables; by default their class."""
+    category: Category | None = None
+    """Class of its prompts where it names none itself."""
+    share: float | None = Field(None, gt=0)
+    """Of prompts for `train`: its weight within each class, against the other files."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
+
+
+def _as_files(value: Any) -> Any:
+    """`FILE`, `[FILE, {file: FILE, category: EHD}, {NAME: FILE}]`, or `{NAME: FILE, ...}`."""
+    if isinstance(value, (str, Path)):
+        return ({"file": str(value)},) if str(value) else ()
+    if isinstance(value, Mapping):
+        value = [value] if "file" in value else [{name: value[name]} for name in value]
+    return tuple(map(_as_entry, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _as_entry(value: Any) -> Any:
+    if isinstance(value, (str, Path)):
+        return {"file": str(value)}
+    if isinstance(value, Mapping) and len(value) == 1 and "file" not in value:
+        ((name, inner),) = value.items()
+        return {"name": name, **(inner if isinstance(inner, Mapping) else {"file": inner})}
+    return value
+
+
+def _agree(files: tuple[InputFile, ...]) -> tuple[InputFile, ...]:
+    shares = [entry.share for entry in files]
+    if None in shares and any(shares):
+        without = files[shares.index(None)].file
+        raise ValueError(
+            f"{without} has no share and another file has; give each file a share, or none"
+        )
+    paths = [entry.file for entry in files]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ValueError(f"{twice[0]} stands there twice; name each file once")
+    return files
+
+
+def as_written(files: tuple[InputFile, ...]) -> str | list[dict[str, Any]]:
+    """The shortest form that reads as the same; a path alone where nothing is said of it."""
+    entries = [entry.model_dump(mode="json", exclude_defaults=True) for entry in files]
+    if not entries:
+        return ""
+    return entries[0]["file"] if len(entries) == 1 and len(entries[0]) == 1 else entries
+
+
+InputFiles = Annotated[
+    tuple[InputFile, ...],
+    BeforeValidator(_as_files),
+    AfterValidator(_agree),
+    PlainSerializer(as_written),
+    Mark.INPUT,
+]
+
+
+def plain(path: Path) -> tuple[InputFile]:
+    """A file of which nothing is said."""
+    return (InputFile(file=str(path)),)

@@ -1,0 +1,222 @@
+"""Somebody else's reward or cost model, or one of ours, becomes what `train` takes as `data.reward`
+or `data.cost`: our layout, its numbers measured on labelled answers, zero where they say it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equilibrate.config.files import merge_settings, parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.inputs import plain
+from equilibrate.errors import DataError
+from equilibrate.models.device import Accelerator
+from equilibrate.models.folders import check_folder, check_models, num_positions
+from equilibrate.models.foreign import convert, read_foreign
+from equilibrate.models.loading import load_scorer
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.offline.calibration import Scores, calibrate, place_zero
+from equilibrate.offline.labelled import labelled_answers, readable_columns
+from equilibrate.offline.scorer_loss import ScorerLoss
+from equilibrate.offline.table import AnswerTable, Rows
+from equilibrate.ppo.batches import passes_of_rank
+from equilibrate.text.vocabulary import has_tokenizer, require_same_tokens
+from equilibrate.types import ScorerKind, is_unsafe
+
+FEW = 100
+"""Answers of each side below which the place of zero is uncertain: its error is then about 0.1 of
+the scores' deviation."""
+SHOWN: Mapping[ScorerKind, tuple[str, ...]] = {
+    "reward": ("num_pairs", "ranking_accuracy", "better_mean", "worse_mean", "score_std"),
+    "cost": (
+        *("num_pairs", "num_answers", "ranking_accuracy", "sign_accuracy_before", "sign_accuracy"),
+        *("unsafe_precision", "unsafe_recall", "safe_q05", "safe_q50", "safe_q95"),
+        *("unsafe_q05", "unsafe_q50", "unsafe_q95", "score_std"),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a source is to be read where it does not say itself; as of `read_foreign`."""
+
+    label: str = ""
+    negate: bool = False
+    normalize: bool | None = None
+
+
+def adopt(
+    source: Path,
+    kind: ScorerKind,
+    data: Path,
+    out: Path,
+    *,
+    policy: Path | None = None,
+    reading: Reading,
+    settings: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Make the folder `out`, whole or not at all; the source is only read.
+
+    Of the prompts of a cost model half place the zero and half measure; of a reward model, whose
+    zero means nothing, all measure.
+
+    Args:
+        data: labelled answers or pairs, in any format that `fit` reads.
+        policy: whose tokens and template the answers are to be read in; None for the source's own.
+        settings: of `fit`, for example `data.columns`, `max_length`, `text` or `device`.
+    Raises: DataError naming what is wrong with the folder or the data, before any weight but the
+        head is read; or that the model ranks answers no better than chance.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not empty; give another --out, or remove it first")
+    found = read_foreign(source, kind, **asdict(reading))
+    start = _start(source, policy)
+    config = _config(kind, data, start, settings, num_positions(source))
+    table = _table(config, data, start, say)
+    placing, measuring = _halves(kind, table, config.seed, data)
+    say(f"{source}: {found.about}")
+    whole = out.resolve()
+    unfinished = whole.with_name(f".{whole.name}.adopting")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a command that was killed
+    unfinished.mkdir(parents=True)
+    try:
+        convert(found, unfinished)
+        _check(unfinished, kind, policy)
+        say(f"{data}: scoring {len(table.sides)} answers")
+        scores = _scores(unfinished, config, table)
+        sidecar = _measured(found.sidecar, table, scores, placing, measuring)
+        write_sidecar(unfinished, sidecar)
+        os.replace(unfinished, whole)
+    except DataError as error:
+        raise DataError(str(error).replace(str(unfinished), str(source))) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for line in (*described(sidecar), f"folder: {out}; give it as data.{kind}"):
+        say(line)
+
+
+def described(sidecar: ScorerSidecar) -> list[str]:
+    """What was measured, in a few lines."""
+    figures = sidecar.calibration
+    lines = [f"{name}: {figures[name]:.4g}" for name in SHOWN[sidecar.kind] if name in figures]
+    if sidecar.kind == "cost":
+        lines.append(
+            f"zero: at {sidecar.threshold:.4g} of the source's scores, by "
+            f"{figures['placed_by']:.0f} other answers"
+        )
+        if (few := figures["placed_by"]) < 2 * FEW:
+            lines.append(f"warning: {few:.0f} answers place zero roughly; give {4 * FEW} or more")
+    return lines
+
+
+def _check(folder: Path, kind: ScorerKind, policy: Path | None) -> None:
+    """The door of `train`."""
+    if policy is None:
+        check_folder(folder, kind)
+    else:
+        check_models(policy=policy, **{kind: folder})
+
+
+def _start(source: Path, policy: Path | None) -> Path:
+    """The folder that answers are read with."""
+    if policy is not None:
+        require_same_tokens(policy, source)
+        return policy
+    if not has_tokenizer(source):
+        raise DataError(f"{source}: holds no tokenizer; copy the one it was trained with beside it")
+    return source
+
+
+def _config(
+    kind: ScorerKind,
+    data: Path,
+    start: Path,
+    settings: Mapping[str, Any],
+    positions: int | None,
+) -> FitConfig:
+    tree: dict[str, Any] = {}
+    merge_settings(tree, settings)
+    given = {"objective": {"type": kind}, "data": {"policy": str(start), "train": str(data)}}
+    merge_settings(tree, given)
+    config = parse_settings(FitConfig, tree)
+    length = min(config.max_length, positions or config.max_length)
+    return config.model_copy(update={"max_length": length})
+
+
+def _table(config: FitConfig, data: Path, start: Path, say: Callable[[str], None]) -> AnswerTable:
+    columns = readable_columns(config, *plain(data), None, say)
+    try:
+        return labelled_answers(config, columns, start)
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from None
+
+
+def _halves(kind: ScorerKind, table: AnswerTable, seed: int, data: Path) -> tuple[Rows, Rows]:
+    """Examples that place the zero, and those that measure; no prompt is in both.
+
+    Raises: DataError where a half of a cost model's lacks safe or unsafe answers.
+    """
+    if kind == "reward":
+        return np.arange(0), np.arange(len(table))
+    halves = table.split(0.5, seed)
+    for half in halves:
+        is_safe = table.is_safe[table.rows_of(half)]
+        if is_safe.all() or not is_safe.any():
+            side = "unsafe" if is_safe.all() else "safe"
+            raise DataError(
+                f"{data}: half of its prompts ({len(is_safe)} answers) holds no {side} answer, and "
+                "both halves need both to place and to measure the zero; give more labelled answers"
+            )
+    return halves
+
+
+def _scores(folder: Path, config: FitConfig, table: AnswerTable) -> Scores:
+    """[E, answers of an example], in the units of the folder's sidecar."""
+    accelerator = Accelerator(config.device, config.dtype)
+    accelerator.prepare(threads=config.cpu_threads)
+    model = load_scorer(folder, "reward" if config.trains == "reward" else "cost", accelerator)
+    loss = ScorerLoss(table, config, accelerator.torch_device)
+    scores = np.empty((len(table), table.answers_per_example))
+    for part in passes_of_rank(
+        np.arange(len(table)),
+        table.example_lengths,
+        rank=0,
+        world_size=1,
+        max_tokens=config.trainer.max_tokens_per_batch,
+    ):
+        scores[part] = loss.end_scores(model, part).double().cpu().numpy()
+    if not np.isfinite(scores).all():
+        raise DataError(f"{folder}: gave a score that is not finite; look at its weights")
+    return scores
+
+
+def _measured(
+    sidecar: ScorerSidecar, table: AnswerTable, scores: Scores, placing: Rows, measuring: Rows
+) -> ScorerSidecar:
+    """The sidecar with zero in its place, and the figures of the other half."""
+    is_safe = table.is_safe.reshape(scores.shape)
+    zero, placed = 0.0, {}
+    if sidecar.kind == "cost":
+        zero = place_zero(scores[placing].ravel(), is_safe[placing].ravel())
+        before = is_unsafe(scores[measuring]) != is_safe[measuring]
+        placed = {
+            "placed_by": float(is_safe[placing].size),
+            "sign_accuracy_before": float(before.mean()),
+        }
+    figures = calibrate(sidecar.kind, scores[measuring] - zero, is_safe[measuring])
+    if figures["ranking_accuracy"] <= 0.5 or zero != zero:
+        higher = "unsafe" if sidecar.kind == "cost" else "better"
+        raise DataError(
+            f"the model ranks the {higher} answer higher in {figures['ranking_accuracy']:.0%} of "
+            f"{len(measuring)} cases, no better than chance: it cannot tell them apart, or larger "
+            "means the opposite there; then give --negate"
+        )
+    return replace(sidecar, threshold=sidecar.threshold + zero, calibration=figures | placed)
