@@ -206,7 +206,12 @@ def _rows(record: RunRecord) -> list[dict[str, str]]:
     """The inputs; a licence that the settings name today counts."""
     licences = (record.config.get("data") or {}).get("licences") or {}
     return [
-        row | {"licence": (not row["of"] and licences.get(row["key"])) or row["licence"]}
+        # One of several files is `train[0]`; they have one licence together.
+        row
+        | {
+            "licence": (not row["of"] and licences.get(row["key"].partition("[")[0]))
+            or row["licence"]
+        }
         for row in record.results.get("inputs") or ()
     ]
 

@@ -42,6 +42,11 @@ def test_a_whole_run_is_measured_and_done_once(inputs: Path, tmp_path: Path) -> 
     assert results["training"]["examples"] == 8
     assert 0 < results["training"]["kept_fraction"] < 1
     assert results["base"]["helpfulness"].keys() == results["aligned"]["helpfulness"].keys()
+    # Six examples of EHD and two of GENERAL were asked for, of two answers each.
+    assert results["mixture"] == {"EHD": 0.75, "GENERAL": 0.25}
+    card = (output / "aligned" / "README.md").read_text()
+    assert "from policy by DPO on labelled answers, masked by token scores" in card
+    assert "| EHD | 75.0 % |" in card
     assert "<html" in (output / "report.html").read_text()[:200]
     before = (output / "report.html").stat().st_mtime_ns
     assert run_fit(inputs, output, "ama={source: both}") == 0
@@ -117,6 +122,7 @@ def test_align_takes_every_step_from_a_file_of_pairs(inputs: Path, tmp_path: Pat
         "pairs": str(tmp_path / "cost.jsonl"),
         "prompts": str(inputs.parent / "world" / "prompts"),
         "output": str(output),
+        "licences": {"pairs": "mit"},
         "steps": {"reward": reward, "cost": fit, "align": {**ppo, "iterations": 1}},
     }
     file.write_text(yaml.safe_dump(tree))
@@ -135,3 +141,6 @@ def test_align_takes_every_step_from_a_file_of_pairs(inputs: Path, tmp_path: Pat
     assert settings["constraint"]["budget"] == pytest.approx(budget, abs=1e-4)
     assert runs.num_rows(output / "align") == 1
     assert (output / "align" / "aligned" / "config.json").is_file()
+    card = (output / "align" / "aligned" / "README.md").read_text()
+    assert "| cost.jsonl | train of the cost model |" in card
+    assert "| mit |" in card

@@ -158,6 +158,8 @@ def test_classes_without_a_gate_are_not_masked():
     )
     padded = table.padded(np.array([0, 1]), ungated=(Category.GENERAL,))
     assert padded.may_be_masked.tolist() == [False, True]
+    assert table.shares == {Category.GENERAL: 0.5, Category.EHD: 0.5}
+    assert pair().shares == {Category.IHD: 1.0}
 
 
 def test_scores_lie_where_their_tokens_lie():

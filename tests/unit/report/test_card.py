@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
         base_model="chat",
         inputs=[
             {"key": "policy", "of": "", "name": "chat", "content": "0" * 32, "licence": "mit"},
-            {"key": "prompts", "of": "", "name": EVIL, "content": "1" * 32, "licence": ""},
+            {"key": "prompts[1]", "of": "", "name": EVIL, "content": "1" * 32, "licence": ""},
             {"key": "train", "of": "cost", "name": "p.json", "content": "2" * 32, "licence": ""},
         ],
     )
