@@ -1,7 +1,7 @@
-"""Prompts of both risks made of prompts of one each, and answers revised with risk notes.
+"""Prompts of both risks made of prompts of one each.
 
-Every text that goes to a model is quoted as JSON and named as data: no prompt, note or draft can
-end its quotation and go on as an instruction.
+Every text that goes to a model is quoted as JSON and named as data: no prompt can end its
+quotation and go on as an instruction.
 """
 
 from __future__ import annotations

@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.fdc.commands import Column, Connect
-from equilibrate.fdc.synthesize import Merged
-from equilibrate.types import Category
+
+if TYPE_CHECKING:
+    from equilibrate.fdc.synthesize import Merged
+    from equilibrate.types import Category
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ def mhd(options: MhdOptions, connect: Connect) -> int:
     from equilibrate.fdc import synthesize as made
     from equilibrate.fdc.asking import Asker, Replies
     from equilibrate.fdc.judge import REPLY_FORMAT, JudgeLabeller
+    from equilibrate.types import Category
 
     _check(options)
     contents = _texts(options.ehd_file, options.column, Category.EHD)
@@ -89,6 +92,7 @@ def _write(
 ) -> int:
     """Raises: ResourceError where questions got no answer."""
     from equilibrate.fdc.label import write_lines
+    from equilibrate.types import Category
 
     kept: list[dict[str, object]] = []
     left = [(row, row.fault) for row in rows if row.fault]
