@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,7 +14,7 @@ from typing import Any
 from equilibrate.data.formats import FORMATS
 from equilibrate.data.readers import Rows, hub_rows, is_hub_name, read_rows
 from equilibrate.data.records import OfNoUse, Record, Row, text
-from equilibrate.data.rows import shown
+from equilibrate.data.rows import RejectedRows, shown
 from equilibrate.errors import DataError
 from equilibrate.types import Category
 
@@ -117,6 +118,24 @@ class Source:
     def _rows(self) -> Rows:
         name = str(self.path)
         return hub_rows(name) if is_hub_name(name) else read_rows(self.path)
+
+
+def records_of(
+    source: Source, rejected: RejectedRows, left_out: Counter[str]
+) -> Iterator[tuple[str, Record]]:
+    """The records of a source with their places.
+
+    Args:
+        rejected: takes the rows that break a rule; it is not settled here.
+        left_out: counts the rows of no use, by reason.
+    """
+    for entry in source:
+        if entry.record is not None:
+            yield entry.where, entry.record
+        elif isinstance(entry.fault, OfNoUse):
+            left_out[str(entry.fault)] += 1
+        else:
+            rejected.add(entry.where, str(entry.fault))
 
 
 def recognise(rows: Sequence[object], columns: Mapping[str, str], *, name: str) -> Recognised:

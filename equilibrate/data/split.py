@@ -10,14 +10,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from filecmp import cmp
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from equilibrate.data.recognition import Source, parse_label
-from equilibrate.data.records import Kind, OfNoUse, Record, said
+from equilibrate.config.inputs import InputFile
+from equilibrate.data.recognition import Source, parse_label, records_of
+from equilibrate.data.records import Kind, Record, said
 from equilibrate.data.rows import RejectedRows, prompt_key, words_of
 from equilibrate.data.tables import rows_of
 from equilibrate.errors import ConfigError, DataError
@@ -28,20 +29,12 @@ Shape = Literal["prompts", "answers", "pairs"]
 pairs among them; or pairs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class File:
-    """One file to be split, and the class of its prompts where the file does not say."""
-
-    path: str
-    category: Category | None = None
-
-
-def file_of(text: str) -> File:
+def file_of(text: str) -> InputFile:
     """`FILE`, or `CLASS=FILE`."""
     name, _, path = text.partition("=")
     if path and name.upper() in {category.value for category in Category}:
-        return File(path=path, category=parse_label(name))
-    return File(path=text)
+        return InputFile(file=path, category=parse_label(name))
+    return InputFile(file=text)
 
 
 def parts_of(texts: Sequence[str]) -> dict[str, float]:
@@ -79,7 +72,7 @@ def part_of(record: Record, parts: Mapping[str, float], seed: int) -> str:
 
 
 def split(
-    files: Sequence[File],
+    files: Sequence[InputFile],
     parts: Mapping[str, float],
     out: Path,
     *,
@@ -99,7 +92,7 @@ def split(
     """
     if not files:
         raise ConfigError("no file is given; name one or more, as `data` takes them")
-    sources = [(file, Source(file.path, columns)) for file in files]
+    sources = [(file, Source(file.file, columns)) for file in files]
     rows = _Rows(shape, _disputed(sources) if shape == "answers" else frozenset())
     counts: Counter[tuple[str, str]] = Counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -111,12 +104,12 @@ def split(
                 for name, place in unfinished.items()
             }
             for file, source in sources:
-                rejected = RejectedRows(Path(file.path), max_fraction=max_rejected_fraction)
+                rejected = RejectedRows(file.path, max_fraction=max_rejected_fraction)
                 for record in _records(file, source, rejected, rows.left_out):
                     name = part_of(record, parts, seed)
                     for row in rows.of(record):
                         written[name].write(row + "\n")
-                        counts[file.path, name] += 1
+                        counts[file.file, name] += 1
         _require_rows(counts, parts)
         _put(unfinished, out)
     finally:  # half a part must not look like one
@@ -129,31 +122,27 @@ def split(
 
 
 def _counted(
-    sources: Sequence[tuple[File, Source]],
+    sources: Sequence[tuple[InputFile, Source]],
     parts: Mapping[str, float],
     counts: Counter[tuple[str, str]],
 ) -> Iterator[str]:
     for file, source in sources:
-        found = ", ".join(f"{name} {counts[file.path, name]}" for name in parts)
-        yield f"{file.path}: {source.recognised.name}; {found}"
-    totals = {name: sum(counts[file.path, name] for file, _ in sources) for name in parts}
+        found = ", ".join(f"{name} {counts[file.file, name]}" for name in parts)
+        yield f"{file.file}: {source.recognised.name}; {found}"
+    totals = {name: sum(counts[file.file, name] for file, _ in sources) for name in parts}
     yield "in all: " + ", ".join(f"{name} {count}" for name, count in totals.items())
 
 
 def _records(
-    file: File, source: Source, rejected: RejectedRows, left_out: Counter[str]
+    file: InputFile, source: Source, rejected: RejectedRows, left_out: Counter[str]
 ) -> Iterator[Record]:
-    num_rows = 0
-    for entry in source:
-        num_rows += 1
-        if entry.record is not None:
-            record = entry.record
-            yield replace(record, category=record.category or file.category)
-        elif isinstance(entry.fault, OfNoUse):
-            left_out[str(entry.fault)] += 1
-        else:
-            rejected.add(entry.where, str(entry.fault))
-    rejected.settle(num_rows)
+    unread: Counter[str] = Counter()
+    num_records = 0
+    for _, record in records_of(source, rejected, unread):
+        num_records += 1
+        yield replace(record, category=record.category or file.category)
+    left_out.update(unread)
+    rejected.settle(num_records + len(rejected) + unread.total())
 
 
 class _Rows:
@@ -205,7 +194,7 @@ class _Rows:
                 yield row
 
 
-def _disputed(sources: Sequence[tuple[File, Source]]) -> frozenset[bytes]:
+def _disputed(sources: Sequence[tuple[InputFile, Source]]) -> frozenset[bytes]:
     """Answers that are safe in one row and unsafe in another."""
     verdicts: dict[bytes, int] = {}
     for _, source in sources:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from equilibrate.data.columns import Columns, RowError, require_columns
-from equilibrate.data.recognition import Source
-from equilibrate.data.records import Kind, OfNoUse, Record
+from equilibrate.data.recognition import Source, records_of
+from equilibrate.data.records import Kind, Record
 from equilibrate.data.rows import RejectedRows
 from equilibrate.errors import DataError
 from equilibrate.types import Category
@@ -107,14 +107,8 @@ def load_table(
     """
     source = Source(path, mapping)
     table = _Building()
-    for entry in source:
-        if entry.record is not None:
-            record = entry.record
-            table.add(entry.where, replace(record, category=record.category or category))
-        elif isinstance(entry.fault, OfNoUse):
-            table.left_out[str(entry.fault)] += 1
-        else:
-            rejected.add(entry.where, str(entry.fault))
+    for where, record in records_of(source, rejected, table.left_out):
+        table.add(where, replace(record, category=record.category or category))
     if not table.places:
         rejected.settle(len(rejected))
         raise DataError(f"{path}: the data set is empty; give at least one row")

@@ -192,7 +192,7 @@ def test_shares_need_not_add_up_to_one() -> None:
 
 def test_a_class_before_the_file_and_a_file_with_an_equals_sign() -> None:
     assert file_of("EHD=x.csv").category is Category.EHD
-    assert file_of("run=1.csv").path == "run=1.csv"
+    assert file_of("run=1.csv").file == "run=1.csv"
 
 
 @settings(max_examples=200, deadline=None)
