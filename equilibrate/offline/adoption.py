@@ -23,7 +23,7 @@ from equilibrate.models.foreign import convert, read_foreign
 from equilibrate.models.loading import load_scorer
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.offline.calibration import Scores, calibrate, place_zero
-from equilibrate.offline.labelled import labelled_answers, readable_columns
+from equilibrate.offline.labelled import labelled_answers, naming, readable_columns
 from equilibrate.offline.scorer_loss import ScorerLoss
 from equilibrate.offline.table import AnswerTable, Rows
 from equilibrate.ppo.batches import passes_of_rank
@@ -152,11 +152,10 @@ def _config(
 
 
 def _table(config: FitConfig, data: Path, start: Path, say: Callable[[str], None]) -> AnswerTable:
-    columns = readable_columns(config, *plain(data), None, say)
-    try:
+    files = plain(data)
+    columns = readable_columns(config, *files, None, say)
+    with naming(files):
         return labelled_answers(config, columns, start)
-    except DataError as error:
-        raise DataError(f"{data}: {error}") from None
 
 
 def _halves(kind: ScorerKind, table: AnswerTable, seed: int, data: Path) -> tuple[Rows, Rows]:
