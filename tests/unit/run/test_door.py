@@ -91,6 +91,12 @@ AGREEMENT = {
 }
 
 
+def agreement(inputs: Path, measured: dict[str, object]) -> str:
+    """The setting that names a measured judge's file, which is written here."""
+    (inputs / "agreement").write_text(json.dumps(AGREEMENT | measured))
+    return f"judge.agreement=[{inputs / 'agreement'}]"
+
+
 @pytest.mark.parametrize(
     ("measured", "code", "message"),
     [
@@ -109,9 +115,7 @@ def test_a_judge_that_was_measured(
     inputs: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (inputs / "agreement").write_text(json.dumps(AGREEMENT | measured))
-    agreement = f"judge.agreement=[{inputs / 'agreement'}]"
-    assert validate(inputs, "judge.name=refusals", agreement) == code
+    assert validate(inputs, "judge.name=refusals", agreement(inputs, measured)) == code
     assert message in capsys.readouterr().err
 
 
@@ -131,10 +135,8 @@ def test_of_a_combined_judge_each_was_measured(
     inputs: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (inputs / "agreement").write_text(json.dumps(AGREEMENT | measured))
-    agreement = f"judge.agreement=[{inputs / 'agreement'}]"
     named = ["judge.name=combined", "judge.options.harm.name=oracle"]
-    assert validate(inputs, *named, agreement) == code
+    assert validate(inputs, *named, agreement(inputs, measured)) == code
     assert message in capsys.readouterr().err
 
 
