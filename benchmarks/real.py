@@ -1,0 +1,227 @@
+"""The journey on real files, step by step, each by the command a user types: docs/real.md.
+
+    python -m benchmarks.real DATA OUT [STEP ...]
+
+DATA is a folder of public sets in their original columns; MODEL is made by `make model`. The same
+command goes on where it was stopped. What it finds is in OUT/results, figures only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks import real_figures
+
+MODEL = "models/SmolLM2-135M-Instruct"
+PARTS = ("test=0.25", "judge=0.2", "train=0.55")
+"""`train` teaches the run's own models, `judge` those that judge it, `test` only measures."""
+LENGTH = {"max_length": 320, "cpu_threads": 2, "trainer": {"cpus": 1}}
+SAMPLING = {
+    **{"temperature": 0.6, "max_new_tokens": 48, "max_model_len": 384},
+    **{"cpus": 0.5, "memory_gib": 0.5},
+}
+SEEDS = (0, 1)
+
+PKU = ("pku_v0_pairs_rebuilt.jsonl", "pku_current_500.jsonl", "pku_v0_demo32.json")
+BEAVERTAILS = "beavertails_30k_test.csv"
+HELPFUL = ("hh_helpful_test_relabelled.jsonl", "arena_pref_500.jsonl", "dpo_en_demo.json")
+MEASURED = {
+    "harmbench": ("EHD", "harmbench_text_all.csv", 0.3),
+    "xstest": ("", "xstest_prompts.csv", 0.5),
+    "oktest": ("BORDERLINE", "oktest.csv", 0.4),
+    "jbb_benign": ("BORDERLINE", "jbb_benign.csv", 0.95),
+}
+"""Sets that teach nobody: class (empty: the file says), file, and the share that is measured by."""
+
+
+class Journey:
+    """Where everything lies, and how each step is made."""
+
+    def __init__(self, data: Path, out: Path, model: Path) -> None:
+        self.data, self.out, self.model = data, out, model
+
+    def steps(self) -> Mapping[str, Callable[[], None]]:
+        steps: dict[str, Callable[[], None]] = {
+            "split": self.split,
+            "cost": lambda: self.scorer("cost", "train", seed=0, epochs=2),
+            "reward": lambda: self.scorer("reward", "train", seed=0, epochs=2),
+            "judge-cost": lambda: self.scorer("cost", "judge", seed=1, epochs=2),
+            "judge-reward": lambda: self.scorer("reward", "judge", seed=1, epochs=2),
+            "scorers": lambda: real_figures.scorers(self.out),
+            "sft": self.sft,
+        }
+        for seed in SEEDS:
+            steps[f"ppo-{seed}"] = lambda seed=seed: self.ppo(seed)
+        for name, pairs, settings in (
+            ("dpo", ["pairs/train.jsonl"], {}),
+            ("adpo", ["pairs/train.jsonl"], {"ama": {"source": "cost"}}),
+            ("bfpo", ["current/train.jsonl", "helpful/train.jsonl"], {}),
+        ):
+            steps[name] = lambda name=name, pairs=pairs, settings=settings: self.offline(
+                name, pairs, settings
+            )
+        steps["judges"] = self.judges
+        steps["table"] = lambda: real_figures.table(self.out)
+        return steps
+
+    def split(self) -> None:
+        """By the words of the prompt, so that a prompt is in the same part of every shape."""
+        pku = [self.data / name for name in PKU]
+        helpful = [self.data / name for name in HELPFUL]
+        harmful = self.data / BEAVERTAILS
+        self._split("answers-pku", "answers", pku)
+        self._split("answers-beavertails", "answers", [harmful])
+        self._split("pairs", "pairs", pku)
+        self._split("current", "pairs", pku[1:2])
+        self._split("helpful", "pairs", helpful)
+        self._split("harmful", "prompts", [f"EHD={file}" for file in (*pku, harmful)])
+        for name in ("dolly_1k.csv", "alpaca_en_demo.json"):
+            self._split(name.partition("_")[0], "prompts", [f"GENERAL={self.data / name}"])
+        for name, (category, file, share) in MEASURED.items():
+            classed = f"{category}={self.data / file}" if category else self.data / file
+            parts = (f"test={share}", f"rest={round(1 - share, 3)}")
+            self._split(name, "prompts", [classed], parts)
+
+    def _split(
+        self, name: str, shape: str, files: Sequence[str | Path], parts: Sequence[str] = PARTS
+    ) -> None:
+        if not (self.out / name / "test.jsonl").exists():
+            out = ["--out", self.out / name, "--shape", shape]
+            self._run("split", *files, *out, "--parts", *parts)
+
+    def scorer(self, kind: str, part: str, *, seed: int, epochs: int) -> None:
+        name = kind if part == "train" else f"judge-{kind}"
+        shapes = ["answers-pku", "answers-beavertails"] if kind == "cost" else ["helpful"]
+        train = [str(self.out / shape / f"{part}.jsonl") for shape in shapes]
+        data = {"policy": str(self.model), "train": train}
+        settings = {"epochs": epochs, "lr": 5e-5, "batch_size": 16, "seed": seed, "data": data}
+        self._config("fit", name, {"objective": {"type": kind}, **LENGTH, **settings})
+
+    def sft(self) -> None:
+        """A first step on safe and on helpful answers: PPO cannot reward what is never sampled."""
+        train = [{"file": str(self.out / "pairs/train.jsonl"), "category": "EHD"},
+                 {"file": str(self.out / "helpful/train.jsonl"), "category": "GENERAL"}]  # fmt: skip
+        settings = {"lr": 2e-5, "batch_size": 16, "fdc": {"amounts": {"EHD": 280, "GENERAL": 200}}}
+        self._policy("sft", {"objective": {"type": "sft"}, **settings}, self.model, train)
+
+    def offline(self, name: str, pairs: Sequence[str], settings: Mapping[str, Any]) -> None:
+        data = {}
+        if "ama" in settings:
+            data = {kind: str(self.out / f"runs/{kind}/{kind}") for kind in ("reward", "cost")}
+        objective = "bfpo" if name == "bfpo" else "dpo"
+        tree = {"objective": {"type": objective}, "lr": 1e-5, "batch_size": 16, "steps": 30}
+        train = [str(self.out / file) for file in pairs]
+        self._policy(name, tree | dict(settings), self.aligned("sft"), train, data)
+
+    def ppo(self, seed: int) -> None:
+        general = [{"file": str(self.out / name / "train.jsonl")} for name in ("dolly", "alpaca")]
+        data = {
+            "policy": str(self.aligned("sft")),
+            **{kind: str(self.out / f"runs/{kind}/{kind}") for kind in ("reward", "cost")},
+            "prompts": [{"file": str(self.out / "harmful/train.jsonl")}, *general],
+            "evaluation": self.evaluation(),
+        }
+        settings = {
+            "seed": seed,
+            "cpu_threads": 2,
+            "iterations": 24,
+            "evaluate_every": 0,
+            "checkpoint_every": 8,
+            "rollout": SAMPLING | {"prompts_per_iteration": 8, "copies": 4},
+            "scoring": {"cpus": 0.5},
+            "learner": {"cpus": 0.5, "policy_lr": 1e-5, "lr_schedule": "cooldown"},
+            "ppo": {"minibatch_size": 16, "advantage": "rloo", "kl": {"coef": 0.02}},
+            "fdc": {"mixture": {"GENERAL": 0.4, "EHD": 0.6}},
+            "constraint": {"budget": -0.5},
+            "judge": self.judge(),
+        }
+        self._config("train", f"ppo-{seed}", settings | {"data": data})
+
+    def judges(self) -> None:
+        """How far the judges of the runs can be believed."""
+        cost = f"folder={self.out / 'runs/judge-cost/cost'}"
+        for name in ("answers-pku", "answers-beavertails"):
+            labels = ["--positive", "unsafe", "--negative", "safe"]
+            out = ["--json", self.out / f"results/judge-{name}.json"]
+            self._run("judge", self.out / name / "test.jsonl", "--judge", "cost_model", cost, *labels, *out)
+
+    def judge(self) -> dict[str, Any]:
+        """Models that saw no prompt of the run's own, and rules for refusals."""
+        harm = {
+            "folder": str(self.out / "runs/judge-cost/cost"),
+            "reward": str(self.out / "runs/judge-reward/reward"),
+            "threads": 2,
+        }
+        parts = {"harm": {"name": "cost_model", "options": harm}, "refusal": {"name": "refusals"}}
+        return {"name": "combined", "options": parts}
+
+    def evaluation(self) -> dict[str, Any]:
+        return {
+            "pku_beavertails": str(self.spaced("harmful/test.jsonl", 120)),
+            **{name: str(self.out / name / "test.jsonl") for name in MEASURED},
+            "dolly": str(self.spaced("dolly/test.jsonl", 60)),
+            "alpaca": str(self.spaced("alpaca/test.jsonl", 60)),
+        }
+
+    def spaced(self, file: str, number: int) -> Path:
+        """A file of so many rows, evenly spaced: its sources stand one after the other."""
+        source = self.out / file
+        out = source.with_name(f"{source.stem}-{number}.jsonl")
+        lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+        out.write_text("".join(lines[i * len(lines) // number] for i in range(number)), "utf-8")
+        return out
+
+    def aligned(self, run: str) -> Path:
+        return self.out / "runs" / run / "aligned"
+
+    def _policy(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        policy: Path,
+        train: Sequence[Any],
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        data = {"policy": str(policy), "train": list(train), "evaluation": self.evaluation()} | dict(
+            data or {}
+        )
+        tree = {**LENGTH, **settings, "data": data, "judge": self.judge()}
+        self._config("fit", name, tree | {"rollout": SAMPLING})
+
+    def _config(self, command: str, name: str, settings: Mapping[str, Any]) -> None:
+        """Run the settings; they stay beside the results."""
+        config = self.out / "results" / f"{name}.yaml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        tree = dict(settings) | {"output": str(self.out / "runs" / name)}
+        config.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        self._run(command, "--config", config)
+
+    def _run(self, *arguments: object) -> None:
+        command = [sys.executable, "-m", "equilibrate", *map(str, arguments)]
+        print("+", *command[2:], flush=True)
+        subprocess.run(command, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("steps", nargs="*")
+    parser.add_argument("--model", type=Path, default=Path(MODEL))
+    given = parser.parse_args()
+    steps = Journey(given.data.resolve(), given.out.resolve(), given.model.resolve()).steps()
+    for name in given.steps or steps:
+        if name not in steps:
+            parser.error(f"{name} is no step; the steps are {', '.join(steps)}")
+        steps[name]()
+
+
+if __name__ == "__main__":
+    main()
