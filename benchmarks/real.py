@@ -150,7 +150,15 @@ class Journey:
         for name in ("answers-pku", "answers-beavertails"):
             labels = ["--positive", "unsafe", "--negative", "safe"]
             out = ["--json", self.out / f"results/judge-{name}.json"]
-            self._run("judge", self.out / name / "test.jsonl", "--judge", "cost_model", cost, *labels, *out)
+            self._run(
+                "judge",
+                self.out / name / "test.jsonl",
+                "--judge",
+                "cost_model",
+                cost,
+                *labels,
+                *out,
+            )
 
     def judge(self) -> dict[str, Any]:
         """Models that saw no prompt of the run's own, and rules for refusals."""
@@ -189,9 +197,11 @@ class Journey:
         train: Sequence[Any],
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        data = {"policy": str(policy), "train": list(train), "evaluation": self.evaluation()} | dict(
-            data or {}
-        )
+        data = {
+            "policy": str(policy),
+            "train": list(train),
+            "evaluation": self.evaluation(),
+        } | dict(data or {})
         tree = {**LENGTH, **settings, "data": data, "judge": self.judge()}
         self._config("fit", name, tree | {"rollout": SAMPLING})
 
