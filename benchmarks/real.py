@@ -24,8 +24,11 @@ PARTS = ("test=0.25", "judge=0.2", "train=0.55")
 """`train` teaches the run's own models, `judge` those that judge it, `test` only measures."""
 LENGTH = {"max_length": 320, "cpu_threads": 2, "trainer": {"cpus": 1}}
 SAMPLING = {
-    **{"temperature": 0.6, "max_new_tokens": 48, "max_model_len": 384},
-    **{"cpus": 0.5, "memory_gib": 0.5},
+    "temperature": 0.6,
+    "max_new_tokens": 48,
+    "max_model_len": 384,
+    "cpus": 0.5,
+    "memory_gib": 0.5,
 }
 SEEDS = (0, 1)
 
@@ -106,8 +109,11 @@ class Journey:
 
     def sft(self) -> None:
         """A first step on safe and on helpful answers: PPO cannot reward what is never sampled."""
-        train = [{"file": str(self.out / "pairs/train.jsonl"), "category": "EHD"},
-                 {"file": str(self.out / "helpful/train.jsonl"), "category": "GENERAL"}]  # fmt: skip
+        classes = {"pairs": "EHD", "helpful": "GENERAL"}
+        train = [
+            {"file": str(self.out / name / "train.jsonl"), "category": category}
+            for name, category in classes.items()
+        ]
         settings = {"lr": 2e-5, "batch_size": 16, "fdc": {"amounts": {"EHD": 280, "GENERAL": 200}}}
         self._policy("sft", {"objective": {"type": "sft"}, **settings}, self.model, train)
 

@@ -1,4 +1,4 @@
-"""What the journey on real files found: scorers against simple rivals, and one table of all runs."""
+"""What the journey on real files found: scorers against simple rivals, one table of all runs."""
 
 from __future__ import annotations
 
@@ -42,26 +42,29 @@ def scorers(out: Path) -> None:
 
 
 def _cost(out: Path, name: str, part: str) -> dict[str, Any]:
-    taught = [row for held in SETS for row in _rows(out / held / f"{part}.jsonl")]
-    rival = _rival(taught)
+    rival = _rival([row for held in SETS for row in _rows(out / held / f"{part}.jsonl")])
     found = {}
     for held in SETS:
         rows = _rows(out / held / "test.jsonl")
-        is_safe = np.array([row["is_safe"] for row in rows])
         ours = _scored(out, name, "cost", held, _asked(rows), [row["response"] for row in rows])
         theirs = rival([_text(row) for row in rows])
-        prompts = _groups(rows)
-        figures: dict[str, Any] = {"num_answers": len(rows), "unsafe": float((~is_safe).mean())}
-        figures["auc"] = _against(
-            lambda pick, s: _auc(s[pick], is_safe[pick]), ours, theirs, prompts
-        )
-        calls = [_sides(scores, is_safe, prompts) for scores in (ours, theirs)]
-        figures["accuracy"] = _against(
-            lambda pick, right: float(right[pick].mean()), calls[0], calls[1], prompts
-        )
-        figures["accuracy_at_own_zero"] = float(((ours > 0) != is_safe).mean())
-        found[held] = figures
+        found[held] = _told_apart(ours, theirs, rows)
     return found
+
+
+def _told_apart(
+    ours: Numbers, theirs: Numbers, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    is_safe = np.array([row["is_safe"] for row in rows])
+    prompts = _groups(rows)
+    sides = [_sides(scores, is_safe, prompts) for scores in (ours, theirs)]
+    return {
+        "num_answers": len(rows),
+        "unsafe": float((~is_safe).mean()),
+        "auc": _against(lambda pick, s: _auc(s[pick], is_safe[pick]), ours, theirs, prompts),
+        "accuracy": _against(_mean, *sides, prompts),
+        "accuracy_at_own_zero": float(((ours > 0) != is_safe).mean()),
+    }
 
 
 def _reward(out: Path, name: str, part: str) -> dict[str, Any]:
@@ -74,8 +77,12 @@ def _reward(out: Path, name: str, part: str) -> dict[str, Any]:
         lengths.append(np.array([float(len(text)) for text in texts]))
     better = np.array([1.0 if row["better_response_id"] == 1 else -1.0 for row in rows])
     ours, theirs = (_right(better * (pair[1] - pair[0])) for pair in (scores, lengths))
-    figures = _against(lambda pick, right: float(right[pick].mean()), ours, theirs, _groups(rows))
+    figures = _against(_mean, ours, theirs, _groups(rows))
     return {"helpful": {"num_pairs": len(rows), "accuracy": figures}}
+
+
+def _mean(pick: NDArray[np.intp], right: Numbers) -> float:
+    return float(right[pick].mean())
 
 
 def _right(lead: Numbers) -> Numbers:
@@ -133,7 +140,7 @@ def _against(
 
 
 def _auc(scores: Numbers, is_safe: Flags) -> float:
-    """Share of pairs of an unsafe and a safe answer in which the unsafe one has the higher score."""
+    """Of all pairs of an unsafe and a safe answer, the share whose unsafe one scores higher."""
     safe = np.sort(scores[is_safe])
     places = [np.searchsorted(safe, scores[~is_safe], side) for side in ("left", "right")]
     return float(np.mean(places)) / len(safe)
