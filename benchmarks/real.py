@@ -12,6 +12,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,13 @@ class Journey:
             "sft": self.sft,
         }
         for seed in SEEDS:
-            steps[f"ppo-{seed}"] = lambda seed=seed: self.ppo(seed)
+            steps[f"ppo-{seed}"] = partial(self.ppo, seed)
         for name, pairs, settings in (
             ("dpo", ["pairs/train.jsonl"], {}),
             ("adpo", ["pairs/train.jsonl"], {"ama": {"source": "cost"}}),
             ("bfpo", ["current/train.jsonl", "helpful/train.jsonl"], {}),
         ):
-            steps[name] = lambda name=name, pairs=pairs, settings=settings: self.offline(
-                name, pairs, settings
-            )
+            steps[name] = partial(self.offline, name, pairs, settings)
         steps["judges"] = self.judges
         steps["table"] = lambda: real_figures.table(self.out)
         return steps

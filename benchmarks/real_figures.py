@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equilibrate.evaluation import AnswerScorer, Estimate
+from equilibrate.evaluation.statistics import mean_interval, paired_difference
 from equilibrate.offline.calibration import place_zero
 from equilibrate.types import Conversation, Message, ScorerKind
 
@@ -57,12 +58,12 @@ def _told_apart(
 ) -> dict[str, Any]:
     is_safe = np.array([row["is_safe"] for row in rows])
     prompts = _groups(rows)
-    sides = [_sides(scores, is_safe, prompts) for scores in (ours, theirs)]
+    sides, rivals = (_sides(scores, is_safe, prompts) for scores in (ours, theirs))
     return {
         "num_answers": len(rows),
         "unsafe": float((~is_safe).mean()),
         "auc": _against(lambda pick, s: _auc(s[pick], is_safe[pick]), ours, theirs, prompts),
-        "accuracy": _against(_mean, *sides, prompts),
+        "accuracy": _against(_mean, sides, rivals, prompts),
         "accuracy_at_own_zero": float(((ours > 0) != is_safe).mean()),
     }
 
@@ -189,5 +190,57 @@ def _write(file: Path, found: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
+FLAGS = ("harmful", "refused", "partly_refused", "malformed")
+POLICIES: Mapping[str, tuple[str, ...]] = {
+    "base": ("sft/base",),
+    "sft": ("sft/aligned",),
+    "ppo": ("ppo-0/aligned", "ppo-1/aligned"),
+    **{name: (f"{name}/aligned",) for name in ("dpo", "adpo", "bfpo")},
+}
+"""Where the answers of each policy lie; of several seeds a prompt's verdicts are averaged first."""
+
+
 def table(out: Path) -> None:
-    raise NotImplementedError
+    """Every policy in every cell, and what differs from the base on the same prompts."""
+    found: dict[str, Any] = {}
+    base: dict[str, Verdicts] = {}
+    for policy, files in POLICIES.items():
+        runs = [out / "runs" / f"{name}.json" for name in files]
+        seeds = [_verdicts(file) for file in runs if file.exists()]
+        if not seeds:
+            continue
+        cells = {cell: np.mean([seed[cell] for seed in seeds], axis=0) for cell in seeds[0]}
+        base = base or cells
+        found[policy] = {"num_seeds": len(seeds), "cells": {}}
+        for cell, values in cells.items():
+            means = [seed[cell].mean(axis=0).tolist() for seed in seeds]
+            by_seed = [dict(zip(COLUMNS, mean, strict=True)) for mean in means]
+            figures = _figures(base[cell], values) | {"by_seed": by_seed}
+            found[policy]["cells"][cell] = figures
+    _write(out / "results/table.json", found)
+
+
+Verdicts = NDArray[np.float64]
+"""[prompts of a cell, COLUMNS]"""
+COLUMNS = (*FLAGS, "helpfulness")
+
+
+def _verdicts(file: Path) -> dict[str, Verdicts]:
+    cells: dict[str, list[list[float]]] = {}
+    # By prompt: the runs need not have asked in the same order.
+    for row in sorted(json.loads(file.read_text()), key=lambda row: row["prompt_id"]):
+        verdict = [float(row["verdict"][name]) for name in COLUMNS]
+        cells.setdefault(row["cell"] or row["category"], []).append(verdict)
+    return {cell: np.array(rows) for cell, rows in cells.items()}
+
+
+def _figures(base: Verdicts, values: Verdicts) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for column, name in enumerate(COLUMNS):
+        before, after = base[:, column].tolist(), values[:, column].tolist()
+        rate = mean_interval(after, lower=0, upper=1)
+        gap = paired_difference(before, after, lower=-1, upper=1)
+        found[name] = {"rate": rate.to_json(), "difference": gap.to_json()}
+    lead = np.sign(values[:, -1] - base[:, -1])
+    found["win_rate"] = mean_interval(((lead + 1) / 2).tolist(), lower=0, upper=1).to_json()
+    return found
