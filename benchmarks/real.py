@@ -145,7 +145,6 @@ class Journey:
             "ppo": {"minibatch_size": 16, "advantage": "rloo", "kl": {"coef": 0.02}},
             "fdc": {"mixture": {"GENERAL": 0.4, "EHD": 0.6}},
             "constraint": {"budget": -0.5},
-            "judge": self.judge(),
         }
         self._config("train", f"ppo-{seed}", settings | {"data": data})
 
@@ -164,16 +163,6 @@ class Journey:
                 *labels,
                 *out,
             )
-
-    def judge(self) -> dict[str, Any]:
-        """Models that saw no prompt of the run's own, and rules for refusals."""
-        harm = {
-            "folder": str(self.out / "runs/judge-cost/cost"),
-            "reward": str(self.out / "runs/judge-reward/reward"),
-            "threads": 2,
-        }
-        parts = {"harm": {"name": "cost_model", "options": harm}, "refusal": {"name": "refusals"}}
-        return {"name": "combined", "options": parts}
 
     def evaluation(self) -> dict[str, Any]:
         return {
@@ -207,7 +196,7 @@ class Journey:
             "train": list(train),
             "evaluation": self.evaluation(),
         } | dict(data or {})
-        tree = {**LENGTH, **settings, "data": data, "judge": self.judge()}
+        tree = {**LENGTH, **settings, "data": data}
         self._config("fit", name, tree | {"rollout": SAMPLING})
 
     def _config(self, command: str, name: str, settings: Mapping[str, Any]) -> None:
