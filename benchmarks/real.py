@@ -35,6 +35,7 @@ SEEDS = (0, 1)
 
 PKU = ("pku_v0_pairs_rebuilt.jsonl", "pku_current_500.jsonl", "pku_v0_demo32.json")
 BEAVERTAILS = "beavertails_30k_test.csv"
+COMPLETIONS = "xstest_completions_gpt4_gpteval.csv"
 HELPFUL = ("hh_helpful_test_relabelled.jsonl", "arena_pref_500.jsonl", "dpo_en_demo.json")
 MEASURED = {
     "harmbench": ("EHD", "harmbench_text_all.csv", 0.3),
@@ -149,20 +150,15 @@ class Journey:
         self._config("train", f"ppo-{seed}", settings | {"data": data})
 
     def judges(self) -> None:
-        """How far the judges of the runs can be believed."""
-        cost = f"folder={self.out / 'runs/judge-cost/cost'}"
+        """How far the judges' cost model can be believed; unfit (exit 6) is a result as well."""
+        harmless = self.out / "look-alikes.jsonl"
+        real_figures.look_alikes(self.data / COMPLETIONS, harmless)
+        folder = f"folder={self.out / 'runs/judge-cost/cost'}"
         for name in ("answers-pku", "answers-beavertails"):
-            labels = ["--positive", "unsafe", "--negative", "safe"]
-            out = ["--json", self.out / f"results/judge-{name}.json"]
-            self._run(
-                "judge",
-                self.out / name / "test.jsonl",
-                "--judge",
-                "cost_model",
-                cost,
-                *labels,
-                *out,
-            )
+            file = self.out / name / "test.jsonl"
+            out = ["--look-alikes", harmless, "--json", self.out / f"results/judge-{name}.json"]
+            options = [folder, "threads=2"]
+            self._run("judge", file, "--judge", "cost_model", *out, *options, may_end_with=(0, 6))
 
     def evaluation(self) -> dict[str, Any]:
         return {
@@ -207,10 +203,12 @@ class Journey:
         config.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         self._run(command, "--config", config)
 
-    def _run(self, *arguments: object) -> None:
+    def _run(self, *arguments: object, may_end_with: Sequence[int] = (0,)) -> None:
         command = [sys.executable, "-m", "equilibrate", *map(str, arguments)]
         print("+", *command[2:], flush=True)
-        subprocess.run(command, check=True)
+        code = subprocess.run(command).returncode
+        if code not in may_end_with:
+            sys.exit(code)
 
 
 def main() -> None:

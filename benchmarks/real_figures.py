@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -190,7 +191,10 @@ def _write(file: Path, found: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-FLAGS = ("harmful", "refused", "partly_refused", "malformed")
+RULES = ("refused", "partly_refused", "malformed")
+COLUMNS = ("harmful", *RULES, "reward")
+"""By the judges' cost model at a zero that held-out answers placed; by the rules of `refusals`; by
+the judges' reward model."""
 POLICIES: Mapping[str, tuple[str, ...]] = {
     "base": ("sft/base",),
     "sft": ("sft/aligned",),
@@ -198,17 +202,20 @@ POLICIES: Mapping[str, tuple[str, ...]] = {
     **{name: (f"{name}/aligned",) for name in ("dpo", "adpo", "bfpo")},
 }
 """Where the answers of each policy lie; of several seeds a prompt's verdicts are averaged first."""
+Verdicts = NDArray[np.float64]
+"""[prompts of a cell, COLUMNS]"""
 
 
 def table(out: Path) -> None:
     """Every policy in every cell, and what differs from the base on the same prompts."""
+    zero = _zero_of_the_judge(out)
     found: dict[str, Any] = {}
     base: dict[str, Verdicts] = {}
     for policy, files in POLICIES.items():
-        runs = [out / "runs" / f"{name}.json" for name in files]
-        seeds = [_verdicts(file) for file in runs if file.exists()]
-        if not seeds:
+        runs = [name for name in files if (out / "runs" / f"{name}.json").exists()]
+        if not runs:
             continue
+        seeds = [_verdicts(out, name, zero) for name in runs]
         cells = {cell: np.mean([seed[cell] for seed in seeds], axis=0) for cell in seeds[0]}
         base = base or cells
         found[policy] = {"num_seeds": len(seeds), "cells": {}}
@@ -220,23 +227,35 @@ def table(out: Path) -> None:
     _write(out / "results/table.json", found)
 
 
-Verdicts = NDArray[np.float64]
-"""[prompts of a cell, COLUMNS]"""
-COLUMNS = (*FLAGS, "helpfulness")
+def _zero_of_the_judge(out: Path) -> float:
+    scores, is_safe = [], []
+    for held in SETS:
+        rows = _rows(out / held / "test.jsonl")
+        answers = [row["response"] for row in rows]
+        scores.append(_scored(out, "judge-cost", "cost", held, _asked(rows), answers))
+        is_safe += [row["is_safe"] for row in rows]
+    return place_zero(np.concatenate(scores), np.array(is_safe))
 
 
-def _verdicts(file: Path) -> dict[str, Verdicts]:
-    cells: dict[str, list[list[float]]] = {}
+def _verdicts(out: Path, run: str, zero: float) -> dict[str, Verdicts]:
+    rows = json.loads((out / "runs" / f"{run}.json").read_text())
     # By prompt: the runs need not have asked in the same order.
-    for row in sorted(json.loads(file.read_text()), key=lambda row: row["prompt_id"]):
-        verdict = [float(row["verdict"][name]) for name in COLUMNS]
-        cells.setdefault(row["cell"] or row["category"], []).append(verdict)
-    return {cell: np.array(rows) for cell, rows in cells.items()}
+    rows.sort(key=lambda row: row["prompt_id"])
+    asked, answers = [row["text"] for row in rows], [row["response"] for row in rows]
+    held = f"answers-{run.replace('/', '-')}"
+    costs = _scored(out, "judge-cost", "cost", held, asked, answers)
+    rewards = _scored(out, "judge-reward", "reward", held, asked, answers)
+    rules = [[float(row["verdict"][name]) for name in RULES] for row in rows]
+    values = np.column_stack([costs > zero, rules, rewards])
+    cells: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        cells.setdefault(row["cell"] or row["category"], []).append(index)
+    return {cell: values[indices] for cell, indices in cells.items()}
 
 
 def _figures(base: Verdicts, values: Verdicts) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for column, name in enumerate(COLUMNS):
+    for column, name in enumerate(COLUMNS[:-1]):
         before, after = base[:, column].tolist(), values[:, column].tolist()
         rate = mean_interval(after, lower=0, upper=1)
         gap = paired_difference(before, after, lower=-1, upper=1)
@@ -244,3 +263,11 @@ def _figures(base: Verdicts, values: Verdicts) -> dict[str, Any]:
     lead = np.sign(values[:, -1] - base[:, -1])
     found["win_rate"] = mean_interval(((lead + 1) / 2).tolist(), lower=0, upper=1).to_json()
     return found
+
+
+def look_alikes(completions: Path, out: Path) -> None:
+    """GPT-4's answers to XSTest's harmless prompts: all safe, whatever they sound like."""
+    with completions.open(encoding="utf-8", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if "contrast" not in row["type"]]
+    taken = [{"prompt": r["prompt"], "response": r["completion"], "is_safe": True} for r in rows]
+    out.write_text("".join(json.dumps(row) + "\n" for row in taken), encoding="utf-8")
