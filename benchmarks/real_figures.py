@@ -216,12 +216,13 @@ def table(out: Path) -> None:
         if not runs:
             continue
         seeds = [_verdicts(out, name, zero) for name in runs]
-        cells = {cell: np.mean([seed[cell] for seed in seeds], axis=0) for cell in seeds[0]}
-        base = base or cells
+        base = base or seeds[0]
+        seeds = [_with_wins(seed, base) for seed in seeds]
+        cells = {cell: np.mean([seed[cell] for seed in seeds], axis=0) for cell in base}
         found[policy] = {"num_seeds": len(seeds), "cells": {}}
         for cell, values in cells.items():
             means = [seed[cell].mean(axis=0).tolist() for seed in seeds]
-            by_seed = [dict(zip(COLUMNS, mean, strict=True)) for mean in means]
+            by_seed = [dict(zip((*COLUMNS[:-1], "wins"), mean, strict=True)) for mean in means]
             figures = _figures(base[cell], values) | {"by_seed": by_seed}
             found[policy]["cells"][cell] = figures
     _write(out / "results/table.json", found)
@@ -260,9 +261,16 @@ def _figures(base: Verdicts, values: Verdicts) -> dict[str, Any]:
         rate = mean_interval(after, lower=0, upper=1)
         gap = paired_difference(before, after, lower=-1, upper=1)
         found[name] = {"rate": rate.to_json(), "difference": gap.to_json()}
-    lead = np.sign(values[:, -1] - base[:, -1])
-    found["win_rate"] = mean_interval(((lead + 1) / 2).tolist(), lower=0, upper=1).to_json()
+    found["win_rate"] = mean_interval(values[:, -1].tolist(), lower=0, upper=1).to_json()
     return found
+
+
+def _with_wins(cells: Mapping[str, Verdicts], base: Mapping[str, Verdicts]) -> dict[str, Verdicts]:
+    """In place of the reward: 1 where it is higher than the base's, 0.5 where it is equal."""
+    return {
+        cell: np.column_stack([rows[:, :-1], _right(rows[:, -1] - base[cell][:, -1])])
+        for cell, rows in cells.items()
+    }
 
 
 def look_alikes(completions: Path, out: Path) -> None:
