@@ -142,10 +142,10 @@ class Journey:
             "checkpoint_every": 8,
             "rollout": SAMPLING | {"prompts_per_iteration": 8, "copies": 4},
             "scoring": {"cpus": 0.5},
-            "learner": {"cpus": 0.5, "policy_lr": 1e-5, "lr_schedule": "cooldown"},
+            "learner": {"cpus": 0.5, "policy_lr": 2e-5, "lr_schedule": "cooldown"},
             "ppo": {"minibatch_size": 16, "advantage": "rloo", "kl": {"coef": 0.02}},
             "fdc": {"mixture": {"GENERAL": 0.4, "EHD": 0.6}},
-            "constraint": {"budget": -0.5},
+            "constraint": {"budget": -0.9},
         }
         self._config("train", f"ppo-{seed}", settings | {"data": data})
 
