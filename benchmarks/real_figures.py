@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from equilibrate.evaluation import AnswerScorer, Estimate
 from equilibrate.evaluation.statistics import mean_interval, paired_difference
 from equilibrate.offline.calibration import place_zero
-from equilibrate.types import Conversation, Message, ScorerKind
+from equilibrate.types import Category, Conversation, Message, ScorerKind
 
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -250,7 +250,8 @@ def _verdicts(out: Path, run: str, zero: float) -> dict[str, Verdicts]:
     values = np.column_stack([costs > zero, rules, rewards])
     cells: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        cells.setdefault(row["cell"] or row["category"], []).append(index)
+        side = "harmful" if Category(row["category"]).is_safety else "harmless"
+        cells.setdefault(f"{row['cell']}, {side}", []).append(index)
     return {cell: values[indices] for cell, indices in cells.items()}
 
 
