@@ -46,6 +46,15 @@ MEASURED = {
 """Sets that teach nobody: class (empty: the file says), file, and the share that is measured by."""
 
 
+CLASSES = {"pairs": "EHD", "current": "EHD", "helpful": "GENERAL"}
+OFFLINE: Mapping[str, tuple[Mapping[str, int], dict[str, Any]]] = {
+    "dpo": ({"pairs": 480}, {"objective": {"type": "dpo"}}),
+    "adpo": ({"pairs": 480}, {"objective": {"type": "dpo"}, "ama": {"source": "cost"}}),
+    "bfpo": ({"current": 150, "helpful": 330}, {"objective": {"type": "bfpo"}}),
+}
+"""How many pairs of which data, and what else differs."""
+
+
 class Journey:
     """Where everything lies, and how each step is made."""
 
@@ -64,12 +73,8 @@ class Journey:
         }
         for seed in SEEDS:
             steps[f"ppo-{seed}"] = partial(self.ppo, seed)
-        for name, pairs, settings in (
-            ("dpo", ["pairs/train.jsonl"], {}),
-            ("adpo", ["pairs/train.jsonl"], {"ama": {"source": "cost"}}),
-            ("bfpo", ["current/train.jsonl", "helpful/train.jsonl"], {}),
-        ):
-            steps[name] = partial(self.offline, name, pairs, settings)
+        for name in OFFLINE:
+            steps[name] = partial(self.offline, name)
         steps["judges"] = self.judges
         steps["table"] = lambda: real_figures.table(self.out)
         return steps
@@ -109,28 +114,22 @@ class Journey:
 
     def sft(self) -> None:
         """A first step on safe and on helpful answers: PPO cannot reward what is never sampled."""
-        classes = {"pairs": "EHD", "helpful": "GENERAL"}
-        train = [
-            {"file": str(self.out / name / "train.jsonl"), "category": category}
-            for name, category in classes.items()
-        ]
-        settings = {"lr": 2e-5, "batch_size": 16, "fdc": {"amounts": {"EHD": 280, "GENERAL": 200}}}
-        self._policy("sft", {"objective": {"type": "sft"}, **settings}, self.model, train)
+        amounts = {"pairs": 280, "helpful": 200}
+        self._policy("sft", {"objective": {"type": "sft"}, "lr": 2e-5}, self.model, amounts)
 
-    def offline(self, name: str, pairs: Sequence[str], settings: Mapping[str, Any]) -> None:
-        data = {}
-        if "ama" in settings:
-            data = {kind: str(self.out / f"runs/{kind}/{kind}") for kind in ("reward", "cost")}
-        objective = "bfpo" if name == "bfpo" else "dpo"
-        tree = {"objective": {"type": objective}, "lr": 1e-5, "batch_size": 16, "steps": 30}
-        train = [str(self.out / file) for file in pairs]
-        self._policy(name, tree | dict(settings), self.aligned("sft"), train, data)
+    def offline(self, name: str) -> None:
+        amounts, settings = OFFLINE[name]
+        data = self.own_scorers() if "ama" in settings else {}
+        self._policy(name, settings | {"lr": 1e-5}, self.aligned("sft"), amounts, data)
+
+    def own_scorers(self) -> dict[str, str]:
+        return {kind: str(self.out / f"runs/{kind}/{kind}") for kind in ("reward", "cost")}
 
     def ppo(self, seed: int) -> None:
         general = [{"file": str(self.out / name / "train.jsonl")} for name in ("dolly", "alpaca")]
         data = {
             "policy": str(self.aligned("sft")),
-            **{kind: str(self.out / f"runs/{kind}/{kind}") for kind in ("reward", "cost")},
+            **self.own_scorers(),
             "prompts": [{"file": str(self.out / "harmful/train.jsonl")}, *general],
             "evaluation": self.evaluation(),
         }
@@ -184,16 +183,17 @@ class Journey:
         name: str,
         settings: Mapping[str, Any],
         policy: Path,
-        train: Sequence[Any],
-        data: Mapping[str, Any] | None = None,
+        amounts: Mapping[str, int],
+        scorers: Mapping[str, str] | None = None,
     ) -> None:
-        data = {
-            "policy": str(policy),
-            "train": list(train),
-            "evaluation": self.evaluation(),
-        } | dict(data or {})
-        tree = {**LENGTH, **settings, "data": data}
-        self._config("fit", name, tree | {"rollout": SAMPLING})
+        train = [
+            {"file": str(self.out / shape / "train.jsonl"), "category": CLASSES[shape]}
+            for shape in amounts
+        ]
+        data = {"policy": str(policy), "train": train, "evaluation": self.evaluation()}
+        fdc = {"amounts": {CLASSES[shape]: amount for shape, amount in amounts.items()}}
+        tree = {**LENGTH, "batch_size": 16, **settings, "fdc": fdc, "rollout": SAMPLING}
+        self._config("fit", name, tree | {"data": data | dict(scorers or {})})
 
     def _config(self, command: str, name: str, settings: Mapping[str, Any]) -> None:
         """Run the settings; they stay beside the results."""
