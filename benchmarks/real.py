@@ -46,11 +46,11 @@ MEASURED = {
 """Sets that teach nobody: class (empty: the file says), file, and the share that is measured by."""
 
 
-CLASSES = {"pairs": "EHD", "current": "EHD", "helpful": "GENERAL"}
+CLASSES = {"pairs": "EHD", "current": "EHD", "helpful": "GENERAL", "buffer": "GENERAL"}
 OFFLINE: Mapping[str, tuple[Mapping[str, int], dict[str, Any]]] = {
     "dpo": ({"pairs": 480}, {"objective": {"type": "dpo"}}),
     "adpo": ({"pairs": 480}, {"objective": {"type": "dpo"}, "ama": {"source": "cost"}}),
-    "bfpo": ({"current": 150, "helpful": 330}, {"objective": {"type": "bfpo"}}),
+    "bfpo": ({"current": 150, "buffer": 330}, {"objective": {"type": "bfpo"}}),
 }
 """How many pairs of which data, and what else differs."""
 
@@ -89,6 +89,7 @@ class Journey:
         self._split("pairs", "pairs", pku)
         self._split("current", "pairs", pku[1:2])
         self._split("helpful", "pairs", helpful)
+        real_figures.as_safe(self.out / "helpful/train.jsonl", self.out / "buffer/train.jsonl")
         self._split("harmful", "prompts", [f"EHD={file}" for file in (*pku, harmful)])
         for name in ("dolly_1k.csv", "alpaca_en_demo.json"):
             self._split(name.partition("_")[0], "prompts", [f"GENERAL={self.data / name}"])

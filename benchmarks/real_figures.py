@@ -186,6 +186,11 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def _write(file: Path, found: Mapping[str, Any]) -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -274,9 +279,15 @@ def _with_wins(cells: Mapping[str, Verdicts], base: Mapping[str, Verdicts]) -> d
     }
 
 
+def as_safe(pairs: Path, out: Path) -> None:
+    """BFPO's buffer: pairs about help alone, both of whose answers count as safe."""
+    safe = {"is_response_0_safe": True, "is_response_1_safe": True}
+    _write_rows(out, [row | safe for row in _rows(pairs) if "better_response_id" in row])
+
+
 def look_alikes(completions: Path, out: Path) -> None:
     """GPT-4's answers to XSTest's harmless prompts: all safe, whatever they sound like."""
     with completions.open(encoding="utf-8", newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if "contrast" not in row["type"]]
     taken = [{"prompt": r["prompt"], "response": r["completion"], "is_safe": True} for r in rows]
-    out.write_text("".join(json.dumps(row) + "\n" for row in taken), encoding="utf-8")
+    _write_rows(out, taken)
