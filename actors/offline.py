@@ -2,8 +2,9 @@
 
 Ray Train starts the ranks and replaces lost ones; each rank steps with DeepSpeed, and the state of
 the training is kept in `checkpoints` beside what it makes. A lost rank, a lost command or machine
-costs a quarter of the run at most. On CPU in float32 the same arguments give the same bytes,
-interrupted or not. May be called from a plain thread or Ray task, several at a time.
+costs a quarter of the run at most, and ten minutes of a long one. On CPU in float32 the same
+arguments give the same bytes, interrupted or not. May be called from a plain thread or Ray task,
+several at a time.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +40,18 @@ from equilibrate.offline.training import OfflineTraining, Progress, batch_loss
 from equilibrate.report import installed_versions
 from equilibrate.run.capacity import Demand, check_capacity
 from equilibrate.run.checkpoint import CheckpointStore
+from equilibrate.run.folder import say
+from equilibrate.run.progress import format_step
+from equilibrate.run.sinks import JsonlFile, read_rows
 from equilibrate.text.renderer import load_tokenizer
 
 CHECKPOINTS = "checkpoints"
 STORAGE = ".train"
 """Ray Train's own notes on a run."""
 PROGRESS_FILE = "progress.json"
+STEPS_FILE = "steps.jsonl"
+"""Figures of each optimiser step."""
+SECONDS_BETWEEN_LINES = 60.0
 SECONDS_TO_LET_GO = 30.0
 """How long a rank waits for the one that it replaces to be gone."""
 MAX_UNSTARTED = 10
@@ -64,13 +73,16 @@ _LEFT_OUT = (
 )
 
 
-def train_on_cluster(config: FitConfig, start: Path, answers: Path, out: Path) -> dict[str, float]:
+def train_on_cluster(
+    config: FitConfig, start: Path, answers: Path, out: Path, steps: Path | None = None
+) -> dict[str, float]:
     """Train on a saved `AnswerTable`; goes on from the checkpoints in `out` if there are any.
 
     Args:
         start: model folder that the training starts from.
         answers: folder of the table.
         out: gets a plain Hugging Face folder with its tokenizer; of a scorer with its sidecar.
+        steps: file that is to keep the figures of each step.
     Returns: num_steps, final_loss and what `OfflineTraining.measure` found.
     Raises: DataError, NumericsError or what else a rank finds wrong; ResourceError if the cluster
         is too small, or if others keep it full; WorkerLostError after `max_restarts`.
@@ -82,15 +94,18 @@ def train_on_cluster(config: FitConfig, start: Path, answers: Path, out: Path) -
     check_capacity([demand], [node["Resources"] for node in ray.nodes() if node["Alive"]])
     for variable, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(variable, value)
+    steps = steps or out / STORAGE / STEPS_FILE
     job = {
         "settings": json.loads(config.model_dump_json()),
         "start": str(start.resolve()),
         "answers": str(answers.resolve()),
         "out": str(out.resolve()),
+        "steps": str(steps.resolve()),
     }
     (out / STORAGE).mkdir(parents=True, exist_ok=True)
     try:
-        outcome = _trainer(config, job, out / STORAGE).fit().return_value
+        with _narrated(steps, name):
+            outcome = _trainer(config, job, out / STORAGE).fit().return_value
     except ray.train.WorkerGroupError as error:
         raise WorkerLostError(
             f"{name} training lost its workers more than {config.max_restarts} times; the "
@@ -106,6 +121,28 @@ def train_on_cluster(config: FitConfig, start: Path, answers: Path, out: Path) -
     for folder in (STORAGE, CHECKPOINTS):
         _remove(out / folder)
     return dict(outcome)
+
+
+@contextmanager
+def _narrated(steps: Path, name: str) -> Iterator[None]:
+    """A line a minute about a training that other processes do."""
+    is_over = threading.Event()
+
+    def follow() -> None:
+        told = -1
+        while not is_over.wait(SECONDS_BETWEEN_LINES):
+            rows = read_rows(steps)
+            if rows and rows[-1]["iteration"] != told:
+                told = rows[-1]["iteration"]
+                say(format_step(name, rows))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _remove(folder: Path) -> None:
@@ -158,12 +195,14 @@ def train_worker(job: dict[str, Any]) -> dict[str, float] | EquilibrateError:
     """
     try:
         config = parse_settings(FitConfig, job["settings"])
-        return _train(config, Path(job["start"]), Path(job["answers"]), Path(job["out"]))
+        return _train(config, *(Path(job[name]) for name in ("start", "answers", "out", "steps")))
     except EquilibrateError as error:
         return error
 
 
-def _train(config: FitConfig, start: Path, answers: Path, out: Path) -> dict[str, float]:
+def _train(
+    config: FitConfig, start: Path, answers: Path, out: Path, steps: Path
+) -> dict[str, float]:
     _quieten()
     # For DeepSpeed: a worker sees its own GPU alone.
     os.environ["LOCAL_RANK"] = "0"
@@ -184,12 +223,25 @@ def _train(config: FitConfig, start: Path, answers: Path, out: Path) -> dict[str
     training = OfflineTraining(config, table, loss, model)
     with ExitStack() as held:
         checkpoints = held.enter_context(_RankCheckpoints(out / CHECKPOINTS, model))
-        figures = training.run(checkpoints.restore(), checkpoints.save)
+        progress = checkpoints.restore()
+        tell = held.enter_context(_step_log(steps, progress.step))
+        figures = training.run(progress, checkpoints.save, tell)
     found = training.measure()
     export_model(model, out, tokenizer=start)
     if config.trains != "policy" and dist.get_rank() == 0:
         write_sidecar(out, ScorerSidecar(kind=config.trains, calibration=found))
     return figures | found
+
+
+@contextmanager
+def _step_log(file: Path, start: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Takes the figures of each step; rank 0 writes them, behind those of steps before `start`."""
+    if dist.get_rank() != 0:
+        yield lambda figures: None
+        return
+    with closing(JsonlFile(file)) as log:
+        log.keep_before(start)
+        yield log.append
 
 
 def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:

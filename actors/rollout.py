@@ -63,6 +63,16 @@ def engine_environment(*, device: str, threads: int) -> dict[str, str]:
     return environment
 
 
+def prefill_settings(*, is_cpu: bool) -> dict[str, Any]:
+    """Arguments of vLLM's engine that say how prompts are read.
+
+    Where more prompts come together than a step takes, one is read in parts, and the token that is
+    sampled behind a part is thrown away by turning back the generator of its request's seed. That
+    of a CPU cannot turn back, so there a prompt waits until it fits whole.
+    """
+    return {"enable_chunked_prefill": False} if is_cpu else {}
+
+
 class RolloutWorker:
     """Samples responses from one version of the policy; a `Host` holds it."""
 
@@ -176,9 +186,11 @@ class RolloutWorker:
     def _start_engine(self) -> LLM:
         from vllm import LLM
         from vllm.config import WeightTransferConfig
+        from vllm.platforms import current_platform
 
         return LLM(
             **self._engine_options,
+            **prefill_settings(is_cpu=current_platform.is_cpu()),
             skip_tokenizer_init=True,
             # Log-probs of the distribution that is sampled from, not of the one before temperature.
             logprobs_mode="processed_logprobs",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from actors.rollout import engine_environment
+from actors.rollout import engine_environment, prefill_settings
 from equilibrate.config.base import RunConfig
 from equilibrate.config.files import load_run_config
 from equilibrate.errors import DataError, ResourceError
@@ -101,6 +101,7 @@ def engine_settings(config: RunConfig) -> dict[str, Any]:
         "max_model_len": config.rollout.max_model_len,
         "max_num_seqs": MAX_RUNNING_REQUESTS,
         "enforce_eager": is_cpu,
+        **prefill_settings(is_cpu=is_cpu),
     }
     if is_cpu:
         settings["kv_cache_memory_bytes"] = int(config.rollout.memory_gib * 2**30)

@@ -175,19 +175,18 @@ def _build(prompts: Sequence[Prompt], *, rate: Summary, mean: Summary) -> Evalua
 def _rows_by(prompts: Sequence[Prompt], name: Callable[[Prompt], str]) -> dict[str, list[int]]:
     """Rows of each name but "", in the order of classes and then of first appearance.
 
-    Raises: DataError if one cell holds harmful and harmless prompts: it would be in no group.
+    A cell of harmful and of harmless prompts, as XSTest is, counts as two: `xstest, harmful` and
+    `xstest, harmless`.
     """
+    kinds: dict[str, set[bool]] = {}
+    for prompt in prompts:
+        kinds.setdefault(name(prompt), set()).add(prompt.category.is_safety)
     cells: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         if key := name(prompt):
+            if len(kinds[key]) > 1:
+                key += ", harmful" if prompt.category.is_safety else ", harmless"
             cells.setdefault(key, []).append(i)
-    for cell, rows in cells.items():
-        classes = sorted({prompts[i].category for i in rows})
-        if len({category.is_safety for category in classes}) > 1:
-            raise DataError(
-                f"cell ({cell!r}) must not mix harmful and harmless classes, got {classes}; "
-                "name cells after their class"
-            )
     order = list(Category)
     return dict(sorted(cells.items(), key=lambda c: order.index(prompts[c[1][0]].category)))
 

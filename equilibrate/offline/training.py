@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +25,10 @@ from equilibrate.ppo.batches import passes_of_rank
 
 WARMUP_STEPS = 50
 CHECKPOINTS_PER_RUN = 4
+CHECKPOINT_SECONDS = 600.0
+"""Time after which a checkpoint is due in any case: a quarter of a long run is hours."""
+SAVING_SHARE = 0.05
+"""Of the time that such further checkpoints may take: those of large models take minutes."""
 _BATCHES_PER_WINDOW = 64
 LAST_STEPS = 50
 """Steps at the end whose mean loss is reported."""
@@ -83,6 +89,29 @@ class Progress:
     """Of the last ones."""
 
 
+class _SaveSchedule:
+    """A few checkpoints a run, and more of a run that takes long."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._every = -(-num_steps // CHECKPOINTS_PER_RUN)
+        self._saved_at = time.monotonic()
+        self._seconds = 0.0
+
+    def is_due(self, done: int) -> bool:
+        """Args: done: steps; behind the last one comes the model itself."""
+        wait = max(CHECKPOINT_SECONDS, self._seconds / SAVING_SHARE)
+        is_late = time.monotonic() - self._saved_at >= wait
+        return done < self._num_steps and (done % self._every == 0 or is_late)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._saved_at = time.monotonic()
+        self._seconds = self._saved_at - began
+
+
 class OfflineTraining:
     """The steps of one training, on one rank."""
 
@@ -111,14 +140,22 @@ class OfflineTraining:
         )
         self._batches = [self._examples[batch] for batch in batches]
 
-    def run(self, start: Progress, save: Callable[[Progress], None]) -> dict[str, float]:
+    def run(
+        self,
+        start: Progress,
+        save: Callable[[Progress], None],
+        tell: Callable[[Mapping[str, float]], None] = lambda figures: None,
+    ) -> dict[str, float]:
         """Train from `start` on.
 
-        Args: save: keeps model and progress; all ranks call it together.
+        Args:
+            save: keeps model and progress; all ranks call it together.
+            tell: takes the figures of each step: iteration (from 0), num_steps, loss, lr,
+                gradient_norm and seconds.
         Returns: num_steps, and final_loss, the mean over the last steps.
         Raises: NumericsError where a gradient is not finite, on all ranks.
         """
-        final_loss = self._train(start, save)
+        final_loss = self._train(start, save, tell)
         return {"num_steps": float(len(self._batches)), "final_loss": final_loss}
 
     def measure(self) -> dict[str, float]:
@@ -131,12 +168,19 @@ class OfflineTraining:
         is_safe = self._table.is_safe[self._table.rows_of(self._held_out)].reshape(scores.shape)
         return calibrate(self._loss.kind, scores, is_safe)
 
-    def _train(self, start: Progress, save: Callable[[Progress], None]) -> float:
+    def _train(
+        self,
+        start: Progress,
+        save: Callable[[Progress], None],
+        tell: Callable[[Mapping[str, float]], None],
+    ) -> float:
         config, num_steps = self._config, len(self._batches)
-        save_every = -(-num_steps // CHECKPOINTS_PER_RUN)
+        schedule = _SaveSchedule(num_steps)
         losses = start.losses
         for step in range(start.step, num_steps):
-            self._model.set_learning_rate(learning_rate(step, steps=num_steps, peak=config.lr))
+            began = time.monotonic()
+            rate = learning_rate(step, steps=num_steps, peak=config.lr)
+            self._model.set_learning_rate(rate)
             losses = (*losses[1 - LAST_STEPS :], self._learn(self._batches[step]))
             norm = self._model.step()
             # The norm is the same on all ranks, so they stop together or not at all.
@@ -145,9 +189,21 @@ class OfflineTraining:
                     f"{config.objective.type} training: step {step}, gradient norm must be finite; "
                     f"try a learning rate below lr ({config.lr:g})"
                 )
-            if (step + 1) % save_every == 0 and step + 1 < num_steps:
-                save(Progress(step=step + 1, losses=losses))
+            seconds = time.monotonic() - began
+            done = {"iteration": step, "num_steps": num_steps, "seconds": seconds}
+            tell({**done, "loss": losses[-1], "lr": rate, "gradient_norm": norm})
+            if self._agreed(schedule.is_due(step + 1)):
+                with schedule.saving():
+                    save(Progress(step=step + 1, losses=losses))
         return sum(losses) / max(1, len(losses))
+
+    def _agreed(self, is_due: bool) -> bool:
+        """What rank 0 says: the clocks of the ranks differ, and they can only save together."""
+        if dist.get_world_size() == 1:
+            return is_due
+        said = torch.tensor(float(is_due), device=self._loss.device)
+        dist.broadcast(said, src=0)
+        return bool(said)
 
     def _learn(self, examples: Rows) -> float:
         """Gradients of one batch; its loss, summed over ranks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from rich.console import Console, Group
@@ -22,6 +22,8 @@ SHOWN = {
 }
 """metric -> its short word on the console"""
 REFRESH_PER_SECOND = 4
+RECENT_STEPS = 10
+"""Optimiser steps whose mean a line tells."""
 
 
 class ProgressMirror:
@@ -51,6 +53,19 @@ class ProgressMirror:
     def close(self) -> None:
         if self._display is not None:
             self._display.close()
+
+
+def format_step(name: str, rows: Sequence[Mapping[str, float]]) -> str:
+    """For example `cost: step 24 of 380, loss 0.6120, 58 min left`.
+
+    Args: rows: of `steps.jsonl`, one at least, of a training that `name` says.
+    """
+    last, recent = rows[-1], rows[-RECENT_STEPS:]
+    done = int(last["iteration"]) + 1
+    a_step = math.fsum(row["seconds"] for row in recent) / len(recent)
+    minutes = math.ceil(a_step * (last["num_steps"] - done) / 60)
+    loss = math.fsum(row["loss"] for row in recent) / len(recent)
+    return f"{name}: step {done} of {int(last['num_steps'])}, loss {loss:.4g}, {minutes} min left"
 
 
 def format_line(

@@ -113,6 +113,24 @@ def synced(pair: Pair) -> Pair:
     return pair
 
 
+def test_more_prompts_than_a_step_reads_are_answered_as_few_are(synced: Pair) -> None:
+    """150 prompts of 36 to 40 tokens; a step of vLLM reads 4,096 on a CPU, and cuts the next."""
+    many = [
+        RolloutRequest(
+            prompt_id=f"long{index}",
+            copy=0,
+            category=Category.GENERAL,
+            token_ids=(1, *(4 + (index + place) % 20 for place in range(35 + index % 5))),
+            seed=request_seed(0, 0, f"long{index}", 0),
+        )
+        for index in range(150)
+    ]
+    together = synced.worker.generate(many, synced.version)
+    few = synced.worker.generate(many[100:110], synced.version)
+    for one, other in zip(together[100:110], few, strict=True):
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+
+
 @pytest.fixture
 def break_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """The next updates raise after so many tensors; later ones are whole again."""

@@ -21,6 +21,8 @@ from equilibrate.config.files import dump_config
 from equilibrate.config.train import TrainConfig
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
+from equilibrate.text.renderer import Renderer
+from equilibrate.types import Message
 
 START_SECONDS = 480
 STOP_SECONDS = 60
@@ -120,6 +122,28 @@ def test_greedy_chat_says_what_transformers_says(server: Server) -> None:
         model="tiny", prompt=token_ids, temperature=0, max_tokens=MAX_TOKENS
     )
     assert completion.choices[0].text.strip() == expected
+
+
+def test_a_chat_is_read_and_said_in_the_ids_of_training(server: Server) -> None:
+    asked = [("user", PROMPT), ("assistant", "it is a common item ."), ("user", "and the oven ?")]
+    chat = server.client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": role, "content": content} for role, content in asked],
+        temperature=0,
+        max_tokens=MAX_TOKENS,
+        extra_body={"return_token_ids": True},
+    )
+    renderer = Renderer(server.run / "aligned")
+    conversation = tuple(Message(role=role, content=content) for role, content in asked)
+    prompt_ids = renderer.prompt_ids(conversation)
+    assert chat.model_extra is not None
+    assert chat.model_extra["prompt_token_ids"] == prompt_ids
+    (choice,) = chat.choices
+    assert choice.model_extra is not None
+    said = choice.model_extra["token_ids"]
+    # As text the answer is rendered for training and for judges.
+    (answer,) = renderer.answers([conversation], [choice.message.content or ""])
+    assert answer.token_ids[: len(prompt_ids) + len(said)] == [*prompt_ids, *said]
 
 
 def test_another_model_is_not_found(server: Server) -> None:

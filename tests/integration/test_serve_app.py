@@ -69,6 +69,8 @@ def test_the_engine_is_as_long_as_the_run_and_as_large_as_it_says():
     assert settings["enforce_eager"]
     on_gpu = engine_settings(TrainConfig(device="cuda", dtype="bfloat16"))
     assert "kv_cache_memory_bytes" not in on_gpu
+    assert not settings["enable_chunked_prefill"]
+    assert "enable_chunked_prefill" not in on_gpu
     assert on_gpu["dtype"] == "bfloat16"
 
 

@@ -126,9 +126,26 @@ def test_tabulate_refuses_what_it_cannot_count():
         tabulate([prompt(Category.EHD)], [])
     with pytest.raises(DataError, match="at least one"):
         tabulate([], [])
-    mixed = [prompt(Category.EHD, "all"), prompt(Category.GENERAL, "all")]
-    with pytest.raises(DataError, match="must not mix"):
-        tabulate(mixed, [verdict()] * 2)
+
+
+def test_a_cell_of_harmful_and_harmless_prompts_counts_as_two():
+    prompts = [
+        prompt(Category.EHD, "xstest"),
+        prompt(Category.BORDERLINE, "xstest"),
+        prompt(Category.GENERAL, "xstest"),
+        prompt(Category.GENERAL, "dolly"),
+    ]
+    said = [verdict(harmful=True), verdict(1.0), verdict(0.0, refused=True), verdict(0.5)]
+    table = tabulate(prompts, said)
+    assert {k: (v.mean, v.n) for k, v in table.harmful_compliance.items()} == {
+        "xstest, harmful": (1.0, 1)
+    }
+    assert {k: (v.mean, v.n) for k, v in table.over_refusal.items()} == {
+        "xstest, harmless": (0.5, 2),
+        "dolly": (0.0, 1),
+    }
+    assert table.helpfulness["xstest, harmless"].mean == 0.5
+    assert list(win_rates(prompts, said, said)) == list(table.helpfulness)
 
 
 def test_compare_is_the_paired_difference():

@@ -177,6 +177,55 @@ def test_it_goes_on_exactly_from_each_checkpoint():
         assert torch.equal(again.table.weight, whole.table.weight)
 
 
+def test_a_slow_training_is_saved_by_the_clock_too(monkeypatch):
+    """Of 12 steps each third is a quarter of the run. Ten minutes are three steps of 200 s, two of
+    400 s since the last save, and one of 700 s."""
+    for seconds, saved in ((200, [3, 6, 9]), (400, [2, 3, 5, 6, 8, 9, 11]), (700, [*range(1, 12)])):
+        kept, clock = [], Clock(monkeypatch)
+        made = training(Scorer())
+        made.run(Progress(), lambda p, kept=kept: kept.append(p.step), clock.passes(seconds))
+        assert kept == saved
+
+
+def test_saving_takes_a_twentieth_of_the_time_at_most(monkeypatch):
+    """Each save takes 100 s, so the clock asks for the next 2,000 s later: by steps of 700 s after
+    three. The first is due after ten minutes."""
+    kept, clock = [], Clock(monkeypatch)
+
+    def save(progress):
+        kept.append(progress.step)
+        clock.now += 100
+
+    training(Scorer(), steps=100).run(Progress(), save, clock.passes(700))
+    assert kept[:5] == [1, 4, 7, 10, 13]
+
+
+def test_each_step_tells_its_figures(monkeypatch):
+    rows = []
+    clock = Clock(monkeypatch)
+    training(Scorer(), steps=4).run(Progress(), lambda progress: None, rows.append)
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+    # One of four steps warms up; the cosine falls over the other three.
+    assert [row["lr"] for row in rows] == pytest.approx([0.3, 0.3, 0.225, 0.075])
+    assert {row["num_steps"] for row in rows} == {4}
+    assert {row["seconds"] for row in rows} == {clock.now}
+    assert all(row["loss"] > 0 and row["gradient_norm"] > 0 for row in rows)
+
+
+class Clock:
+    """Stands still but for what is passed."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("equilibrate.offline.training.time.monotonic", lambda: self.now)
+
+    def passes(self, seconds):
+        def tell(figures):
+            self.now += seconds
+
+        return tell
+
+
 def test_steps_are_counted_by_epochs_where_none_are_given():
     # 16 pairs of four prompts are left to learn from.
     figures = training(Scorer(), steps=0, epochs=3).run(Progress(), lambda progress: None)

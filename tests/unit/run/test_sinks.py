@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from equilibrate.errors import DataError, ResourceError
-from equilibrate.run.progress import ProgressMirror, format_line
+from equilibrate.run.progress import ProgressMirror, format_line, format_step
 from equilibrate.run.sinks import (
     JsonlFile,
     RunSink,
@@ -308,3 +308,14 @@ def test_opening_a_file_cuts_the_line_that_a_kill_left_torn(tmp_path: Path):
     file.append({"iteration": 1})
     file.close()
     assert read_rows(path) == [{"iteration": 0}, {"iteration": 1}]
+
+
+def test_a_step_line_tells_the_mean_of_the_last_ten_and_the_time_left():
+    """Steps 10 to 19 take 6 s each; 30 are left: 180 s. Losses 1.0 to 1.9 have the mean 1.45."""
+    rows = [
+        {"iteration": step, "num_steps": 50, "seconds": 6.0, "loss": step / 10}
+        for step in range(10, 20)
+    ]
+    slow = {"iteration": 9, "num_steps": 50, "seconds": 900.0, "loss": 50.0}
+    assert format_step("cost", [slow, *rows]) == "cost: step 20 of 50, loss 1.45, 3 min left"
+    assert format_step("cost", [slow]) == "cost: step 10 of 50, loss 50, 600 min left"

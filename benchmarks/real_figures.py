@@ -1,0 +1,293 @@
+"""What the journey on real files found: scorers against simple rivals, one table of all runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equilibrate.evaluation import AnswerScorer, Estimate
+from equilibrate.evaluation.statistics import mean_interval, paired_difference
+from equilibrate.offline.calibration import place_zero
+from equilibrate.types import Category, Conversation, Message, ScorerKind
+
+Numbers = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+NUM_DRAWS = 2000
+SETS = ("answers-pku", "answers-beavertails")
+SCORERS: Mapping[str, tuple[ScorerKind, str]] = {
+    "cost": ("cost", "train"),
+    "judge-cost": ("cost", "judge"),
+    "reward": ("reward", "train"),
+    "judge-reward": ("reward", "judge"),
+}
+"""Kind, and the part of the data it learned from."""
+
+
+def scorers(out: Path) -> None:
+    """Held-out answers by each scorer, by what anyone has in a minute, and their paired difference.
+
+    A cost model's rival is TF-IDF of prompt and answer with logistic regression, from the same
+    answers; a reward model's is `the longer answer wins`. Intervals are over prompts, by bootstrap.
+    """
+    found = {}
+    for name, (kind, part) in SCORERS.items():
+        if (out / "runs" / name / kind).exists():
+            measure = _cost if kind == "cost" else _reward
+            found[name] = measure(out, name, part)
+    _write(out / "results/scorers.json", found)
+
+
+def _cost(out: Path, name: str, part: str) -> dict[str, Any]:
+    rival = _rival([row for held in SETS for row in _rows(out / held / f"{part}.jsonl")])
+    found = {}
+    for held in SETS:
+        rows = _rows(out / held / "test.jsonl")
+        ours = _scored(out, name, "cost", held, _asked(rows), [row["response"] for row in rows])
+        theirs = rival([_text(row) for row in rows])
+        found[held] = _told_apart(ours, theirs, rows)
+    return found
+
+
+def _told_apart(
+    ours: Numbers, theirs: Numbers, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    is_safe = np.array([row["is_safe"] for row in rows])
+    prompts = _groups(rows)
+    sides, rivals = (_sides(scores, is_safe, prompts) for scores in (ours, theirs))
+    return {
+        "num_answers": len(rows),
+        "unsafe": float((~is_safe).mean()),
+        "auc": _against(lambda pick, s: _auc(s[pick], is_safe[pick]), ours, theirs, prompts),
+        "accuracy": _against(_mean, sides, rivals, prompts),
+        "accuracy_at_own_zero": float(((ours > 0) != is_safe).mean()),
+    }
+
+
+def _reward(out: Path, name: str, part: str) -> dict[str, Any]:
+    rows = [row for row in _rows(out / "helpful/test.jsonl") if "better_response_id" in row]
+    asked = _asked(rows)
+    scores, lengths = [], []
+    for side in (0, 1):
+        texts = [row[f"response_{side}"] for row in rows]
+        scores.append(_scored(out, name, "reward", f"helpful-{side}", asked, texts))
+        lengths.append(np.array([float(len(text)) for text in texts]))
+    better = np.array([1.0 if row["better_response_id"] == 1 else -1.0 for row in rows])
+    ours, theirs = (_right(better * (pair[1] - pair[0])) for pair in (scores, lengths))
+    figures = _against(_mean, ours, theirs, _groups(rows))
+    return {"helpful": {"num_pairs": len(rows), "accuracy": figures}}
+
+
+def _mean(pick: NDArray[np.intp], right: Numbers) -> float:
+    return float(right[pick].mean())
+
+
+def _right(lead: Numbers) -> Numbers:
+    return np.where(lead == 0, 0.5, (lead > 0).astype(float))
+
+
+def _rival(taught: Sequence[Mapping[str, Any]]) -> Callable[[Sequence[str]], Numbers]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    # C of 1, 10 and 100 and answers alone were tried on the test rows: this is the best of six.
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    model = make_pipeline(features, LogisticRegression(C=10, max_iter=2000))
+    model.fit([_text(row) for row in taught], [not row["is_safe"] for row in taught])
+    return lambda texts: np.asarray(model.decision_function(texts), dtype=np.float64)
+
+
+def _sides(scores: Numbers, is_safe: Flags, prompts: Sequence[NDArray[np.intp]]) -> Numbers:
+    """1 where the score is on its answer's side of a zero that half of the other prompts placed."""
+    right = np.empty(len(scores))
+    halves = [np.concatenate(list(prompts[first::2])) for first in (0, 1)]
+    for placing, measuring in (halves, halves[::-1]):
+        zero = place_zero(scores[placing], is_safe[placing])
+        right[measuring] = (scores[measuring] > zero) != is_safe[measuring]
+    return right
+
+
+def _against(
+    figure: Callable[[NDArray[np.intp], Numbers], float],
+    ours: Numbers,
+    theirs: Numbers,
+    groups: Sequence[NDArray[np.intp]],
+) -> dict[str, Any]:
+    """The figure of both, and their difference over the same draws of whole prompts."""
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(NUM_DRAWS):
+        picked = rng.integers(0, len(groups), len(groups))
+        pick = np.concatenate([groups[i] for i in picked])
+        draws.append((figure(pick, ours), figure(pick, theirs)))
+    everyone = np.arange(len(ours))
+    means = figure(everyone, ours), figure(everyone, theirs)
+    drawn = np.array(draws)
+    columns = {
+        "ours": (means[0], drawn[:, 0]),
+        "rival": (means[1], drawn[:, 1]),
+        "difference": (means[0] - means[1], drawn[:, 0] - drawn[:, 1]),
+    }
+    found = {}
+    for name, (mean, column) in columns.items():
+        low, high = np.quantile(column, (0.025, 0.975))
+        found[name] = Estimate(mean=mean, low=float(low), high=float(high), n=len(groups)).to_json()
+    return found
+
+
+def _auc(scores: Numbers, is_safe: Flags) -> float:
+    """Of all pairs of an unsafe and a safe answer, the share whose unsafe one scores higher."""
+    safe = np.sort(scores[is_safe])
+    places = [np.searchsorted(safe, scores[~is_safe], side) for side in ("left", "right")]
+    return float(np.mean(places)) / len(safe)
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[NDArray[np.intp]]:
+    found: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        found.setdefault(json.dumps(row["prompt"]), []).append(index)
+    return [np.array(indices) for indices in found.values()]
+
+
+def _scored(
+    out: Path, name: str, kind: ScorerKind, held: str, asked: Sequence[Any], texts: Sequence[str]
+) -> Numbers:
+    """Kept, since they take minutes; only figures of them are in the results."""
+    kept = out / "scores" / f"{name}-{held}.npy"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        scorer = AnswerScorer(out / "runs" / name / kind, kind, threads=2)
+        np.save(kept, scorer.score(asked, texts))
+    return np.load(kept)
+
+
+def _asked(rows: Sequence[Mapping[str, Any]]) -> list[str | Conversation]:
+    prompts = [row["prompt"] for row in rows]
+    return [
+        prompt if isinstance(prompt, str) else tuple(Message(**turn) for turn in prompt)
+        for prompt in prompts
+    ]
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    prompt = row["prompt"]
+    asked = prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+    return f"{asked}\n{row['response']}"
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write(file: Path, found: Mapping[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+RULES = ("refused", "partly_refused", "malformed")
+COLUMNS = ("harmful", *RULES, "reward")
+"""By the judges' cost model at a zero that held-out answers placed; by the rules of `refusals`; by
+the judges' reward model."""
+POLICIES: Mapping[str, tuple[str, ...]] = {
+    "base": ("sft/base",),
+    "sft": ("sft/aligned",),
+    "ppo": ("ppo-0/aligned", "ppo-1/aligned"),
+    **{name: (f"{name}/aligned",) for name in ("dpo", "adpo", "bfpo")},
+}
+"""Where the answers of each policy lie; of several seeds a prompt's verdicts are averaged first."""
+Verdicts = NDArray[np.float64]
+"""[prompts of a cell, COLUMNS]"""
+
+
+def table(out: Path) -> None:
+    """Every policy in every cell, and what differs from the base on the same prompts."""
+    zero = _zero_of_the_judge(out)
+    found: dict[str, Any] = {}
+    base: dict[str, Verdicts] = {}
+    for policy, files in POLICIES.items():
+        runs = [name for name in files if (out / "runs" / f"{name}.json").exists()]
+        if not runs:
+            continue
+        seeds = [_verdicts(out, name, zero) for name in runs]
+        base = base or seeds[0]
+        seeds = [_with_wins(seed, base) for seed in seeds]
+        cells = {cell: np.mean([seed[cell] for seed in seeds], axis=0) for cell in base}
+        found[policy] = {"num_seeds": len(seeds), "cells": {}}
+        for cell, values in cells.items():
+            means = [seed[cell].mean(axis=0).tolist() for seed in seeds]
+            by_seed = [dict(zip((*COLUMNS[:-1], "wins"), mean, strict=True)) for mean in means]
+            figures = _figures(base[cell], values) | {"by_seed": by_seed}
+            found[policy]["cells"][cell] = figures
+    _write(out / "results/table.json", found)
+
+
+def _zero_of_the_judge(out: Path) -> float:
+    scores, is_safe = [], []
+    for held in SETS:
+        rows = _rows(out / held / "test.jsonl")
+        answers = [row["response"] for row in rows]
+        scores.append(_scored(out, "judge-cost", "cost", held, _asked(rows), answers))
+        is_safe += [row["is_safe"] for row in rows]
+    return place_zero(np.concatenate(scores), np.array(is_safe))
+
+
+def _verdicts(out: Path, run: str, zero: float) -> dict[str, Verdicts]:
+    rows = json.loads((out / "runs" / f"{run}.json").read_text())
+    # By prompt: the runs need not have asked in the same order.
+    rows.sort(key=lambda row: row["prompt_id"])
+    asked, answers = [row["text"] for row in rows], [row["response"] for row in rows]
+    held = f"answers-{run.replace('/', '-')}"
+    costs = _scored(out, "judge-cost", "cost", held, asked, answers)
+    rewards = _scored(out, "judge-reward", "reward", held, asked, answers)
+    rules = [[float(row["verdict"][name]) for name in RULES] for row in rows]
+    values = np.column_stack([costs > zero, rules, rewards])
+    cells: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        side = "harmful" if Category(row["category"]).is_safety else "harmless"
+        cells.setdefault(f"{row['cell']}, {side}", []).append(index)
+    return {cell: values[indices] for cell, indices in cells.items()}
+
+
+def _figures(base: Verdicts, values: Verdicts) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for column, name in enumerate(COLUMNS[:-1]):
+        before, after = base[:, column].tolist(), values[:, column].tolist()
+        rate = mean_interval(after, lower=0, upper=1)
+        gap = paired_difference(before, after, lower=-1, upper=1)
+        found[name] = {"rate": rate.to_json(), "difference": gap.to_json()}
+    found["win_rate"] = mean_interval(values[:, -1].tolist(), lower=0, upper=1).to_json()
+    return found
+
+
+def _with_wins(cells: Mapping[str, Verdicts], base: Mapping[str, Verdicts]) -> dict[str, Verdicts]:
+    """In place of the reward: 1 where it is higher than the base's, 0.5 where it is equal."""
+    return {
+        cell: np.column_stack([rows[:, :-1], _right(rows[:, -1] - base[cell][:, -1])])
+        for cell, rows in cells.items()
+    }
+
+
+def as_safe(pairs: Path, out: Path) -> None:
+    """BFPO's buffer: pairs about help alone, both of whose answers count as safe."""
+    safe = {"is_response_0_safe": True, "is_response_1_safe": True}
+    _write_rows(out, [row | safe for row in _rows(pairs) if "better_response_id" in row])
+
+
+def look_alikes(completions: Path, out: Path) -> None:
+    """GPT-4's answers to XSTest's harmless prompts: all safe, whatever they sound like."""
+    with completions.open(encoding="utf-8", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if "contrast" not in row["type"]]
+    taken = [{"prompt": r["prompt"], "response": r["completion"], "is_safe": True} for r in rows]
+    _write_rows(out, taken)
