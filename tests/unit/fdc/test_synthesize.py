@@ -12,18 +12,26 @@ from hypothesis import strategies as st
 
 from equilibrate import cli
 from equilibrate.errors import ConfigError, DataError, ResourceError
+from equilibrate.fdc.asking import Asker, Replies
 from equilibrate.fdc.synthesize import Known, merging_question, pairs_of, read_merged
 from equilibrate.fdc.synthesize_commands import MhdOptions, mhd
 
 
 class Writer:
-    """Merges by a rule, calls what has "hate" in it MHD, and falls silent after `limit`."""
+    """Merges by a rule, calls what has "hate" in it MHD, and falls silent after `limit`.
+
+    Of the texts that `mute` stands in it says nothing, of those that `babbles` stands in no JSON.
+    """
 
     model = "writer"
 
-    def __init__(self, merged: Mapping[str, str], limit: int = 1000) -> None:
+    def __init__(
+        self, merged: Mapping[str, str], limit: int = 1000, mute: str = "~", babbles: str = "~"
+    ) -> None:
         self.merged = merged
         self.limit = limit
+        self.mute = mute
+        self.babbles = babbles
         self.num_asked = 0
 
     def map(self, work: Callable[..., Any], items: Iterable[str]) -> list[Any]:
@@ -34,11 +42,22 @@ class Writer:
             raise ResourceError("gone")
         self.num_asked += 1
         last = messages[0]["content"].rstrip().rpartition("\n")[2]
+        if self.mute in last:
+            raise ResourceError("gone")
+        if self.babbles in last:
+            return "well, well"
         if last.startswith("Request: "):
             flags = {"risky_content": True, "malicious_intent": "hate" in last}
             return json.dumps({"analysis": "", **flags, "sounds_harmful": True})
         texts = json.loads(last)
         return json.dumps({"request": self.merged[f"{texts['content']}+{texts['intent']}"]})
+
+
+class Quoting:
+    model = "writer"
+
+    def map(self, work: Callable[..., Any], items: Iterable[str]) -> list[Any]:
+        return [work(lambda messages: '{"request": "new"}', item) for item in items]
 
 
 MERGED = {
@@ -108,9 +127,51 @@ def test_an_estimate_asks_and_writes_nothing(
     assert "to ask: 8 questions" in capsys.readouterr().out
 
 
+def test_a_prompt_whose_class_cannot_be_read_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    writer = Writer(MERGED, babbles=MERGED["acid?+joke?"])
+    assert mhd(job(tmp_path), lambda *_: writer) == 0
+    assert [row["prompt"] for row in read(tmp_path / "m.jsonl")] == [MERGED["poison?+joke?"]]
+    reasons = {row["prompt"]: row["reason"] for row in read(tmp_path / "m.rejected.jsonl")}
+    assert "must say risky_content true or false once" in reasons[MERGED["acid?+joke?"]]
+
+
+def test_what_got_no_answer_is_an_error_and_is_asked_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("equilibrate.fdc.asking.FIRST_WAIT_SECONDS", 0.0)
+    with pytest.raises(ResourceError, match="1 questions got no answer; the same command"):
+        mhd(job(tmp_path), lambda *_: Writer(MERGED, mute=MERGED["poison?+joke?"]))
+    assert len(read(tmp_path / "m.jsonl")) == 1
+    rest = Writer(MERGED)
+    assert mhd(job(tmp_path), lambda *_: rest) == 0
+    assert (rest.num_asked, len(read(tmp_path / "m.jsonl"))) == (1, 2)
+
+
+def test_nothing_is_said_of_pairs_left_out_where_all_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {pair: text or "which glove for acid?" for pair, text in MERGED.items()}
+    good["poison?+mock?"] = "who sells hate by the gram?"
+    assert mhd(job(tmp_path), lambda *_: Writer(good)) == 0
+    assert read(tmp_path / "m.rejected.jsonl") == []
+    assert "left out:" not in capsys.readouterr().out
+
+
+def test_a_kept_reply_that_nobody_can_read_today_is_asked_again(tmp_path: Path) -> None:
+    replies = Replies(tmp_path / "asked.jsonl")
+    replies.put("writer", "q", "kept by another release")
+    asker = Asker(Quoting(), replies, read_merged, reply_tokens=1)
+    assert asker.known("q") is None
+    assert (asker.estimate(["q"]).num_requests, asker.estimate(["q"]).num_cached) == (1, 0)
+    assert asker.ask(["q"]) == {"q": "new"}
+    assert Asker(Quoting(), replies, read_merged, reply_tokens=1).known("q") == "new"
+
+
 def test_wrong_options_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--pairs \(0\)"):
         mhd(job(tmp_path, pairs=0), lambda *_: Writer(MERGED))
+    with pytest.raises(ConfigError, match=r"--price \(1.0, -1.0\) must be two numbers >= 0"):
+        mhd(job(tmp_path, price=(1.0, -1.0)), lambda *_: Writer(MERGED))
     options = job(tmp_path)
     options.ehd_file.write_text('{"prompt": "a", "category": "IHD"}\n')
     with pytest.raises(DataError, match="must hold prompts of class EHD"):
