@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
@@ -15,12 +15,10 @@ from equilibrate.data.commands import data, split
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
 from equilibrate.fdc import commands as fdc_commands
 from equilibrate.fdc import synthesize_commands
+from equilibrate.fdc.asking import Endpoint
 from equilibrate.fdc.commands import LabelOptions
-from equilibrate.fdc.synthesize_commands import MhdOptions
+from equilibrate.fdc.synthesize_commands import AnswersOptions, MhdOptions
 from equilibrate.offline.commands import scorer
-
-if TYPE_CHECKING:
-    from equilibrate.evaluation.served_model import ServedModel
 
 Configs = Annotated[
     UseAppendAction[tuple[Path, ...]],
@@ -316,14 +314,10 @@ def fdc() -> int:
     return main(["fdc", "--help"])
 
 
-def _connect(
-    base_url: str, model: str, api_key_variable: str, form: Mapping[str, object] | None
-) -> ServedModel:
+def _connect(url: str, model: str, key: str, form: Mapping[str, object] | None) -> Endpoint:
     from equilibrate.evaluation.served_model import ServedModel
 
-    return ServedModel(
-        base_url=base_url, model=model, api_key_variable=api_key_variable, response_format=form
-    )
+    return ServedModel(base_url=url, model=model, api_key_variable=key, response_format=form)
 
 
 def label(options: OmitArgPrefixes[LabelOptions]) -> int:
@@ -332,13 +326,20 @@ def label(options: OmitArgPrefixes[LabelOptions]) -> int:
 
 
 def synthesize() -> int:
-    """Make prompts of both risks of prompts of one each: `fdc synthesize mhd`."""
+    """Make prompts of both risks, or safe answers out of notes: `fdc synthesize mhd | answers`."""
     return main(["fdc", "synthesize", "--help"])
 
 
 def mhd(options: OmitArgPrefixes[MhdOptions]) -> int:
     """Write MHD prompts from pairs of EHD and IHD ones by a model, each with a judge's class."""
     return synthesize_commands.mhd(options, _connect)
+
+
+def answers(options: OmitArgPrefixes[AnswersOptions]) -> int:
+    """Write safe answers to EHD prompts out of notes on risks: draft, review, revision, verdict."""
+    from equilibrate.evaluation.endpoint_judge import grading_question, parse_verdict
+
+    return synthesize_commands.answers(options, _connect, grading_question, parse_verdict)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -355,7 +356,7 @@ GROUPS: dict[str, dict[str, Callable[..., int]]] = {
         "sample": fdc_commands.sample,
         "synthesize": synthesize,
     },
-    "fdc synthesize": {"mhd": mhd},
+    "fdc synthesize": {"mhd": mhd, "answers": answers},
 }
 """Commands with commands of their own."""
 

@@ -76,8 +76,8 @@ class EndpointJudge:
 
     def _judge_one(self, ask: Ask, pair: tuple[Prompt, str]) -> Verdict:
         prompt, response = pair
-        texts = json.dumps({"request": prompt.text, "answer": response}, ensure_ascii=False)
-        messages: list[Message] = [{"role": "user", "content": _QUESTION.format(texts=texts)}]
+        question = grading_question(prompt.text, response)
+        messages: list[Message] = [{"role": "user", "content": question}]
         reason = reply = ""
         for _ in range(self._num_attempts):
             reply = ask(messages)
@@ -93,6 +93,12 @@ class EndpointJudge:
             f"object, and {self._num_attempts} replies were not ({reason}; the last began "
             f"{reply[:80]!r}); raise num_attempts or take another judge"
         )
+
+
+def grading_question(request: str, answer: str) -> str:
+    """The question to a judge model about one answer; `parse_verdict` reads its reply."""
+    texts = json.dumps({"request": request, "answer": answer}, ensure_ascii=False)
+    return _QUESTION.format(texts=texts)
 
 
 def parse_verdict(reply: str) -> Verdict:

@@ -88,11 +88,11 @@ MEMBERS: dict[str, tuple[Callable[[], Any], ...]] = {
 """By what they read of `Inputs`. Where there are vectors they are better off without the words."""
 
 
-def require_library() -> None:
+def require_library(does: str = "trains the local labeller") -> None:
     """Raises: ResourceError where scikit-learn is not installed."""
     if find_spec("sklearn") is None:
         raise ResourceError(
-            "the package `scikit-learn` trains the local labeller and is not installed; "
+            f"the package `scikit-learn` {does} and is not installed; "
             "pip install 'equilibrate[label]'"
         )
 

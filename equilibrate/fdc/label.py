@@ -21,7 +21,7 @@ from equilibrate.fdc.agreement import kappa
 from equilibrate.fdc.asking import Estimate
 from equilibrate.fdc.judge import JudgeLabeller
 from equilibrate.fdc.local import LocalLabeller
-from equilibrate.types import Category
+from equilibrate.types import Category, Conversation
 
 LABELLED_FILE = "labelled.jsonl"
 UNLABELLED_FILE = "unlabelled.jsonl"
@@ -42,7 +42,9 @@ class Row:
 
     where: str
     content: Mapping[str, Any]
+    prompt: str | Conversation
     text: str
+    """The prompt as people read it."""
     given: Category | None
     """The class that it came with."""
     fits_none: bool
@@ -126,16 +128,25 @@ def read_prompts_to_label(
 def _row(entry: Entry, relabel: bool) -> Row:
     if entry.record is None:
         raise entry.fault or DataError("must hold a prompt")
-    where, content = entry.where, entry.row
+    content = entry.row
     text = checked(read_out(entry.record.messages), "prompt")
     label = None if relabel else content.get("category")
-    if label is None or label == "":
-        return Row(where=where, content=content, text=text, given=None, fits_none=False)
-    if not isinstance(label, str):
-        raise DataError(f"category ({shown(label)}) must be the name of a class; or give --relabel")
-    fits_none = label_key(label) == UNDECIDED
-    given = None if fits_none else parse_label(label)
-    return Row(where=where, content=content, text=text, given=given, fits_none=fits_none)
+    fits_none, given = False, None
+    if label not in (None, ""):
+        if not isinstance(label, str):
+            raise DataError(
+                f"category ({shown(label)}) must be the name of a class; or give --relabel"
+            )
+        fits_none = label_key(label) == UNDECIDED
+        given = None if fits_none else parse_label(label)
+    return Row(
+        where=entry.where,
+        content=content,
+        prompt=entry.record.prompt,
+        text=text,
+        given=given,
+        fits_none=fits_none,
+    )
 
 
 def labelled_texts(rows: Sequence[Row]) -> tuple[list[str], list[Category]]:

@@ -1,9 +1,9 @@
-"""`python -m equilibrate fdc synthesize mhd`: options, and the steps."""
+"""`python -m equilibrate fdc synthesize mhd|answers`: options, and the steps."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,12 +14,82 @@ from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.fdc.commands import Column, Connect
 
 if TYPE_CHECKING:
+    from equilibrate.fdc.asking import Endpoint, Estimate
+    from equilibrate.fdc.label import Row
+    from equilibrate.fdc.remedy import Outcome, Remedy, Verdict
     from equilibrate.fdc.synthesize import Merged
     from equilibrate.types import Category
 
+Rows = Sequence[Mapping[str, object]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MhdOptions:
+class _Options:
+    """What is asked, and what it may cost."""
+
+    out: Annotated[Path, arg(help="JSON lines to write.", metavar="FILE")]
+    endpoint: Annotated[str, arg(help="OpenAI-compatible address.", metavar="URL")]
+    model: Annotated[str, arg(help="Model that writes.", metavar="NAME")]
+    judge_model: Annotated[
+        str, arg(help="Model that judges what it wrote; by default the same.", metavar="NAME")
+    ] = ""
+    api_key_variable: Annotated[
+        str, arg(help="Environment variable with the key.", metavar="NAME")
+    ] = ""
+    price: Annotated[
+        tuple[float, float],
+        arg(help="Price of a million tokens of input, and of output.", metavar="IN OUT"),
+    ] = (0.0, 0.0)
+    estimate: Annotated[bool, arg(help="Say what asking would take, and stop.")] = False
+    column: Column = "prompt"
+
+    @property
+    def judged_by(self) -> str:
+        return self.judge_model or self.model
+
+    def beside(self, name: str) -> Path:
+        return self.out.with_suffix(f".{name}.jsonl")
+
+    def check(self, *inputs: Path) -> None:
+        """Raises: ConfigError."""
+        if min(self.price) < 0:
+            raise ConfigError(f"--price {self.price} must be two numbers >= 0")
+        if self.out.resolve() in {file.resolve() for file in inputs}:
+            raise ConfigError(f"--out ({self.out}) must not be an input; name another file")
+
+    def connect(
+        self, connect: Connect, form: Mapping[str, object] | None, *, judge: bool = False
+    ) -> Endpoint:
+        model = self.judged_by if judge else self.model
+        return connect(self.endpoint, model, self.api_key_variable, form)
+
+    def print_estimate(self, found: Estimate) -> None:
+        told = found.describe(self.price)
+        print(f"to ask: {found.num_requests} questions, {told}", flush=True)
+
+    def write(self, kept: Rows, left: Rows, summary: str) -> int:
+        """What came out, and beside it what was left out, each with its `reason`.
+
+        Raises: ResourceError where questions got no answer.
+        """
+        from equilibrate.fdc.asking import NO_ANSWER
+        from equilibrate.fdc.label import write_lines
+
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(self.out, kept)
+        write_lines(self.beside("rejected"), left)
+        print(summary)
+        if left:
+            print(f"left out: {len(left)}, with the reason, in {self.beside('rejected')}")
+        if silent := sum(str(row["reason"]).startswith(NO_ANSWER) for row in left):
+            raise ResourceError(
+                f"{silent} questions got no answer; the same command asks them again"
+            )
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MhdOptions(_Options):
     """Options of `fdc synthesize mhd`."""
 
     ehd_file: Annotated[
@@ -28,24 +98,9 @@ class MhdOptions:
     ihd_file: Annotated[
         Positional[Path], arg(help="Prompts of class IHD, or without a class.", metavar="IHD_FILE")
     ]
-    out: Annotated[Path, arg(help="JSON lines to write.", metavar="FILE")]
-    endpoint: Annotated[str, arg(help="OpenAI-compatible address.", metavar="URL")]
-    model: Annotated[str, arg(help="Model that writes the prompts.", metavar="NAME")]
-    judge_model: Annotated[
-        str, arg(help="Model that says their class; by default the same.", metavar="NAME")
-    ] = ""
-    api_key_variable: Annotated[
-        str, arg(help="Environment variable with the key.", metavar="NAME")
-    ] = ""
     pairs: Annotated[
         int, arg(help="Pairs to merge; what fails a check is left out.", metavar="N")
     ] = 1000
-    price: Annotated[
-        tuple[float, float],
-        arg(help="Price of a million tokens of input, and of output.", metavar="IN OUT"),
-    ] = (0.0, 0.0)
-    estimate: Annotated[bool, arg(help="Say what asking would take, and stop.")] = False
-    column: Column = "prompt"
     seed: Annotated[int, arg(help="Of the choice of pairs.", metavar="N")] = 0
 
 
@@ -56,82 +111,60 @@ def mhd(options: MhdOptions, connect: Connect) -> int:
     from equilibrate.fdc.judge import REPLY_FORMAT, JudgeLabeller
     from equilibrate.types import Category
 
-    _check(options)
-    contents = _texts(options.ehd_file, options.column, Category.EHD)
-    intents = _texts(options.ihd_file, options.column, Category.IHD)
+    if options.pairs < 1:
+        raise ConfigError(f"--pairs ({options.pairs}) must be at least 1; try 1000")
+    options.check(options.ehd_file, options.ihd_file)
+    contents = [row.text for row in _fitting(options.ehd_file, options.column, Category.EHD)]
+    intents = [row.text for row in _fitting(options.ihd_file, options.column, Category.IHD)]
     places = made.pairs_of(len(contents), len(intents), options.pairs, options.seed)
     pairs = [(contents[i], intents[j]) for i, j in places]
-    replies = Replies(options.out.with_suffix(".asked.jsonl"))
-    access = (options.endpoint, options.model, options.api_key_variable)
+    replies = Replies(options.beside("asked"))
     writer = Asker(
-        connect(*access, made.MERGED_FORMAT),
+        options.connect(connect, made.MERGED_FORMAT),
         replies,
         made.read_merged,
         reply_tokens=made.MERGED_TOKENS,
     )
-    judged_by = options.judge_model or options.model
-    judge = JudgeLabeller(
-        connect(options.endpoint, judged_by, options.api_key_variable, REPLY_FORMAT), replies
-    )
+    judge = JudgeLabeller(options.connect(connect, REPLY_FORMAT, judge=True), replies)
     questions = [made.merging_question(*pair) for pair in pairs]
     # A prompt that is not there yet is about as long as its pair.
     found = writer.estimate(questions) + judge.estimate(
         writer.known(q) or " ".join(p) for q, p in zip(questions, pairs, strict=True)
     )
-    print(f"to ask: {found.num_requests} questions, {found.describe(options.price)}", flush=True)
+    options.print_estimate(found)
     if options.estimate:
         return 0
     said = writer.ask(questions)
     rows = list(made.sift_merged(pairs, [said[q] for q in questions], [*contents, *intents]))
     verdicts = judge.label([row.prompt for row in rows if not row.fault])
-    return _write(options.out, rows, verdicts, judged_by)
+    return _write_merged(options, rows, verdicts)
 
 
-def _write(
-    out: Path, rows: Sequence[Merged], verdicts: Mapping[str, Category | DataError], judged_by: str
+def _write_merged(
+    options: MhdOptions, rows: Sequence[Merged], verdicts: Mapping[str, Category | DataError]
 ) -> int:
     """Raises: ResourceError where questions got no answer."""
-    from equilibrate.fdc.label import write_lines
     from equilibrate.types import Category
 
     kept: list[dict[str, object]] = []
-    left = [(row, row.fault) for row in rows if row.fault]
-    new = [row for row in rows if not row.fault]
-    for row in new:
-        verdict = verdicts[row.prompt]
-        if isinstance(verdict, DataError):
-            left.append((row, str(verdict)))
-            continue
-        made_of = {"ehd": row.content, "ihd": row.intent}
-        own = {"prompt": row.prompt, "category": verdict.value, "labeller": judged_by}
-        kept.append({**own, "is_mhd": verdict is Category.MHD, "made_of": made_of})
-    rejected = out.with_suffix(".rejected.jsonl")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(out, kept)
-    write_lines(
-        rejected,
-        [{"ehd": r.content, "ihd": r.intent, "prompt": r.prompt, "reason": f} for r, f in left],
-    )
+    left: list[dict[str, object]] = []
+    for row in rows:
+        fault, verdict = row.fault, None if row.fault else verdicts[row.prompt]
+        if isinstance(verdict, Category):
+            made_of = {"ehd": row.content, "ihd": row.intent}
+            own = {"category": verdict.value, "labeller": options.judged_by}
+            is_mhd = verdict is Category.MHD
+            kept.append({"prompt": row.prompt, **own, "is_mhd": is_mhd, "made_of": made_of})
+        else:
+            texts = {"ehd": row.content, "ihd": row.intent, "prompt": row.prompt}
+            left.append({**texts, "reason": fault or str(verdict)})
     counts = Counter(str(row["category"]) for row in kept)
     shares = ", ".join(f"{name} {n}" for name, n in counts.most_common()) or "none"
-    print(f"{len(kept)} new prompts of {len(rows)} pairs; by {judged_by}: {shares}")
-    if left:
-        print(f"left out: {len(left)}, with the reason, in {rejected}")
-    if silent := sum("no answer" in fault for _, fault in left):
-        raise ResourceError(f"{silent} questions got no answer; the same command asks them again")
-    return 0
+    told = f"{len(kept)} new prompts of {len(rows)} pairs; by {options.judged_by}: {shares}"
+    return options.write(kept, left, told)
 
 
-def _check(options: MhdOptions) -> None:
-    if options.pairs < 1:
-        raise ConfigError(f"--pairs ({options.pairs}) must be at least 1; try 1000")
-    if min(options.price) < 0:
-        raise ConfigError(f"--price {options.price} must be two numbers >= 0")
-    if options.out.resolve() in {options.ehd_file.resolve(), options.ihd_file.resolve()}:
-        raise ConfigError(f"--out ({options.out}) must not be an input; name another file")
-
-
-def _texts(file: Path, column: str, wanted: Category) -> Sequence[str]:
+def _fitting(file: Path, column: str, wanted: Category) -> list[Row]:
     """Different prompts of the class; a row without one counts as what the file is given for."""
     from equilibrate.data.rows import RejectedRows, prompt_key
     from equilibrate.fdc.label import read_prompts_to_label
@@ -143,4 +176,100 @@ def _texts(file: Path, column: str, wanted: Category) -> Sequence[str]:
     if other := len(rows) - len(fitting):
         print(f"{file}: {other} rows of other classes than {wanted.value} are left out")
     # Of equal ones the first.
-    return list({prompt_key(row.text): row.text for row in reversed(fitting)}.values())[::-1]
+    return list({prompt_key(row.text): row for row in reversed(fitting)}.values())[::-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswersOptions(_Options):
+    """Options of `fdc synthesize answers`."""
+
+    file: Annotated[
+        Positional[Path], arg(help="Prompts of class EHD, or without a class.", metavar="FILE")
+    ]
+    notes: Annotated[
+        Path,
+        arg(
+            help="Notes on risks: rows with `text` (and `id`), or paragraphs of .txt or .md.",
+            metavar="FILE",
+        ),
+    ]
+    notes_per_prompt: Annotated[
+        int, arg(help="Notes laid before each prompt, at most.", metavar="N")
+    ] = 3
+
+
+def answers(
+    options: AnswersOptions,
+    connect: Connect,
+    grading_question: Callable[[str, str], str],
+    parse_verdict: Callable[[str], Verdict],
+) -> int:
+    """Args: grading_question, parse_verdict: how the judge is asked about a request and an answer,
+        and how its reply is read.
+
+    Raises: ConfigError, DataError or ResourceError.
+    """
+    from equilibrate.fdc.notes import Retriever, read_notes
+    from equilibrate.fdc.remedy import Case
+    from equilibrate.types import Category
+
+    if options.notes_per_prompt < 1:
+        raise ConfigError(f"--notes-per-prompt ({options.notes_per_prompt}) must be >= 1; try 3")
+    options.check(options.file, options.notes)
+    notes, num_copies = read_notes(options.notes)
+    rows = _fitting(options.file, options.column, Category.EHD)
+    found = Retriever(notes).find([row.text for row in rows], options.notes_per_prompt)
+    cases = [
+        Case(prompt=row.prompt, text=row.text, notes={name: notes[name] for name in names})
+        for row, names in zip(rows, found, strict=True)
+    ]
+    copies = f" ({num_copies} copies left out)" if num_copies else ""
+    alone = sum(not case.notes for case in cases)
+    print(f"{len(notes)} notes{copies}; {alone} of {len(cases)} prompts have none that fits")
+    job = _remedy(options, connect, grading_question, parse_verdict)
+    options.print_estimate(job.estimate(cases))
+    if options.estimate:
+        return 0
+    return _write_answers(options, job.answer(cases))
+
+
+def _remedy(
+    options: AnswersOptions,
+    connect: Connect,
+    grading_question: Callable[[str, str], str],
+    parse_verdict: Callable[[str], Verdict],
+) -> Remedy:
+    from equilibrate.fdc import remedy
+    from equilibrate.fdc.asking import Asker, Replies
+
+    replies = Replies(options.beside("asked"))
+    plain, review, revised = (
+        options.connect(connect, form)
+        for form in (None, remedy.REVIEW_FORMAT, remedy.REVISED_FORMAT)
+    )
+    judge = options.connect(connect, None, judge=True)
+    long, middle, short = remedy.ANSWER_TOKENS, remedy.REVIEW_TOKENS, remedy.VERDICT_TOKENS
+    return remedy.Remedy(
+        writer=Asker(plain, replies, remedy.read_draft, reply_tokens=long),
+        reviewer=Asker(review, replies, remedy.read_review, reply_tokens=middle),
+        reviser=Asker(revised, replies, remedy.read_revised, reply_tokens=long),
+        judge=Asker(judge, replies, parse_verdict, reply_tokens=short),
+        grading_question=grading_question,
+    )
+
+
+def _write_answers(options: AnswersOptions, outcomes: Sequence[Outcome]) -> int:
+    """Raises: ResourceError where questions got no answer."""
+    from equilibrate.fdc.label import write_lines
+    from equilibrate.fdc.remedy import rows_of
+
+    kept, pairs, left = rows_of(outcomes, options.judged_by)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_lines(options.beside("pairs"), pairs)
+    told = (
+        f"{len(kept)} answers to {len(outcomes)} prompts that {options.judged_by} calls safe; "
+        f"written anew: {sum(bool(row['is_revised']) for row in kept)}, "
+        f"refusals: {sum(bool(row['is_refusal']) for row in kept)}; "
+        f"{len(pairs)} pairs with a harmful draft in {options.beside('pairs')}"
+    )
+    return options.write(kept, left, told)

@@ -19,7 +19,9 @@ EHD, IHD, MHD, GENERAL = Category.EHD, Category.IHD, Category.MHD, Category.GENE
 
 def row(text: str, category: Category | None) -> Row:
     content = {"prompt": text} | ({"category": category.value} if category else {})
-    return Row(where="f:1", content=content, text=text, given=category, fits_none=False)
+    return Row(
+        where="f:1", content=content, prompt=text, text=text, given=category, fits_none=False
+    )
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
