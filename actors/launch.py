@@ -12,6 +12,7 @@ from actors.groups import WorkerGroups
 from actors.prepare import Inputs, contents_of, prepare_inputs
 from equilibrate import driver
 from equilibrate.config.identity import fixed_on_resume
+from equilibrate.config.sources import reads_text
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
@@ -180,11 +181,12 @@ def _make_parts(
 
 
 def _calibrations(inputs: Inputs) -> dict[ScorerKind, Mapping[str, float]]:
-    folders: dict[ScorerKind, Path | None] = {"reward": inputs.reward, "cost": inputs.cost}
+    sources = {"reward": inputs.reward, "cost": inputs.cost}
+    folders: dict[ScorerKind, Path | str | None] = sources
     return {
-        kind: read_sidecar(folder, kind=kind).calibration
+        kind: read_sidecar(Path(folder), kind=kind).calibration
         for kind, folder in folders.items()
-        if folder
+        if folder and not reads_text(folder)
     }
 
 

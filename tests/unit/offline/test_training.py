@@ -294,7 +294,7 @@ def softplus(x):
     ],
 )
 def test_the_loss_of_a_mixed_batch_by_hand(token_wise, of_pair, of_unsafe):
-    """A token's score is (its number - 5) / 2; the single safe answer has 0.5, on the wrong side."""
+    """A token scores (its number - 5) / 2; the single safe answer has 0.5, on the wrong side."""
     rows = [[1, 7, 9], [1, 3, 4], [2, 7, 8, 6], [2, 6]]
     table = replace(table_of(rows, num_alone=2), is_safe=np.array([False, True, False, True]))
     tree = {
