@@ -64,7 +64,8 @@ class Models:
     policy: Path
     reward: Path | str | None
     cost: Path | str | None
-    """A folder, or a source that reads text; None where nothing asks for it: for a cost, plain PPO without AMA."""
+    """A folder, or a source that reads text; None where nothing asks for it: for a cost, plain PPO
+    without AMA."""
     ptx: Path | None
     evaluation: Sequence[InputFile]
     judge: Judge

@@ -342,12 +342,6 @@ class TrainConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
-    def _masks_have_scores_of_tokens(self) -> Self:
-        if self.ama is not None:
-            require_token_scores(self.data, self.ama.source)
-        return self
-
-    @model_validator(mode="after")
     def _multiplier_starts_below_its_cap(self) -> Self:
         constraint = self.constraint
         if constraint is not None and constraint.init > constraint.max:
@@ -377,6 +371,8 @@ class TrainConfig(RunConfig):
         if self.data.is_built_in:
             require_no_inputs(self.data)
             return self
+        if self.ama is not None:
+            require_token_scores(self.data, self.ama.source)
         needed = {
             "policy": self.data.policy,
             "reward": self.data.reward,

@@ -1,4 +1,4 @@
-"""The frozen models of a run: reward, cost and reference; or what takes the place of the first two."""
+"""The frozen models of a run: reward, cost (or what reads text in their place) and reference."""
 
 from __future__ import annotations
 

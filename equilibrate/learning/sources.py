@@ -174,7 +174,8 @@ def _module_of(file: Path) -> ModuleType:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist")
     spec = spec_from_file_location(f"equilibrate_source_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look a class's module up
     spec.loader.exec_module(module)

@@ -247,11 +247,10 @@ def test_an_endpoint_that_hangs_meets_the_deadline() -> None:
         free.wait(20)
         return lengths(asked)
 
-    with served(reply) as address, pytest.raises(ResourceError, match=r"/score: gave no scores"):
-        try:
+    with served(reply) as address:
+        with pytest.raises(ResourceError, match=r"/score: gave no scores"):
             scored(address, seconds=0.5)
-        finally:
-            free.set()
+        free.set()
 
 
 def test_what_a_key_holds_of_a_source(file: Path, tmp_path: Path) -> None:
@@ -264,7 +263,7 @@ def test_what_a_key_holds_of_a_source(file: Path, tmp_path: Path) -> None:
     file.write_text(FUNCTIONS + "\n# changed\n")
     assert contents.of(f"{file}:lengths") != before
     assert contents.of("http://a/score") != contents.of("http://b/score")
-    with pytest.raises(DataError, match="gone.py: cannot be read"):
+    with pytest.raises(DataError, match=r"gone\.py: cannot be read"):
         contents.of(f"{tmp_path}/gone.py:f")
 
 
