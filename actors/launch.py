@@ -184,9 +184,9 @@ def _calibrations(inputs: Inputs) -> dict[ScorerKind, Mapping[str, float]]:
     sources = {"reward": inputs.reward, "cost": inputs.cost}
     folders: dict[ScorerKind, Path | str | None] = sources
     return {
-        kind: read_sidecar(Path(folder), kind=kind).calibration
+        kind: {} if reads_text(folder) else read_sidecar(Path(folder), kind=kind).calibration
         for kind, folder in folders.items()
-        if folder and not reads_text(folder)
+        if folder
     }
 
 

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from equilibrate.errors import DataError
+
 SourceKind = Literal["folder", "function", "endpoint"]
 
 _FUNCTION = re.compile(r"(?P<place>.+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
@@ -37,18 +39,23 @@ def parts_of(source: str | Path) -> tuple[str, str]:
 def file_of(source: str | Path) -> Path | None:
     """The file that holds a function, which need not be there; None where nobody can say.
 
-    Raises: ImportError where a package that its module is in cannot be imported.
+    Raises: DataError where a package that its module is in cannot be imported.
     """
     if kind_of(source) != "function":
         return None
     place, _ = parts_of(source)
     if place.endswith(".py"):
         return Path(place)
-    spec = find_spec(place)
+    try:
+        spec = find_spec(place)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{source}: its module cannot be found ({error})") from None
     return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
 
 def name_of(source: str | Path) -> str:
     """What a source is called wherever its file lies."""
-    place, name = parts_of(source) if kind_of(source) == "function" else ("", str(source))
-    return name if place.endswith(".py") or not place else f"{place}:{name}"
+    if kind_of(source) == "function":
+        place, name = parts_of(source)
+        return name if place.endswith(".py") else f"{place}:{name}"
+    return re.sub(r"^(https?):/+", r"\1://", str(source))

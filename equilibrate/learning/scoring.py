@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -78,18 +79,23 @@ class ScoringWorker:
 
         Raises: DataError if a model does not know one of the tokens.
         """
+        began = time.monotonic()
         self._require_known_tokens(rollouts)
         lengths = [len(rollout.token_ids) for rollout in rollouts]
         scored: dict[int, ScoredRollout] = {}
         for rows in token_budget_batches(lengths, self._max_tokens):
             batch = [rollouts[row] for row in rows]
             scored.update(zip(rows.tolist(), self._score_batch(batch), strict=True))
-        return self._with_texts([scored[row] for row in range(len(rollouts))])
+        return self._with_texts([scored[row] for row in range(len(rollouts))], began)
 
-    def _with_texts(self, scored: list[ScoredRollout]) -> list[ScoredRollout]:
+    def _with_texts(self, scored: list[ScoredRollout], began: float) -> list[ScoredRollout]:
         for kind, scorer in self._texts.items():
             assert self._renderer is not None
-            verdicts = scorer.score([one.rollout for one in scored], self._renderer.decode)
+            verdicts = scorer.score(
+                [one.rollout for one in scored],
+                self._renderer.decode,
+                spent=time.monotonic() - began,
+            )
             scored = [
                 replace(one, **{kind: verdict, f"token_{kind}s": _at_the_end(one, verdict)})
                 for one, verdict in zip(scored, verdicts, strict=True)

@@ -48,10 +48,18 @@ class TextScorer:
         self._ask = SOURCES[kind_of(source)](source, seconds)
         self._at_once = PER_REQUEST if kind_of(source) == "endpoint" else sys.maxsize
 
-    def score(self, rollouts: Sequence[Rollout], decode: Callable[[list[int]], str]) -> list[float]:
+    def score(
+        self,
+        rollouts: Sequence[Rollout],
+        decode: Callable[[list[int]], str],
+        *,
+        spent: float = 0.0,
+    ) -> list[float]:
         """One score per rollout, in order.
 
-        Args: decode: token ids of a response to its text.
+        Args:
+            decode: token ids of a response to its text.
+            spent: seconds of the deadline that are gone.
         Raises: DataError naming the source, and the row where one is at fault; ResourceError if it
             does not answer in time.
         """
@@ -65,7 +73,7 @@ class TextScorer:
                 scores.extend(self._checked(found, rollouts[part]))
             return scores
 
-        return self._in_time(ask_all, len(asked))
+        return self._in_time(ask_all, len(asked), max(1.0, self._seconds - spent))
 
     def _found(self, asked: Conversations, rollouts: Sequence[Rollout]) -> Any:
         try:
@@ -116,7 +124,7 @@ class TextScorer:
             )
         return score
 
-    def _in_time(self, work: Callable[[], list[float]], count: int) -> list[float]:
+    def _in_time(self, work: Callable[[], list[float]], count: int, seconds: float) -> list[float]:
         """In a thread of its own, because nothing can stop what a source does."""
         done: list[list[float]] = []
         failed: list[BaseException] = []
@@ -129,12 +137,12 @@ class TextScorer:
 
         thread = Thread(target=run, name=self._source, daemon=True)
         thread.start()
-        thread.join(self._seconds)
+        thread.join(seconds)
         if failed:
             raise failed[0]
         if not done:
             raise ResourceError(
-                f"{self._source}: gave no scores for {count} answers within {self._seconds:g} s; "
+                f"{self._source}: gave no scores for {count} answers within {seconds:g} s; "
                 "it hangs, or needs more time: raise phase_seconds.score"
             )
         return done[0]
@@ -207,6 +215,8 @@ def _endpoint(source: str, seconds: float) -> Score:
                 f"{source}: gave no scores, asked up to {NUM_ATTEMPTS} times "
                 f"({type(error).__name__}: {error}); check the address and the server"
             ) from error
+        except ValueError as error:
+            raise DataError(f"{source}: must answer in JSON, and did not ({error})") from error
         if not isinstance(reply, Mapping) or "scores" not in reply:
             raise DataError(
                 f'{source}: must answer with a JSON object {{"scores": [...]}}, got '
