@@ -181,8 +181,7 @@ def _make_parts(
 
 
 def _calibrations(inputs: Inputs) -> dict[ScorerKind, Mapping[str, float]]:
-    sources = {"reward": inputs.reward, "cost": inputs.cost}
-    folders: dict[ScorerKind, Path | str | None] = sources
+    folders: dict[ScorerKind, Path | str | None] = {"reward": inputs.reward, "cost": inputs.cost}
     return {
         kind: {} if reads_text(folder) else read_sidecar(Path(folder), kind=kind).calibration
         for kind, folder in folders.items()

@@ -97,7 +97,7 @@ class ScoringWorker:
                 spent=time.monotonic() - began,
             )
             scored = [
-                replace(one, **{kind: verdict, f"token_{kind}s": _at_the_end(one, verdict)})
+                _with_verdict(one, kind, verdict)
                 for one, verdict in zip(scored, verdicts, strict=True)
             ]
         return scored
@@ -129,10 +129,12 @@ class ScoringWorker:
         return _scored(rollouts, rewards, costs, _to_numpy(log_probs))
 
 
-def _at_the_end(scored: ScoredRollout, verdict: float) -> FloatArray:
+def _with_verdict(scored: ScoredRollout, kind: ScorerKind, verdict: float) -> ScoredRollout:
     of_tokens = np.zeros(len(scored.rollout.token_ids), np.float32)
     of_tokens[-1] = verdict
-    return of_tokens
+    if kind == "reward":
+        return replace(scored, reward=verdict, token_rewards=of_tokens)
+    return replace(scored, cost=verdict, token_costs=of_tokens)
 
 
 def _to_numpy(tensor: Tensor) -> FloatArray:

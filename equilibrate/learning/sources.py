@@ -175,7 +175,8 @@ def _function(source: str, seconds: float) -> Score:
         raise DataError(
             f"{source}: {place} has no function {name}; it has {', '.join(known) or 'none'}"
         )
-    return found
+    score: Score = found
+    return score
 
 
 def _module_of(file: Path) -> ModuleType:

@@ -90,7 +90,10 @@ class AnswerTable:
         return (len(self.sides) - self.num_alone) // self.answers_per_example
 
     def are_pairs(self, examples: Rows) -> NDArray[np.bool_]:
-        return (self.answers_per_example == 2) & (examples < self.num_groups)
+        are_pairs: NDArray[np.bool_] = (examples < self.num_groups) & (
+            self.answers_per_example == 2
+        )
+        return are_pairs
 
     def first_rows(self, examples: Rows) -> Rows:
         """Number of the first answer of each example."""
@@ -183,7 +186,8 @@ class AnswerTable:
         """Numbers of the answers of some examples, in order."""
         answers = np.arange(self.answers_per_example)
         is_there = (examples < self.num_groups)[:, None] | (answers == 0)
-        return (self.first_rows(examples)[:, None] + answers)[is_there]
+        rows: Rows = (self.first_rows(examples)[:, None] + answers)[is_there]
+        return rows
 
     def may_be_masked(self, rows: Rows, ungated: Sequence[Category]) -> NDArray[np.bool_]:
         """Whether each of some answers is of a class that a mask touches."""
@@ -266,9 +270,14 @@ def load_answers(folder: Path) -> AnswerTable:
     arrays = load_file(folder / ANSWERS_FILE)
     sequences = Sequences(*(arrays.pop(name) for name in ("flat", "starts", "prompt_lengths")))
     columns: dict[str, Any] = {name: arrays.pop(name) for name in ROW_FIELDS}
-    # Earlier versions wrote no number of answers that stand alone: they had none beside pairs.
-    counts = {name: int(arrays.pop(name, 0)) for name in ("answers_per_example", "num_alone")}
-    return AnswerTable(sequences=sequences, **columns, **counts, scores=arrays)
+    return AnswerTable(
+        sequences=sequences,
+        **columns,
+        answers_per_example=int(arrays.pop("answers_per_example")),
+        # Earlier versions did not write it: none stood beside pairs.
+        num_alone=int(arrays.pop("num_alone", 0)),
+        scores=arrays,
+    )
 
 
 def encode_answers(
