@@ -287,7 +287,7 @@ def test_masks_refuse_scorers_without_scores_of_tokens() -> None:
 def test_offline_only_sampled_answers_are_scored_by_text() -> None:
     data = {"policy": "p", "reward": "rewards.py:f", "cost": "http://h/c", "train": "x.jsonl"}
     parse_settings(FitConfig, {"data": data, "objective": {"type": "ars"}})
-    with pytest.raises(ConfigError, match=r"ama\.source \(both\) .* data\.reward"):
+    with pytest.raises(ConfigError, match=r"ama\.source \(cost\) .* data\.cost"):
         parse_settings(FitConfig, {"data": data, "objective": {"type": "ars"}, "ama": {}})
     with pytest.raises(ConfigError, match=r"data\.reward \(rewards\.py:f\) scores answers that"):
         parse_settings(FitConfig, {"data": data, "objective": {"type": "dpo"}})
