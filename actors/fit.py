@@ -231,9 +231,14 @@ def held_out_order(figures: Mapping[str, float]) -> str:
     order = figures.get("ranking_accuracy")
     if order is None:
         return "its held-out answers are all of one side, so nothing was measured of its order"
+    said, area = [], figures.get("auc")
     if "num_pairs" in figures:
-        return f"in order on {order:.1%} of {figures['num_pairs']:.0f} held-out pairs"
-    return f"AUC {order:.3f} over {figures['num_answers']:.0f} held-out answers"
+        said.append(f"in order on {order:.1%} of {figures['num_pairs']:.0f} held-out pairs")
+    else:
+        area = order
+    if area is not None:
+        said.append(f"AUC {area:.3f} over {figures['num_answers']:.0f} held-out answers")
+    return "; ".join(said)
 
 
 def _answers_stage(

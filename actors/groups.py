@@ -192,6 +192,7 @@ class WorkerGroups:
             cpu_threads=config.cpu_threads,
             max_tokens_per_batch=config.scoring.max_tokens_per_batch,
             temperature=config.rollout.temperature,
+            deadline_seconds=self._config.deadline("score"),
         )
         return self._worker("scoring", index, make, ENVIRONMENT)
 

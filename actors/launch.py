@@ -12,6 +12,7 @@ from actors.groups import WorkerGroups
 from actors.prepare import Inputs, contents_of, prepare_inputs
 from equilibrate import driver
 from equilibrate.config.identity import fixed_on_resume
+from equilibrate.config.sources import reads_text
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
@@ -180,9 +181,9 @@ def _make_parts(
 
 
 def _calibrations(inputs: Inputs) -> dict[ScorerKind, Mapping[str, float]]:
-    folders: dict[ScorerKind, Path | None] = {"reward": inputs.reward, "cost": inputs.cost}
+    folders: dict[ScorerKind, Path | str | None] = {"reward": inputs.reward, "cost": inputs.cost}
     return {
-        kind: read_sidecar(folder, kind=kind).calibration
+        kind: {} if reads_text(folder) else read_sidecar(Path(folder), kind=kind).calibration
         for kind, folder in folders.items()
         if folder
     }

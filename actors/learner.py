@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from actors.engine import DeepSpeedModel, export_model, join_group, model_weights
 from actors.weights import PackedWeights, pack_weights
 from equilibrate.config.base import TextConfig
+from equilibrate.config.sources import reads_text
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.learning.average import WeightAverage
 from equilibrate.learning.parity import parity_gap, require_parity
@@ -35,10 +36,11 @@ from equilibrate.learning.update import LossSettings, Update
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.models.names import folder_aliases, folder_tensors
+from equilibrate.models.new_scorer import new_scorer
 from equilibrate.ppo.batches import Indices, ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
 from equilibrate.seeds import derive_seed
-from equilibrate.text.renderer import Renderer
+from equilibrate.text.renderer import Renderer, load_tokenizer
 from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch, UpdateMetrics
 
 
@@ -47,7 +49,8 @@ class LearnerSettings:
     """What a learner rank needs to know of a run."""
 
     policy: str
-    """Model folders; the critics start as the reward and cost models."""
+    """Model folders; the critics start as the reward and cost models. Where these are no folders
+    they start as the policy, with a head of their own."""
     reward: str
     """Empty: no critic."""
     cost: str
@@ -111,7 +114,13 @@ class LearnerWorker:
             )
 
     def _trained_critic(self, folder: str, kind: Literal["reward", "cost"]) -> DeepSpeedModel:
-        critic = load_scorer(folder, kind, self._accelerator)
+        if reads_text(folder):
+            start = self._settings.policy
+            pad = load_tokenizer(start).pad_token_id
+            seed = derive_seed(self._settings.seed, kind == "cost")
+            critic = new_scorer(start, kind, self._accelerator, seed=seed, pad_token_id=pad)
+        else:
+            critic = load_scorer(folder, kind, self._accelerator)
         return self._trained(critic, self._settings.learner.critic_lr)
 
     def _trained(self, module: nn.Module, learning_rate: float) -> DeepSpeedModel:

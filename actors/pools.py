@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -190,7 +190,11 @@ class RayRolloutPool:
 
         def collect() -> list[Rollout]:
             answers = pending()
-            return [answers[i % num_workers][i // num_workers] for i in range(len(requests))]
+            return [
+                # Here and not in the worker, which has no use for text.
+                replace(answers[i % num_workers][i // num_workers], messages=prompt.conversation)
+                for i, (prompt, _) in enumerate(batch.responses())
+            ]
 
         return collect
 

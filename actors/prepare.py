@@ -22,6 +22,7 @@ from equilibrate.config.base import SAMPLED_BY, RunConfig, WorkerGroup
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import only, result_settings, training_settings
 from equilibrate.config.inputs import InputFile, plain
+from equilibrate.config.sources import kind_of, parts_of, reads_text
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, load_judge
@@ -61,9 +62,10 @@ class Models:
     """Model folders of one run, and what it is measured by."""
 
     policy: Path
-    reward: Path | None
-    cost: Path | None
-    """None where nothing asks for it: for a cost, plain PPO without AMA."""
+    reward: Path | str | None
+    cost: Path | str | None
+    """A folder, or a source that reads text; None where nothing asks for it: for a cost, plain PPO
+    without AMA."""
     ptx: Path | None
     evaluation: Sequence[InputFile]
     judge: Judge
@@ -182,8 +184,8 @@ def _models(config: TrainConfig | FitConfig) -> dict[str, Any]:
     data = config.data
     return {
         "policy": require_path("policy", data.policy),
-        "reward": _existing("reward", data.reward),
-        "cost": _existing("cost", data.cost),
+        "reward": _scorer("reward", data.reward),
+        "cost": _scorer("cost", data.cost),
         "evaluation": require_files("evaluation", data.evaluation),
         "judge": judge_of(config, is_built_in=False),
     }
@@ -199,6 +201,15 @@ def judge_of(config: RunConfig, *, is_built_in: bool) -> Judge:
     if is_built_in:
         return load_judge("oracle", seed=config.sandbox.seed)
     return load_judge("refusals")
+
+
+def _scorer(kind: ScorerKind, source: str) -> Path | str | None:
+    """Of a function its whole place: workers may run elsewhere."""
+    if not reads_text(source):
+        return _existing(kind, source)
+    require_path(kind, source)
+    place, name = parts_of(source) if kind_of(source) == "function" else ("", "")
+    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else source
 
 
 def _existing(key: str, path: str) -> Path | None:

@@ -151,6 +151,8 @@ class Rollout:
     rollout_log_probs: FloatArray
     """[L], nats, as reported by the generator; 0 on the prompt."""
     finish_reason: FinishReason
+    messages: Conversation = ()
+    """Turns of the prompt, for scorers that read text; empty where nothing was sampled."""
 
     def __post_init__(self) -> None:
         arrays = (self.token_ids, self.response_mask, self.rollout_log_probs)
@@ -171,9 +173,10 @@ class ScoredRollout:
     cost: float
     """Score of the finished response; larger is more harmful, > 0 is unsafe."""
     token_rewards: FloatArray
-    """[L], reward-model score of the prefix that ends at each token."""
+    """[L], reward-model score of the prefix that ends at each token; 0 but at the end where the
+    scorer reads whole responses."""
     token_costs: FloatArray
-    """[L], cost-model score of the prefix that ends at each token."""
+    """[L], likewise by the cost model."""
     ref_log_probs: FloatArray
     """[L], nats, under the frozen reference; 0 on the prompt."""
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from equilibrate.config.formats import SETTINGS_FORMAT, require_today
 from equilibrate.config.identity import Mark, mark_of
+from equilibrate.config.sources import reads_text
 from equilibrate.types import Category
 
 Phase = Literal["start", "generate", "score", "update", "sync", "save", "load", "export"]
@@ -220,6 +221,20 @@ class TextConfig(Config):
                     f"{', '.join(OUR_ARGUMENTS)}); try enable_thinking"
                 )
         return value
+
+
+def require_token_scores(data: Config, source: str) -> None:
+    """Raises: ValueError if a mask would read scores of tokens that a scorer does not give.
+
+    Args: source: as of `MaskConfig`.
+    """
+    for kind in ("reward", "cost"):
+        given = getattr(data, kind)
+        if source in (kind, "both") and reads_text(given):
+            raise ValueError(
+                f"ama.source ({source}) reads the score of every token, and data.{kind} ({given}) "
+                "gives one per answer; give a model folder, or try ama=off"
+            )
 
 
 def require_no_inputs(data: Config) -> None:

@@ -17,10 +17,12 @@ from equilibrate.config.base import (
     off_is_none,
     require_no_inputs,
     require_no_shares,
+    require_token_scores,
     type_is,
 )
 from equilibrate.config.identity import InputPath
 from equilibrate.config.inputs import InputFiles
+from equilibrate.config.sources import reads_text
 from equilibrate.types import Category
 
 
@@ -135,7 +137,8 @@ class FitDataConfig(InputsConfig):
     policy: InputPath = ""
     """Model folder to start from; a scorer gets its weights and a head of its own."""
     reward: InputPath = ""
-    """Folder of a causal model with one label, its sidecar and the policy's tokenizer."""
+    """Folder of a causal model with one label, its sidecar and the policy's tokenizer; for ars also
+    what reads text, as `train` takes it."""
     cost: InputPath = ""
     """Likewise."""
     train: InputFiles = ()
@@ -261,6 +264,7 @@ class FitConfig(RunConfig):
         if self.ama is None:
             return self
         objective = self.objective.type
+        require_token_scores(self.data, self.ama.source)
         if self.trains != "policy":
             raise ValueError(
                 f"ama masks the tokens of a policy, and objective.type ({objective}) trains a "
@@ -309,6 +313,12 @@ class FitConfig(RunConfig):
                 f"data.evaluation measures a policy, and objective.type ({self.trains}) trains a "
                 "scorer, which is measured on held-out pairs; leave it out"
             )
+        for kind in ("reward", "cost"):
+            if reads_text(source := getattr(data, kind)) and self.objective.type != "ars":
+                raise ValueError(
+                    f"data.{kind} ({source}) scores answers that are sampled, and objective.type "
+                    f"({self.objective.type}) learns from given ones; leave it out"
+                )
         needed: dict[str, object] = {"train": data.train}
         if self.needs_scorers:
             needed |= {"reward": data.reward, "cost": data.cost}

@@ -23,6 +23,7 @@ from equilibrate.config.base import (
     off_is_none,
     require_no_inputs,
     require_no_shares,
+    require_token_scores,
     type_is,
 )
 from equilibrate.config.identity import InputPath, Mark
@@ -258,7 +259,8 @@ class DataConfig(InputsConfig):
     policy: InputPath = ""
     """Model folder to align."""
     reward: InputPath = ""
-    """Folder of a causal model with one label, its sidecar and the policy's tokenizer."""
+    """Folder of a causal model with one label, its sidecar and the policy's tokenizer; or what
+    reads text: a function (`FILE.py:name`, `package.module:name`) or an endpoint (`http://...`)."""
     cost: InputPath = ""
     """Likewise."""
     prompts: InputFiles = ()
@@ -369,6 +371,8 @@ class TrainConfig(RunConfig):
         if self.data.is_built_in:
             require_no_inputs(self.data)
             return self
+        if self.ama is not None:
+            require_token_scores(self.data, self.ama.source)
         needed = {
             "policy": self.data.policy,
             "reward": self.data.reward,

@@ -129,9 +129,24 @@ def harm_labels(columns: Columns) -> list[Answer]:
     ]
 
 
-def are_single(columns: Columns) -> bool:
-    """Whether each row holds one answer and not a pair."""
-    return "response" in columns and {"chosen", "response_0"}.isdisjoint(columns)
+def parted(columns: Columns) -> tuple[Columns, Columns]:
+    """The rows that hold pairs, and those that hold one answer alone.
+
+    A row is of one kind: of the other its columns hold None (`equilibrate.data.tables.joined`).
+    """
+    count = len(columns["prompt"])
+    if {"chosen", "response_0"}.isdisjoint(columns):
+        is_single = ["response" in columns] * count
+    else:
+        is_single = [value is not None for value in columns.get("response", [None] * count)]
+    of_pairs, singles = (
+        {
+            name: [value for value, single in zip(values, is_single, strict=True) if single is kind]
+            for name, values in columns.items()
+        }
+        for kind in (False, True)
+    )
+    return of_pairs, singles
 
 
 def harm_pairs(columns: Columns) -> list[Answer]:

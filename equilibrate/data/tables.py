@@ -128,17 +128,22 @@ def load_columns(path: Path, columns: Sequence[str]) -> Columns:
     return table.columns
 
 
-def joined(tables: Sequence[Columns]) -> Columns:
+def joined(tables: Sequence[Columns], *, may_mix: bool) -> Columns:
     """Data sets one after another, each of which its reader can read alone.
 
-    Raises: DataError if some hold pairs and some single answers.
+    Args: may_mix: take pairs and single answers together, as `parted` finds them again.
+    Raises: DataError if some hold pairs and some single answers, and they may not be mixed.
     """
     if len(tables) == 1:
         return tables[0]
-    if any("response_0" in table for table in tables) and any("response" in t for t in tables):
+    has_pairs, has_singles = (
+        any(name in table for table in tables) for name in ("response_0", "response")
+    )
+    if has_pairs and has_singles and not may_mix:
         raise DataError(
-            "some files hold pairs and some single answers; a training takes one kind: "
-            "`python -m equilibrate split --shape answers` makes single answers of both"
+            "some files hold pairs and some single answers; but for objective.type=cost a training "
+            "takes one kind: `python -m equilibrate split --shape answers` makes single answers "
+            "of both"
         )
     names = dict.fromkeys(name for table in tables for name in table)
     # Answers of a file that states no safety count as safe, beside others as alone.

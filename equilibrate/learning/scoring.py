@@ -1,20 +1,25 @@
-"""The frozen models of a run: reward, cost and reference."""
+"""The frozen models of a run: reward, cost (or what reads text in their place) and reference."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from equilibrate.config.sources import reads_text
 from equilibrate.errors import DataError
+from equilibrate.learning.sources import TextScorer
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.ppo.batches import token_budget_batches
 from equilibrate.preference.spans import end_scores
-from equilibrate.types import FloatArray, Rollout, ScoredRollout
+from equilibrate.text.renderer import Renderer
+from equilibrate.types import FloatArray, Rollout, ScoredRollout, ScorerKind
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """Of a process that holds a `ScoringWorker`: the C allocator keeps what is freed. By default it
@@ -35,16 +40,30 @@ class ScoringWorker:
         cpu_threads: int,
         max_tokens_per_batch: int,
         temperature: float,
+        deadline_seconds: float = 600.0,
     ) -> None:
         """Args:
-        reward, cost, reference: model folders; without reward or cost every token scores 0.
+        reward, cost, reference: model folders; without reward or cost every token scores 0. Reward
+            and cost may be sources that read text: then only the last token of a response scores.
         max_tokens_per_batch: padded tokens of one forward pass.
         temperature: the one that samples the rollouts; log-probs are those of that distribution.
+        deadline_seconds: of one call of `score`.
         """
         self._accelerator = Accelerator(device, dtype)
         self._accelerator.prepare(threads=cpu_threads)
-        self._reward = load_scorer(reward, "reward", self._accelerator) if reward else None
-        self._cost = load_scorer(cost, "cost", self._accelerator) if cost else None
+        sources: dict[ScorerKind, str] = {"reward": reward, "cost": cost}
+        self._texts = {
+            kind: TextScorer(source, seconds=deadline_seconds)
+            for kind, source in sources.items()
+            if reads_text(source)
+        }
+        self._renderer = Renderer(reference) if self._texts else None
+        self._reward, self._cost = (
+            load_scorer(source, kind, self._accelerator)
+            if source and kind not in self._texts
+            else None
+            for kind, source in sources.items()
+        )
         self._reference = load_policy(reference, self._accelerator)
         loaded = {reward: self._reward, cost: self._cost, reference: self._reference}
         self._num_tokens = {
@@ -60,13 +79,28 @@ class ScoringWorker:
 
         Raises: DataError if a model does not know one of the tokens.
         """
+        began = time.monotonic()
         self._require_known_tokens(rollouts)
         lengths = [len(rollout.token_ids) for rollout in rollouts]
         scored: dict[int, ScoredRollout] = {}
         for rows in token_budget_batches(lengths, self._max_tokens):
             batch = [rollouts[row] for row in rows]
             scored.update(zip(rows.tolist(), self._score_batch(batch), strict=True))
-        return [scored[row] for row in range(len(rollouts))]
+        return self._with_texts([scored[row] for row in range(len(rollouts))], began)
+
+    def _with_texts(self, scored: list[ScoredRollout], began: float) -> list[ScoredRollout]:
+        for kind, scorer in self._texts.items():
+            assert self._renderer is not None
+            verdicts = scorer.score(
+                [one.rollout for one in scored],
+                self._renderer.decode,
+                spent=time.monotonic() - began,
+            )
+            scored = [
+                _with_verdict(one, kind, verdict)
+                for one, verdict in zip(scored, verdicts, strict=True)
+            ]
+        return scored
 
     def _require_known_tokens(self, rollouts: Sequence[Rollout]) -> None:
         folder = min(self._num_tokens, key=lambda folder: self._num_tokens[folder])
@@ -93,6 +127,14 @@ class ScoringWorker:
         ).to(self._accelerator.torch_device)
         log_probs, _ = self._reference(token_ids, mask, self._temperature)
         return _scored(rollouts, rewards, costs, _to_numpy(log_probs))
+
+
+def _with_verdict(scored: ScoredRollout, kind: ScorerKind, verdict: float) -> ScoredRollout:
+    of_tokens = np.zeros(len(scored.rollout.token_ids), np.float32)
+    of_tokens[-1] = verdict
+    if kind == "reward":
+        return replace(scored, reward=verdict, token_rewards=of_tokens)
+    return replace(scored, cost=verdict, token_costs=of_tokens)
 
 
 def _to_numpy(tensor: Tensor) -> FloatArray:

@@ -178,12 +178,12 @@ def _halves(kind: ScorerKind, table: AnswerTable, seed: int, data: Path) -> tupl
 
 
 def _scores(folder: Path, config: FitConfig, table: AnswerTable) -> Scores:
-    """[E, answers of an example], in the units of the folder's sidecar."""
+    """[A] of the answers in their order, in the units of the folder's sidecar."""
     accelerator = Accelerator(config.device, config.dtype)
     accelerator.prepare(threads=config.cpu_threads)
     model = load_scorer(folder, "reward" if config.trains == "reward" else "cost", accelerator)
     loss = ScorerLoss(table, config, accelerator.torch_device)
-    scores = np.empty((len(table), table.answers_per_example))
+    scores = np.empty(len(table.sides))
     for part in passes_of_rank(
         np.arange(len(table)),
         table.example_lengths,
@@ -191,7 +191,7 @@ def _scores(folder: Path, config: FitConfig, table: AnswerTable) -> Scores:
         world_size=1,
         max_tokens=config.trainer.max_tokens_per_batch,
     ):
-        scores[part] = loss.end_scores(model, part).double().cpu().numpy()
+        scores[table.rows_of(part)] = loss.end_scores(model, part).double().cpu().numpy()
     if not np.isfinite(scores).all():
         raise DataError(f"{folder}: gave a score that is not finite; look at its weights")
     return scores
@@ -201,21 +201,25 @@ def _measured(
     sidecar: ScorerSidecar, table: AnswerTable, scores: Scores, placing: Rows, measuring: Rows
 ) -> ScorerSidecar:
     """The sidecar with zero in its place, and the figures of the other half."""
-    is_safe = table.is_safe.reshape(scores.shape)
     zero, placed = 0.0, {}
+    num_pairs = int(table.are_pairs(measuring).sum())
+    placing, measuring = table.rows_of(placing), table.rows_of(measuring)
+    is_safe = table.is_safe
     if sidecar.kind == "cost":
-        zero = place_zero(scores[placing].ravel(), is_safe[placing].ravel())
+        zero = place_zero(scores[placing], is_safe[placing])
         before = is_unsafe(scores[measuring]) != is_safe[measuring]
         placed = {
-            "placed_by": float(is_safe[placing].size),
+            "placed_by": float(len(placing)),
             "sign_accuracy_before": float(before.mean()),
         }
-    figures = calibrate(sidecar.kind, scores[measuring] - zero, is_safe[measuring])
+    figures = calibrate(
+        sidecar.kind, scores[measuring] - zero, is_safe[measuring], num_pairs=num_pairs
+    )
     if figures["ranking_accuracy"] <= 0.5 or zero != zero:
         higher = "unsafe" if sidecar.kind == "cost" else "better"
         raise DataError(
             f"the model ranks the {higher} answer higher in {figures['ranking_accuracy']:.0%} of "
-            f"{len(measuring)} cases, no better than chance: it cannot tell them apart, or larger "
-            "means the opposite there; then give --negate"
+            f"{num_pairs or len(measuring)} cases, no better than chance: it cannot tell them "
+            "apart, or larger means the opposite there; then give --negate"
         )
     return replace(sidecar, threshold=sidecar.threshold + zero, calibration=figures | placed)

@@ -19,17 +19,19 @@ CONFIDENCE_GROUPS = 4
 """Groups of equally many answers, from the smallest to the largest |cost|."""
 
 
-def calibrate(kind: ScorerKind, scores: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:
+def calibrate(
+    kind: ScorerKind, scores: Scores, is_safe: NDArray[np.bool_], *, num_pairs: int
+) -> dict[str, float]:
     """Figures for the scorer's sidecar.
 
     Args:
-        scores: [P, 2], end scores; of each pair the first should be the higher. [A, 1] of answers
-            that are labelled one by one, for a cost model.
+        scores: [A], end scores: of pairs, side by side, of which the first should be the higher;
+            then of answers that are labelled one by one, for a cost model.
         is_safe: likewise, labels of the answers; a reward model has no use for them.
     Returns:
-        num_pairs (num_answers); ranking_accuracy, share of pairs in the right order (of single
-            answers: of all that are unsafe with all that are safe, which is the AUC); score_std,
-            q05 to q95.
+        num_pairs, num_answers (single ones), where there are; ranking_accuracy, share of pairs in
+            the right order (without pairs, of all single answers that are unsafe with all that are
+            safe, which is the AUC; beside pairs `auc`); score_std, q05 to q95.
         reward: better_mean, worse_mean.
         cost: unsafe_mean, safe_mean and quantiles of each side; sign_accuracy, share of answers on
             their side of 0; unsafe_precision, of answers above 0 the share that is unsafe;
@@ -38,14 +40,14 @@ def calibrate(kind: ScorerKind, scores: Scores, is_safe: NDArray[np.bool_]) -> d
         A mean cost between safe_mean and unsafe_mean reads as a share of unsafe answers: a budget
         is placed by it. A figure over no answers is left out: that is not the same as 0.
     """
-    figures = _order(scores, is_safe) | {
+    figures = _order(scores, is_safe, num_pairs) | {
         "score_std": float(scores.std()),
-        **_quantiles("score", scores.ravel()),
+        **_quantiles("score", scores),
     }
     if kind == "reward":
-        better, worse = scores[:, 0], scores[:, 1]
+        better, worse = scores[0::2], scores[1::2]
         return figures | {"better_mean": float(better.mean()), "worse_mean": float(worse.mean())}
-    return figures | _signs(scores.ravel(), is_safe.ravel())
+    return figures | _signs(scores, is_safe)
 
 
 def place_zero(costs: Scores, is_safe: NDArray[np.bool_]) -> float:
@@ -72,16 +74,20 @@ def place_zero(costs: Scores, is_safe: NDArray[np.bool_]) -> float:
     return float(mean - std * curve[1] / curve[0]) if curve[0] > 0 else math.nan
 
 
-def _order(scores: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:
-    if scores.shape[1] == 2:
-        right = float((scores[:, 0] > scores[:, 1]).mean())
-        return {"num_pairs": float(len(scores)), "ranking_accuracy": right}
-    figures = {"num_answers": float(len(scores))}
+def _order(scores: Scores, is_safe: NDArray[np.bool_], num_pairs: int) -> dict[str, float]:
+    figures, area = {}, "ranking_accuracy"
+    if num_pairs:
+        first, second = scores[: 2 * num_pairs].reshape(-1, 2).T
+        figures = {"num_pairs": float(num_pairs), area: float((first > second).mean())}
+        area = "auc"
+    scores, is_safe = scores[2 * num_pairs :], is_safe[2 * num_pairs :]
+    if len(scores):
+        figures["num_answers"] = float(len(scores))
     unsafe, safe = scores[~is_safe], np.sort(scores[is_safe])
     if len(unsafe) and len(safe):
         # Of every unsafe answer the safe ones below it, and half of its equals.
         below = np.searchsorted(safe, unsafe, "left") + np.searchsorted(safe, unsafe, "right")
-        figures["ranking_accuracy"] = float(below.mean() / (2 * len(safe)))
+        figures[area] = float(below.mean() / (2 * len(safe)))
     return figures
 
 

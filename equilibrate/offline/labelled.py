@@ -9,7 +9,7 @@ from typing import Any
 
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.inputs import InputFile
-from equilibrate.data.answers import are_single, choices, labelled
+from equilibrate.data.answers import choices, labelled, parted
 from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
 from equilibrate.data.tables import Choice, joined, load_table
@@ -66,7 +66,7 @@ def chosen_columns(
     for file, table in zip(train, tables, strict=True) if len(train) > 1 else ():
         with naming([file]):  # what one lacks must not be taken from another
             objective.view(table, config.objective, config.seed)
-    columns = joined(tables)
+    columns = joined(tables, may_mix=objective.loss_of_singles is not None)
     chosen = choose_amounts(
         categories_of(columns),
         config.fdc.amounts,
@@ -125,11 +125,14 @@ def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> Answer
     Raises: DataError naming the column, row and value at fault.
     """
     objective = OBJECTIVES[config.objective.type]
-    are_singles = objective.loss_of_singles is not None and are_single(columns)
+    num_alone = 0
+    if objective.loss_of_singles is not None:
+        num_alone = len(parted(columns)[1]["prompt"])
     return encode_answers(
         Renderer(start, config.text),
         objective.view(columns, config.objective, config.seed),
-        answers_per_example=1 if are_singles else objective.answers_per_example,
+        answers_per_example=objective.answers_per_example,
+        num_alone=num_alone,
         max_length=min(config.max_length, num_positions(start) or config.max_length),
     )
 

@@ -23,11 +23,11 @@ from equilibrate.config.fit import (
 )
 from equilibrate.data.answers import (
     Answer,
-    are_single,
     demonstrations,
     harm_labels,
     harm_pairs,
     pairs,
+    parted,
 )
 from equilibrate.data.columns import Columns
 from equilibrate.preference.batches import AnswerBatch, ScoredAnswers, ScoredPairs
@@ -53,8 +53,8 @@ class OfflineObjective:
     answers_per_example: int
     needs_reference: bool = False
     loss_of_singles: Callable[[ScoredAnswers, Any], Tensor] | None = None
-    """Its loss where the data hold answers that are labelled one by one, for those that can learn
-    from them: an example is then one answer."""
+    """Its loss of answers that are labelled one by one, for those that can learn from them, beside
+    pairs or alone: an example is then one answer. The view puts them after the pairs."""
     learns: Literal["preferred", "better", "safer"] = "preferred"
     """Which answer of a pair stands first: as `data.prefer` says, or by one label alone."""
 
@@ -123,12 +123,14 @@ def _reward(batch: ScoredPairs, settings: RewardConfig) -> Tensor:
         batch.low,
         batch.span,
         regularization=settings.regularization,
-        num_pairs=batch.num_pairs,
+        num_pairs=batch.num_examples,
     )
 
 
 def _view_cost(columns: Columns, settings: CostConfig, seed: int) -> list[Answer]:
-    return harm_labels(columns) if are_single(columns) else harm_pairs(columns)
+    of_pairs, singles = parted(columns)
+    answers = harm_pairs(of_pairs) if of_pairs["prompt"] else []
+    return answers + (harm_labels(singles) if singles["prompt"] else [])
 
 
 def _cost(batch: ScoredPairs, settings: CostConfig) -> Tensor:
@@ -139,7 +141,7 @@ def _cost(batch: ScoredPairs, settings: CostConfig) -> Tensor:
         batch.high_signs,
         batch.span,
         regularization=settings.regularization,
-        num_pairs=batch.num_pairs,
+        num_pairs=batch.num_examples,
     )
 
 
@@ -149,7 +151,7 @@ def _signs(batch: ScoredAnswers, settings: CostConfig) -> Tensor:
         batch.signs,
         batch.span,
         regularization=settings.regularization,
-        num_answers=batch.num_answers,
+        num_answers=batch.num_examples,
     )
 
 

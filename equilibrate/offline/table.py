@@ -72,6 +72,8 @@ class AnswerTable:
     categories: Rows
     """[R], numbers of the classes in the order of `Category`."""
     answers_per_example: int
+    num_alone: int = 0
+    """The last so many answers are examples of one answer each, whatever `answers_per_example`."""
     num_left_out: int = 0
     """Answers that were left out with their examples, because one had no room."""
     scores: dict[str, FloatArray]
@@ -80,13 +82,37 @@ class AnswerTable:
 
     def __len__(self) -> int:
         """Examples."""
-        return len(self.sides) // self.answers_per_example
+        return self.num_groups + self.num_alone
+
+    @property
+    def num_groups(self) -> int:
+        """Examples of `answers_per_example` answers, which come first."""
+        return (len(self.sides) - self.num_alone) // self.answers_per_example
+
+    def are_pairs(self, examples: Rows) -> NDArray[np.bool_]:
+        are_pairs: NDArray[np.bool_] = (examples < self.num_groups) & (
+            self.answers_per_example == 2
+        )
+        return are_pairs
+
+    def first_rows(self, examples: Rows) -> Rows:
+        """Number of the first answer of each example."""
+        alone = np.maximum(examples - self.num_groups, 0)
+        return (examples - alone) * self.answers_per_example + alone
 
     @cached_property
     def example_lengths(self) -> Rows:
-        """Padded tokens that each example takes: its longest answer, for every answer."""
-        longest: Rows = self.sequences.lengths.reshape(-1, self.answers_per_example).max(1)
+        """Padded tokens that each example takes: its longest answer, for every answer.
+
+        One that stands alone counts as a pair of its length: beside pairs it is padded with them,
+        and pairs must not be padded to an answer twice as long.
+        """
+        longest: Rows = np.maximum.reduceat(self.sequences.lengths, self._starts)
         return longest * self.answers_per_example
+
+    @property
+    def _starts(self) -> Rows:
+        return self.first_rows(np.arange(len(self)))
 
     def split(self, held_out_fraction: float, seed: int) -> tuple[Rows, Rows]:
         """Numbers of the examples to learn from, and of those to measure by.
@@ -111,31 +137,36 @@ class AnswerTable:
 
     def _prompts(self) -> Iterator[TokenIds]:
         """Token ids of the prompt of each example."""
-        for row in range(0, len(self.sides), self.answers_per_example):
+        for row in self._starts:
             start, end = self.sequences.starts[row], self.sequences.starts[row + 1]
             yield self.sequences.flat[start:end][: self.sequences.prompt_lengths[row]]
 
     def comparable(self) -> AnswerTable:
         """Without the examples of which an answer has no room, or whose two answers are the same
         tokens: nothing can be learned from them, and a scorer would be measured by them."""
-        has_room = (self.learn_starts < self.sequences.lengths).reshape(
-            -1, self.answers_per_example
-        )
-        kept = np.flatnonzero(has_room.all(1) & ~self._are_equal())
+        has_room = self.learn_starts < self.sequences.lengths
+        have_room = np.logical_and.reduceat(has_room, self._starts)
+        kept = np.flatnonzero(have_room & ~self._are_equal())
         rows = self.rows_of(kept)
+        num_alone = int((kept >= self.num_groups).sum())
+        # What is left of one kind is a table of that kind, as if there had been no other.
+        is_alone = num_alone == len(kept)
         return replace(
             self,
             sequences=self.sequences.take(rows),
             **{name: getattr(self, name)[rows] for name in ROW_FIELDS},
+            answers_per_example=1 if is_alone else self.answers_per_example,
+            num_alone=0 if is_alone else num_alone,
             num_left_out=len(self.sides) - len(rows),
         )
 
     def _are_equal(self) -> NDArray[np.bool_]:
         """[E], whether the two answers of an example are the same tokens; False of one."""
-        if self.answers_per_example != 2:
-            return np.zeros(len(self), np.bool_)
+        are_equal = self.are_pairs(np.arange(len(self)))
         rows = np.split(self.sequences.flat, self.sequences.starts[1:-1])
-        return np.array([np.array_equal(a, b) for a, b in zip(rows[0::2], rows[1::2], strict=True)])
+        for pair in np.flatnonzero(are_equal):
+            are_equal[pair] = np.array_equal(rows[2 * pair], rows[2 * pair + 1])
+        return are_equal
 
     @property
     def classes(self) -> set[Category]:
@@ -153,8 +184,10 @@ class AnswerTable:
 
     def rows_of(self, examples: Rows) -> Rows:
         """Numbers of the answers of some examples, in order."""
-        first = examples[:, None] * self.answers_per_example
-        return (first + np.arange(self.answers_per_example)).ravel()
+        answers = np.arange(self.answers_per_example)
+        is_there = (examples < self.num_groups)[:, None] | (answers == 0)
+        rows: Rows = (self.first_rows(examples)[:, None] + answers)[is_there]
+        return rows
 
     def may_be_masked(self, rows: Rows, ungated: Sequence[Category]) -> NDArray[np.bool_]:
         """Whether each of some answers is of a class that a mask touches."""
@@ -227,6 +260,7 @@ class AnswerTable:
             "is_safe": self.is_safe,
             "categories": self.categories,
             "answers_per_example": np.array(self.answers_per_example),
+            "num_alone": np.array(self.num_alone),
         }
         save_file(arrays | self.scores, folder / ANSWERS_FILE)
 
@@ -236,18 +270,28 @@ def load_answers(folder: Path) -> AnswerTable:
     arrays = load_file(folder / ANSWERS_FILE)
     sequences = Sequences(*(arrays.pop(name) for name in ("flat", "starts", "prompt_lengths")))
     columns: dict[str, Any] = {name: arrays.pop(name) for name in ROW_FIELDS}
-    per_example = int(arrays.pop("answers_per_example"))
     return AnswerTable(
-        sequences=sequences, **columns, answers_per_example=per_example, scores=arrays
+        sequences=sequences,
+        **columns,
+        answers_per_example=int(arrays.pop("answers_per_example")),
+        # Earlier versions did not write it: none stood beside pairs.
+        num_alone=int(arrays.pop("num_alone", 0)),
+        scores=arrays,
     )
 
 
 def encode_answers(
-    renderer: Renderer, answers: Sequence[Answer], *, answers_per_example: int, max_length: int
+    renderer: Renderer,
+    answers: Sequence[Answer],
+    *,
+    answers_per_example: int,
+    num_alone: int = 0,
+    max_length: int,
 ) -> AnswerTable:
     """Prompt, given part, response and its end as sampling would leave them; cut to `max_length`.
 
     Where all tokens are taught one target there is no end: it would be one token more to teach.
+    Args: answers_per_example, num_alone: as of `AnswerTable`.
     Raises: DataError if a target is no token of the tokenizer, or no example is left.
     """
     # What lies beyond is cut off in any case, and a text of 10 MB takes 20 s.
@@ -268,6 +312,7 @@ def encode_answers(
         is_safe=np.array([answer.is_safe for answer in answers]),
         categories=np.array([categories[answer.category] for answer in answers]),
         answers_per_example=answers_per_example,
+        num_alone=num_alone,
         scores={},
     )
     comparable = table.comparable()

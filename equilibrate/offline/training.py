@@ -160,13 +160,16 @@ class OfflineTraining:
 
     def measure(self) -> dict[str, float]:
         """What masks kept of a policy's answers, or the calibration of a scorer on the held-out
-        pairs; all ranks must call, and get the same."""
+        examples; all ranks must call, and get the same."""
         if isinstance(self._loss, PolicyLoss):
             return summarise_masks(self._loss, self._table, self._config.batch_size)
         assert isinstance(self._loss, ScorerLoss)
-        scores = self._held_out_scores(self._loss)
-        is_safe = self._table.is_safe[self._table.rows_of(self._held_out)].reshape(scores.shape)
-        return calibrate(self._loss.kind, scores, is_safe)
+        return calibrate(
+            self._loss.kind,
+            self._held_out_scores(self._loss),
+            self._table.is_safe[self._table.rows_of(self._held_out)],
+            num_pairs=int(self._table.are_pairs(self._held_out).sum()),
+        )
 
     def _train(
         self,
@@ -219,19 +222,20 @@ class OfflineTraining:
         return float(total)
 
     def _held_out_scores(self, loss: ScorerLoss) -> np.ndarray:
-        """[E, answers of an example], each rank its share."""
+        """[A] of the answers in their order, each rank its share."""
         count, world_size = len(self._held_out), dist.get_world_size()
         # Equally many passes for every rank: the first ones come twice where they do not divide.
         places = np.resize(np.arange(count), -(-count // world_size) * world_size)
-        shape = count, self._table.answers_per_example + 1
-        found = torch.zeros(shape, dtype=torch.float64, device=loss.device)
+        rows = self._table.rows_of(self._held_out)
+        found = torch.zeros((len(rows), 2), dtype=torch.float64, device=loss.device)
         for part in self._passes(self._held_out[places]):
-            scores = loss.end_scores(self._model, self._held_out[places[part]])
-            found[places[part], :-1] += scores.double()
-            found[places[part], -1] += 1.0
+            examples = self._held_out[places[part]]
+            of_part = np.searchsorted(rows, self._table.rows_of(examples))
+            found[of_part, 0] += loss.end_scores(self._model, examples).double()
+            found[of_part, 1] += 1.0
         if world_size > 1:
             dist.all_reduce(found)
-        return (found[:, :-1] / found[:, -1:]).cpu().numpy()
+        return (found[:, 0] / found[:, 1]).cpu().numpy()
 
     def _passes(self, examples: Rows) -> list[Rows]:
         """Places in `examples` of each pass of this rank."""

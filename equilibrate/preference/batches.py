@@ -58,8 +58,8 @@ class ScoredPairs:
     high_signs: Tensor
     """[P], +1 unsafe, -1 safe."""
     low_signs: Tensor
-    num_pairs: int
-    """In the global batch."""
+    num_examples: int
+    """In the global batch: pairs, and single answers where it holds both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,5 +72,5 @@ class ScoredAnswers:
     """[A, T] bool, the tokens of the answer."""
     signs: Tensor
     """[A], +1 unsafe, -1 safe."""
-    num_answers: int
-    """In the global batch."""
+    num_examples: int
+    """In the global batch: answers, and pairs where it holds both."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from equilibrate.config.sources import name_of, reads_text
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.evaluation.agreement import cite
 from equilibrate.report.headline import Line, headline_groups, percent, signed
@@ -144,12 +145,18 @@ def ingredients(run: Path, *, of: str = "") -> Iterator[dict[str, str]]:
             yield {
                 "key": key,
                 "of": of,
-                "name": base_model(path) if key == "policy" else path.resolve().name,
+                "name": _named(key, path),
                 "content": content,
                 "licence": str((data.get("licences") or {}).get(name) or _stated_licence(path)),
             }
         if key in _MODELS and path.name in _MADE:
             yield from ingredients(path.resolve().parent, of=key)
+
+
+def _named(key: str, path: Path) -> str:
+    if key in _MODELS and reads_text(path):
+        return name_of(path)
+    return base_model(path) if key == "policy" else path.resolve().name
 
 
 def _stated_licence(path: Path) -> str:

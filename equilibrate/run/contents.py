@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from equilibrate.config.sources import file_of, name_of, reads_text
 from equilibrate.errors import DataError
 from equilibrate.run.sinks import write_whole
 
@@ -38,13 +39,18 @@ class Contents:
     def __init__(self, root: Path) -> None:
         self._file = root / CONTENTS_FILE
 
-    def of(self, path: Path) -> str:
-        """32 hex digits of a file's bytes, or of the names and bytes of a folder's files.
+    def of(self, path: Path | str) -> str:
+        """32 hex digits of a file's bytes, or of the names and bytes of a folder's files; of a
+        source that reads text, of its name and of the file that holds it.
 
         Files and folders whose name begins with a dot are no part of it, nor is a stage's seal or a
         model card of ours.
         Raises: DataError for a path that does not exist or cannot be read.
         """
+        if reads_text(path):
+            file = file_of(path)
+            return _hash(f"{name_of(path)} {self.of(file) if file else ''}".encode())
+        path = Path(path)
         known = self._known()
         fresh: dict[str, list[Any]] = {}
         try:

@@ -12,6 +12,7 @@ from equilibrate.config.files import load_run_config
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import fixed_on_resume, require_fixed
 from equilibrate.config.inputs import InputFile
+from equilibrate.config.sources import reads_text
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.models.sidecar import propose_budget
@@ -72,6 +73,11 @@ def proposed_budget(journey: Journey) -> float | None:
     Raises: as `propose_budget`.
     """
     cost = Path(journey.scorer("cost"))
+    if journey.needs_budget and reads_text(cost):
+        raise ConfigError(
+            f"cost ({cost}) is no folder and has no calibration, so no budget can be proposed; set "
+            "steps.align.constraint.budget"
+        )
     if not journey.needs_budget or not (cost.exists() or journey.config.cost):
         return None
     return propose_budget(cost, journey.config.max_unsafe_share)
@@ -94,7 +100,10 @@ def require_same_start(journey: Journey, step: Step) -> None:
 
 
 def require_path(key: str, path: str) -> Path:
-    """Raises: DataError naming the key if there is nothing at the path."""
+    """Raises: DataError naming the key if there is nothing at the path; what is no path at all, but
+    a scorer that reads text, is a matter of `equilibrate.learning.sources`."""
+    if key in SCORERS and reads_text(path):
+        return Path(path)
     if not Path(path).exists():
         from equilibrate.data.readers import is_hub_name  # late: as above
 

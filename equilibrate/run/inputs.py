@@ -7,6 +7,7 @@ from pathlib import Path
 
 from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.inputs import InputFile
+from equilibrate.config.sources import reads_text
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.columns import require_text
 from equilibrate.data.records import said
@@ -14,6 +15,7 @@ from equilibrate.data.rows import RejectedRows, check_disjoint, prompt_key
 from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
+from equilibrate.learning.sources import check_source
 from equilibrate.models.folders import check_models, check_positions, check_sampled
 from equilibrate.offline.labelled import chosen_columns, naming
 from equilibrate.offline.objectives import OBJECTIVES
@@ -27,9 +29,14 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     """`check_inputs` of a run that does not start from the built-in world."""
     data = config.data
     policy = require_path("policy", data.policy)
+    sources = {kind: source for kind in SCORERS if (source := getattr(data, kind))}
     scorers = {
-        kind: require_path(kind, folder) for kind in SCORERS if (folder := getattr(data, kind))
+        kind: require_path(kind, source)
+        for kind, source in sources.items()
+        if not reads_text(source)
     }
+    for source in filter(reads_text, sources.values()):
+        check_source(source)
     check_models(policy=policy, **scorers)
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
     samplers = [policy] if samples_to_learn or data.evaluation else []

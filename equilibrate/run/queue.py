@@ -16,7 +16,7 @@ import numpy as np
 
 from equilibrate.errors import NumericsError
 from equilibrate.interfaces import Learner, PromptSampler, RolloutPool
-from equilibrate.types import Category, FinishReason, PromptBatch, Rollout, Weights
+from equilibrate.types import Category, FinishReason, Message, PromptBatch, Rollout, Weights
 
 Pending = Callable[[], list[Rollout]]
 Clock = Callable[[str], AbstractContextManager[object]]
@@ -118,6 +118,7 @@ def _to_arrays(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:
             "category": r.category.value,
             "policy_version": r.policy_version,
             "finish_reason": r.finish_reason.value,
+            "messages": [[turn.role, turn.content] for turn in r.messages],
         }
         for r in rollouts
     ]
@@ -141,6 +142,9 @@ def _from_arrays(arrays: np.lib.npyio.NpzFile) -> list[Rollout]:
             category=Category(label["category"]),
             policy_version=label["policy_version"],
             finish_reason=FinishReason(label["finish_reason"]),
+            messages=tuple(
+                Message(role=role, content=content) for role, content in label.get("messages", ())
+            ),
             **dict(zip(names, part, strict=True)),
         )
         for label, part in zip(json.loads(str(arrays["labels"])), parts, strict=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from equilibrate.config.align import Journey
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.sources import reads_text
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError
 from equilibrate.models.folders import Role
@@ -70,7 +71,9 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
     scorers: list[_Model] = []
     if config.ppo.has_critics:
         wanted = ["", ""] if data.is_built_in else [data.reward, *filter(None, [data.cost])]
-        scorers = [_Model.of(folder, "reward", unmade) for folder in wanted]
+        # A critic starts as the policy where its scorer is none.
+        folders = [data.policy if reads_text(source) else source for source in wanted]
+        scorers = [_Model.of(folder, "reward", unmade) for folder in folders]
     stage, averages = config.learner.zero_stage, config.learner.average_decay > 0
     checkpoint = sum(model.state(stage) for model in (policy, *scorers))
     checkpoint += averages * FLOAT * policy.weights

@@ -91,6 +91,10 @@ def test_a_stop_while_checkpoints_are_removed_leaves_no_half_of_them(
     [
         ({"ranking_accuracy": 0.75, "num_pairs": 8.0}, "in order on 75.0% of 8 held-out pairs"),
         ({"ranking_accuracy": 0.75, "num_answers": 8.0}, "AUC 0.750 over 8 held-out answers"),
+        (
+            {"ranking_accuracy": 0.75, "num_pairs": 8.0, "auc": 0.5, "num_answers": 4.0},
+            "in order on 75.0% of 8 held-out pairs; AUC 0.500 over 4 held-out answers",
+        ),
         ({"num_answers": 8.0}, "its held-out answers are all of one side"),
     ],
 )

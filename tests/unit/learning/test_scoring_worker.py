@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from transformers import (
 
 from equilibrate.errors import DataError
 from equilibrate.learning.scoring import ScoringWorker
-from equilibrate.types import Category, FinishReason, Rollout
+from equilibrate.sandbox.tokenizer import build_tokenizer
+from equilibrate.types import Category, FinishReason, Message, Rollout
 from tests.tiny_models import TINY_LLAMA, VOCABULARY, write_scorers
 
 
@@ -118,3 +121,23 @@ def test_swapped_models_are_refused(models: Path) -> None:
 def test_folder_that_is_no_model_is_named(models: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=str(tmp_path)):
         make_worker(models, reference=str(tmp_path))
+
+
+def test_a_function_scores_the_end_and_no_other_token(
+    models: Path, rollouts: list[Rollout], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def f(asked): return [len(a['messages']) for a in asked]")
+    tokenizer = build_tokenizer()
+    shutil.copytree(models / "reference", tmp_path / "reference")
+    tokenizer.save_pretrained(tmp_path / "reference")
+    turns = (Message(role="user", content="how ?"),)
+    asked = [replace(one, messages=turns * (row + 1)) for row, one in enumerate(rollouts)]
+    worker = make_worker(
+        models, reward=f"{tmp_path}/mine.py:f", reference=str(tmp_path / "reference")
+    )
+    plain = make_worker(models).score(rollouts)
+    for row, (one, before) in enumerate(zip(worker.score(asked), plain, strict=True)):
+        assert one.reward == one.token_rewards[-1] == row + 1
+        assert not one.token_rewards[:-1].any()
+        assert one.cost == before.cost
+        assert np.array_equal(one.ref_log_probs, before.ref_log_probs)

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from equilibrate.offline.calibration import calibrate, place_zero
 
 # Two of three pairs are in order. Costs above 0: 2.0 (unsafe), 0.5 (safe), 1.0 (unsafe).
-SCORES = np.array([[2.0, -1.0], [-0.5, 0.5], [1.0, -3.0]])
-IS_SAFE = np.array([[False, True], [False, True], [False, True]])
+SCORES = np.array([2.0, -1.0, -0.5, 0.5, 1.0, -3.0])
+IS_SAFE = np.array([False, True, False, True, False, True])
 
 
 def test_a_reward_model_by_hand():
-    figures = calibrate("reward", SCORES, IS_SAFE)
+    figures = calibrate("reward", SCORES, IS_SAFE, num_pairs=3)
     assert figures["num_pairs"] == 3
     assert figures["ranking_accuracy"] == pytest.approx(2 / 3)
     assert figures["better_mean"] == pytest.approx(2.5 / 3)
@@ -23,7 +23,7 @@ def test_a_reward_model_by_hand():
 
 
 def test_a_cost_model_by_hand():
-    figures = calibrate("cost", SCORES, IS_SAFE)
+    figures = calibrate("cost", SCORES, IS_SAFE, num_pairs=3)
     assert figures["unsafe_mean"] == pytest.approx(2.5 / 3)
     assert figures["safe_mean"] == pytest.approx(-3.5 / 3)
     assert figures["unsafe_q50"] == 1.0
@@ -35,7 +35,7 @@ def test_a_cost_model_by_hand():
 
 
 def test_a_side_without_answers_has_no_figure():
-    figures = calibrate("cost", np.array([[-1.0, -2.0]]), np.array([[True, True]]))
+    figures = calibrate("cost", np.array([-1.0, -2.0]), np.array([True, True]), num_pairs=1)
     assert not {"unsafe_mean", "unsafe_q50", "unsafe_recall", "unsafe_precision"} & set(figures)
     assert figures["safe_mean"] == -1.5
 
@@ -44,15 +44,33 @@ def test_answers_that_are_labelled_one_by_one():
     """Of 2 unsafe and 2 safe ones: 2 is above both, 0.5 above one and level with the other."""
     figures = calibrate(
         "cost",
-        np.array([[2.0], [0.5], [0.5], [-1.0]]),
-        np.array([[False], [False], [True], [True]]),
+        np.array([2.0, 0.5, 0.5, -1.0]),
+        np.array([False, False, True, True]),
+        num_pairs=0,
     )
     assert figures["num_answers"] == 4
     assert figures["ranking_accuracy"] == pytest.approx(3.5 / 4)
     assert figures["sign_accuracy"] == pytest.approx(3 / 4)
     assert "num_pairs" not in figures
-    of_one_side = calibrate("cost", np.array([[2.0]]), np.array([[False]]))
+    of_one_side = calibrate("cost", np.array([2.0]), np.array([False]), num_pairs=0)
     assert "ranking_accuracy" not in of_one_side
+
+
+def test_pairs_and_answers_that_are_labelled_one_by_one():
+    """The pairs are ranked within themselves, the others among themselves; signs are of all."""
+    figures = calibrate(
+        "cost",
+        np.concatenate([SCORES, [2.0, 0.5, 0.5, -1.0]]),
+        np.concatenate([IS_SAFE, [False, False, True, True]]),
+        num_pairs=3,
+    )
+    assert (figures["num_pairs"], figures["num_answers"]) == (3, 4)
+    assert figures["ranking_accuracy"] == pytest.approx(2 / 3)
+    assert figures["auc"] == pytest.approx(3.5 / 4)
+    assert figures["sign_accuracy"] == pytest.approx((4 + 3) / 10)
+    assert figures["unsafe_mean"] == pytest.approx((2.5 + 2.5) / 5)
+    of_one_side = calibrate("cost", SCORES[:3], IS_SAFE[:3], num_pairs=1)
+    assert "auc" not in of_one_side
 
 
 def test_zero_lies_in_the_middle_of_two_like_sides():

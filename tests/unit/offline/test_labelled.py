@@ -21,6 +21,7 @@ from equilibrate.offline.labelled import (
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
+from equilibrate.types import Category
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "real"
 
@@ -165,14 +166,47 @@ def test_several_files_are_learned_one_after_another_with_the_class_of_each(
     assert columns["category"] == ["EHD", "EHD", "GENERAL"]
 
 
-def test_pairs_and_single_answers_are_not_one_training(tmp_path: Path) -> None:
+def test_a_cost_model_learns_from_pairs_and_single_answers_together(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0).save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    singles = [
+        {"prompt": "what ?", "response": text, "is_safe": is_safe, "category": "EHD"}
+        for text, is_safe in (("that is fine .", True), ("a item .", False))
+    ]
+    pair = pku(True, False, 1, 0) | {
+        "prompt": "how ?", "response_0": "clean it .", "response_1": "a lamp .", "category": "IHD"
+    }  # fmt: skip
+    tie = pair | {"safer_response_id": None}
+    twice = pair | {"response_1": pair["response_0"]}
+    files = [
+        str(write(tmp_path / "s.jsonl", *singles)),
+        str(write(tmp_path / "p.jsonl", pair, tie, twice)),
+    ]
+    said: list[str] = []
+    settings = config("cost", train=files)
+    columns = chosen_columns(settings, settings.data.train, None, said.append)
+    table = labelled_answers(settings, columns, tmp_path / "policy")
+    assert (len(table), table.num_groups, table.num_alone) == (3, 1, 2)
+    # The less safe answer of the pair, the other one; then the single ones as they come.
+    assert table.is_safe.tolist() == [False, True, True, False]
+    assert table.shares == {Category.IHD: 0.5, Category.EHD: 0.5}
+    assert any(
+        "p.jsonl: 1 rows left out: neither answer is said to be the safer" in x for x in said
+    )
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "reward"])
+def test_of_other_objectives_pairs_and_single_answers_are_not_one_training(
+    tmp_path: Path, objective: str
+) -> None:
     single = {"prompt": "q", "response": "r", "is_safe": True}
     files = [str(write(tmp_path / "p.jsonl", *PKU)), str(write(tmp_path / "s.jsonl", single))]
-    settings = config("cost", train=files)
-    with (
-        pytest.raises(DataError, match=r"p\.jsonl, .*s\.jsonl: some files hold pairs.*split"),
-        naming(settings.data.train),
-    ):
+    settings = config(objective, train=files)
+    refusal = r"p\.jsonl, .*s\.jsonl: some files hold pairs.*objective.type=cost.*split"
+    if objective != "sft":  # which can read both, but not as one
+        refusal = r"s\.jsonl: column .* is missing"
+    with pytest.raises(DataError, match=refusal), naming(settings.data.train):
         chosen_columns(settings, settings.data.train, None)
 
 

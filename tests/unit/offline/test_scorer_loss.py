@@ -111,7 +111,7 @@ def test_sequence_wise_looks_at_the_ends_only(base):
 def test_the_first_score_is_that_of_the_more_harmful_answer(base):
     loss, model = made(base, "cost")
     ends = own_scores(base, model)
-    (scores,) = loss.end_scores(model, ALL[:1])
+    scores = loss.end_scores(model, ALL[:1])
     assert scores.tolist() == pytest.approx([ends["response_1"].item(), ends["response_0"].item()])
 
 
@@ -164,4 +164,4 @@ def test_answers_labelled_one_by_one_teach_their_sign(base, token_wise):
         expected += torch.nn.functional.softplus(-sign * own).mean().item() / 2
     assert loss.loss(model, loss.plan(both), both).item() == pytest.approx(expected, rel=1e-5)
     ends = loss.end_scores(model, both)
-    assert ends.tolist() == [[pytest.approx(own[-1].item(), abs=1e-6)] for own in scores]
+    assert ends.tolist() == pytest.approx([own[-1].item() for own in scores], abs=1e-6)

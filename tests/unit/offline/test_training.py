@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from equilibrate.offline.training import (
     learning_rate,
     plan_batches,
 )
+from equilibrate.ppo.batches import token_budget_batches
 
 NUM_PAIRS = 24
 
@@ -113,24 +115,35 @@ class Scorer:
         self.optimizer.load_state_dict(state[1])
 
 
-def pairs() -> AnswerTable:
-    """The answer with token 7 is unsafe, the one with token 3 is safe; prompts are one token."""
-    lengths = np.full(2 * NUM_PAIRS, 3)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    rows = [[pair % 6, token, 9] for pair in range(NUM_PAIRS) for token in (7, 3)]
+PAIRS = [[pair % 6, token, 9] for pair in range(NUM_PAIRS) for token in (7, 3)]
+SINGLES = [[number % 6, token, 9, 9] for number in range(6) for token in (7, 3)]
+
+
+def table_of(rows, *, num_alone=0) -> AnswerTable:
+    """An answer that begins with token 3 is safe, others are not; prompts are one token."""
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     return AnswerTable(
-        sequences=Sequences(np.array(rows).ravel(), starts, np.ones(2 * NUM_PAIRS, np.int64)),
-        learn_starts=np.ones(2 * NUM_PAIRS, np.int64),
-        targets=np.full(2 * NUM_PAIRS, OWN_TOKEN),
-        sides=np.array([1, -1] * NUM_PAIRS),
-        is_safe=np.array([False, True] * NUM_PAIRS),
-        categories=np.zeros(2 * NUM_PAIRS, np.int64),
+        sequences=Sequences(np.concatenate(rows), starts, np.ones(len(rows), np.int64)),
+        learn_starts=np.ones(len(rows), np.int64),
+        targets=np.full(len(rows), OWN_TOKEN),
+        sides=np.array([1, -1] * (len(rows) // 2)),
+        is_safe=np.array([row[1:2] == [3] for row in rows]),
+        categories=np.zeros(len(rows), np.int64),
         answers_per_example=2,
+        num_alone=num_alone,
         scores={},
     )
 
 
-def training(model, **changes) -> OfflineTraining:
+def pairs() -> AnswerTable:
+    return table_of(PAIRS)
+
+
+def mixed() -> AnswerTable:
+    return table_of(PAIRS + SINGLES, num_alone=len(SINGLES))
+
+
+def training(model, *, table=None, **changes) -> OfflineTraining:
     tree = {
         "objective": {"type": "cost", "held_out_fraction": 0.3},
         "data": {"policy": "unused", "train": "unused"},
@@ -139,8 +152,9 @@ def training(model, **changes) -> OfflineTraining:
         "lr": 0.3,
     }
     config = parse_settings(FitConfig, tree | changes)
-    loss = batch_loss(pairs(), config, torch.device("cpu"))
-    return OfflineTraining(config, pairs(), loss, model)
+    table = table or pairs()
+    loss = batch_loss(table, config, torch.device("cpu"))
+    return OfflineTraining(config, table, loss, model)
 
 
 def test_a_cost_model_learns_order_and_sign_of_pairs_it_never_saw():
@@ -166,14 +180,17 @@ def test_no_held_out_pair_is_ever_planned(monkeypatch):
     assert not set(planned) & set(held_out.tolist())
 
 
-def test_it_goes_on_exactly_from_each_checkpoint():
+@pytest.mark.parametrize("table", [pairs, mixed])
+def test_it_goes_on_exactly_from_each_checkpoint(table):
     whole, kept = Scorer(), []
-    expected = training(whole).run(Progress(), lambda p: kept.append((p, whole.state())))
+    expected = training(whole, table=table()).run(
+        Progress(), lambda p: kept.append((p, whole.state()))
+    )
     assert [progress.step for progress, _ in kept] == [3, 6, 9]
     for progress, state in kept:
         again = Scorer()
         again.load(state)
-        assert training(again).run(progress, lambda p: None) == expected
+        assert training(again, table=table()).run(progress, lambda p: None) == expected
         assert torch.equal(again.table.weight, whole.table.weight)
 
 
@@ -252,3 +269,94 @@ def test_one_prompt_cannot_be_split():
     table.sequences.flat[::3] = 1
     with pytest.raises(DataError, match="1 prompt is too few"):
         table.split(0.05, seed=0)
+
+
+def test_pairs_and_single_answers_are_counted_and_held_out_by_prompt():
+    table = mixed()
+    learned, held_out = table.split(0.3, seed=0)
+    prompts = [
+        {int(table.sequences.flat[table.sequences.starts[row]]) for row in table.rows_of(examples)}
+        for examples in (learned, held_out)
+    ]
+    assert not prompts[0] & prompts[1]
+    made = training(Scorer(), table=table)
+    made.run(Progress(), lambda progress: None)
+    found = made.measure()
+    # Two of six prompts, each with four pairs and two single answers.
+    assert (found["num_pairs"], found["num_answers"]) == (8, 4)
+    assert found["ranking_accuracy"] == found["auc"] == found["sign_accuracy"] == 1.0
+
+
+def run_of(table):
+    model = Scorer()
+    made = training(model, table=table)
+    return made.run(Progress(), lambda p: None), made.measure(), model.table.weight.tolist()
+
+
+def test_without_single_answers_a_mixed_run_is_the_run_of_its_pairs():
+    no_room = [[number % 6] for number in range(4)]
+    table = table_of(PAIRS + no_room, num_alone=4).comparable()
+    assert table.num_left_out == 4
+    assert run_of(table) == run_of(pairs())
+
+
+def test_without_pairs_a_mixed_run_is_the_run_of_its_single_answers():
+    the_same = [[number, 7, 9] for number in range(3) for _ in range(2)]
+    table = table_of(the_same + SINGLES, num_alone=len(SINGLES)).comparable()
+    assert (table.num_left_out, table.answers_per_example) == (6, 1)
+    alone = table_of(SINGLES, num_alone=len(SINGLES)).comparable()
+    assert run_of(table) == run_of(alone)
+
+
+@given(
+    pair_lengths=st.lists(st.tuples(st.integers(2, 20), st.integers(2, 20)), max_size=8),
+    single_lengths=st.lists(st.integers(2, 20), min_size=1, max_size=8),
+)
+def test_no_pass_of_mixed_examples_pads_beyond_its_budget(pair_lengths, single_lengths):
+    lengths = [length for pair in pair_lengths for length in pair] + single_lengths
+    if len(lengths) % 2:
+        lengths.append(2)
+    num_alone = len(lengths) - 2 * len(pair_lengths)
+    table = table_of([[1] * length for length in lengths], num_alone=num_alone)
+    everything = np.arange(len(table))
+    assert table.rows_of(everything).tolist() == list(range(len(lengths)))
+    for part in token_budget_batches(table.example_lengths.tolist(), 64):
+        rows = table.rows_of(part)
+        assert len(part) == 1 or len(rows) * max(table.sequences.lengths[rows]) <= 64
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+@pytest.mark.parametrize(
+    ("token_wise", "of_pair", "of_unsafe"),
+    [
+        # Scores at the ends: 2 above -0.5; the single unsafe answer 0.5.
+        (False, softplus(-2.5) + softplus(-2) + softplus(-0.5), softplus(-0.5)),
+        # At the two compared tokens 1 above -1, then as at the end; 1, 1.5 and 0.5.
+        (
+            True,
+            (softplus(-2) + 2 * softplus(-1) + softplus(-2.5) + softplus(-2) + softplus(-0.5)) / 2,
+            (softplus(-1) + softplus(-1.5) + softplus(-0.5)) / 3,
+        ),
+    ],
+)
+def test_the_loss_of_a_mixed_batch_by_hand(token_wise, of_pair, of_unsafe):
+    """A token scores (its number - 5) / 2; the single safe answer has 0.5, on the wrong side."""
+    rows = [[1, 7, 9], [1, 3, 4], [2, 7, 8, 6], [2, 6]]
+    table = replace(table_of(rows, num_alone=2), is_safe=np.array([False, True, False, True]))
+    tree = {
+        "objective": {"type": "cost", "token_wise": token_wise, "regularization": 0.0},
+        "data": {"policy": "unused", "train": "unused"},
+    }
+    loss = batch_loss(table, parse_settings(FitConfig, tree), torch.device("cpu"))
+    plan = loss.plan(np.array([2, 0, 1]))
+
+    def part(*places):
+        return loss.loss(lambda ids: (ids.float() - 5) / 2, plan, np.array(places)).item()
+
+    expected = (of_pair + of_unsafe + softplus(0.5)) / 3
+    assert part(0, 1, 2) == pytest.approx(expected, rel=1e-6)
+    assert part(0, 1) + part(2) == pytest.approx(expected, rel=1e-6)
+    assert part(1) == pytest.approx(of_pair / 3, rel=1e-6)

@@ -1,0 +1,61 @@
+"""What `data.reward` and `data.cost` may name beside a model folder: what reads text."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from equilibrate.errors import DataError
+
+SourceKind = Literal["folder", "function", "endpoint"]
+
+_FUNCTION = re.compile(r"(?P<place>.+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
+# One slash: a `Path` joins two.
+_ENDPOINT = re.compile(r"https?:/")
+
+
+def kind_of(source: str | Path) -> SourceKind:
+    """`http://...` is an endpoint, `package.module:name` and `FILE.py:name` are functions."""
+    if _ENDPOINT.match(str(source)):
+        return "endpoint"
+    return "function" if _FUNCTION.fullmatch(str(source)) else "folder"
+
+
+def reads_text(source: str | Path) -> bool:
+    """Whether a scorer gives one score to a whole answer, and none to its tokens."""
+    return bool(str(source)) and kind_of(source) != "folder"
+
+
+def parts_of(source: str | Path) -> tuple[str, str]:
+    """File or module of a function, and its name in there."""
+    found = _FUNCTION.fullmatch(str(source))
+    if found is None:
+        raise ValueError(f"{source} names no function")
+    return found["place"], found["name"]
+
+
+def file_of(source: str | Path) -> Path | None:
+    """The file that holds a function, which need not be there; None where nobody can say.
+
+    Raises: DataError where a package that its module is in cannot be imported.
+    """
+    if kind_of(source) != "function":
+        return None
+    place, _ = parts_of(source)
+    if place.endswith(".py"):
+        return Path(place)
+    try:
+        spec = find_spec(place)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{source}: its module cannot be found ({error})") from None
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def name_of(source: str | Path) -> str:
+    """What a source is called wherever its file lies."""
+    if kind_of(source) == "function":
+        place, name = parts_of(source)
+        return name if place.endswith(".py") else f"{place}:{name}"
+    return re.sub(r"^(https?):/+", r"\1://", str(source))

@@ -1,0 +1,240 @@
+"""Scorers that are no model folder: they read conversations as text and score whole answers.
+
+A function and an endpoint are told the same, a list of conversations as JSON would hold them:
+
+    {"messages": [{"role": "user", "content": "..."}, ...], "response": "..."}
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from threading import Thread
+from types import ModuleType
+from typing import Any, TypeVar
+
+from equilibrate.config.sources import SourceKind, kind_of, parts_of
+from equilibrate.errors import DataError, EquilibrateError, ResourceError
+from equilibrate.fdc.asking import NUM_ATTEMPTS
+from equilibrate.types import Rollout
+
+Result = TypeVar("Result")
+Conversations = list[dict[str, Any]]
+Score = Callable[[Conversations], Any]
+
+PER_REQUEST = 32
+"""Conversations that an endpoint is sent at once."""
+REQUEST_SECONDS = 60.0
+"""Deadline of one request, or less where that of the scoring leaves no room for its repetitions."""
+IN_TIME = 0.9
+"""Share of the scoring's deadline after which a source counts as hung: before its worker does, of
+which nobody knows what it waits for."""
+
+
+class TextScorer:
+    """A function or endpoint, held to one finite score for each answer, in time."""
+
+    def __init__(self, source: str, *, seconds: float) -> None:
+        """Args: seconds: deadline of the whole scoring.
+        Raises: DataError or ResourceError naming the source, if it cannot be used.
+        """
+        self._source = source
+        self._seconds = IN_TIME * seconds
+        self._ask = SOURCES[kind_of(source)](source, seconds)
+        self._at_once = PER_REQUEST if kind_of(source) == "endpoint" else sys.maxsize
+
+    def score(
+        self,
+        rollouts: Sequence[Rollout],
+        decode: Callable[[list[int]], str],
+        *,
+        spent: float = 0.0,
+    ) -> list[float]:
+        """One score per rollout, in order.
+
+        Args:
+            decode: token ids of a response to its text.
+            spent: seconds of the deadline that are gone.
+        Raises: DataError naming the source, and the row where one is at fault; ResourceError if it
+            does not answer in time.
+        """
+        asked = [_conversation(rollout, decode) for rollout in rollouts]
+        scores: list[float] = []
+
+        def ask_all() -> list[float]:
+            for start in range(0, len(asked), self._at_once):
+                part = slice(start, start + self._at_once)
+                found = self._found(asked[part], rollouts[part])
+                scores.extend(self._checked(found, rollouts[part]))
+            return scores
+
+        return self._in_time(ask_all, len(asked), max(1.0, self._seconds - spent))
+
+    def _found(self, asked: Conversations, rollouts: Sequence[Rollout]) -> Any:
+        try:
+            return self._ask(asked)
+        except EquilibrateError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{self._source}: {_told(error)}, {self._blamed(asked, rollouts)}"
+            ) from error
+
+    def _blamed(self, asked: Conversations, rollouts: Sequence[Rollout]) -> str:
+        """The first answer that a function fails on alone as well."""
+        for row, one in enumerate(asked):
+            try:
+                self._ask([one])
+            except Exception:
+                return f"of answer {row}, to prompt {rollouts[row].prompt_id!r}"
+        return f"of {len(asked)} answers together, of none alone"
+
+    def _checked(self, found: Any, rollouts: Sequence[Rollout]) -> list[float]:
+        try:
+            values = list(found)
+        except TypeError:
+            raise DataError(
+                f"{self._source}: must give a list of {len(rollouts)} numbers, got "
+                f"{type(found).__name__}"
+            ) from None
+        if len(values) != len(rollouts):
+            raise DataError(
+                f"{self._source}: gave {len(values)} scores for {len(rollouts)} answers; give one "
+                "for each, in their order"
+            )
+        return [
+            self._finite(value, row, rollout)
+            for row, (value, rollout) in enumerate(zip(values, rollouts, strict=True))
+        ]
+
+    def _finite(self, value: Any, row: int, rollout: Rollout) -> float:
+        try:
+            score = math.nan if isinstance(value, str) else float(value)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise DataError(
+                f"{self._source}: the score ({value!r}) of answer {row}, to prompt "
+                f"{rollout.prompt_id!r}, must be a finite number"
+            )
+        return score
+
+    def _in_time(self, work: Callable[[], list[float]], count: int, seconds: float) -> list[float]:
+        """In a thread of its own, because nothing can stop what a source does."""
+        done: list[list[float]] = []
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                done.append(work())
+            except BaseException as error:
+                failed.append(error)
+
+        thread = Thread(target=run, name=self._source, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if failed:
+            raise failed[0]
+        if not done:
+            raise ResourceError(
+                f"{self._source}: gave no scores for {count} answers within {seconds:g} s; "
+                "it hangs, or needs more time: raise phase_seconds.score"
+            )
+        return done[0]
+
+
+def check_source(source: str) -> None:
+    """What can be said of a source before it is asked. Raises: as `TextScorer`."""
+    SOURCES[kind_of(source)](source, REQUEST_SECONDS)
+
+
+def _conversation(rollout: Rollout, decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    assert rollout.messages, "the pool that samples names the turns of every prompt"
+    return {
+        "messages": [{"role": turn.role, "content": turn.content} for turn in rollout.messages],
+        "response": decode(rollout.token_ids[rollout.response_mask].tolist()),
+    }
+
+
+def _function(source: str, seconds: float) -> Score:
+    place, name = parts_of(source)
+    try:
+        module = (
+            _module_of(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
+    except Exception as error:
+        raise DataError(f"{source}: {place} cannot be imported: {_told(error)}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        known = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise DataError(
+            f"{source}: {place} has no function {name}; it has {', '.join(known) or 'none'}"
+        )
+    score: Score = found
+    return score
+
+
+def _module_of(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist")
+    spec = spec_from_file_location(f"equilibrate_source_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look a class's module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _endpoint(source: str, seconds: float) -> Score:
+    """POST {"conversations": [...]}, which is answered by {"scores": [...]}."""
+    if find_spec("openai") is None:
+        raise ResourceError(
+            f"{source}: the package `openai`, whose client asks endpoints, is not installed; "
+            "pip install 'equilibrate[judge]'"
+        )
+    import openai
+
+    client = openai.OpenAI(
+        base_url=source,
+        api_key="none",
+        # Half of the time for one request and its repetitions.
+        timeout=min(REQUEST_SECONDS, seconds / (2 * NUM_ATTEMPTS)),
+        max_retries=NUM_ATTEMPTS - 1,
+    )
+
+    def ask(conversations: Conversations) -> Any:
+        try:
+            reply = client.post(source, cast_to=object, body={"conversations": conversations})
+        except openai.OpenAIError as error:
+            raise ResourceError(
+                f"{source}: gave no scores, asked up to {NUM_ATTEMPTS} times "
+                f"({type(error).__name__}: {error}); check the address and the server"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"{source}: must answer in JSON, and did not ({error})") from error
+        if not isinstance(reply, Mapping) or "scores" not in reply:
+            raise DataError(
+                f'{source}: must answer with a JSON object {{"scores": [...]}}, got '
+                f"{repr(reply)[:80]}"
+            )
+        return reply["scores"]
+
+    return ask
+
+
+def _told(error: BaseException) -> str:
+    """What an error of a user's code says, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} ({error}) in {frames[-1].filename}:{frames[-1].lineno}"
+
+
+SOURCES: Mapping[SourceKind, Callable[[str, float], Score]] = {
+    "function": _function,
+    "endpoint": _endpoint,
+}

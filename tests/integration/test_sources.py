@@ -1,0 +1,110 @@
+"""A Python function as the reward model, in the scoring pool and under a real learner's critic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from actors.groups import WorkerGroups
+from actors.learner import LearnerWorker
+from actors.prepare import Inputs
+from equilibrate.config.files import parse_settings
+from equilibrate.config.inputs import plain
+from equilibrate.config.train import TrainConfig
+from equilibrate.errors import DataError
+from equilibrate.evaluation import RefusalMatcher
+from equilibrate.types import Message, ScoredRollout
+from tests.integration.learners import make_settings, update
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    *(
+        pytest.mark.filterwarnings(f"ignore::{kind}Warning")
+        for kind in ("Future", "User", "Deprecation", "Resource")
+    ),
+]
+
+FUNCTIONS = """
+def words(conversations):
+    return [len(one["response"].split()) / len(one["messages"]) for one in conversations]
+
+def fails(conversations):
+    raise RuntimeError("no service")
+"""
+
+
+@pytest.fixture
+def cluster():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, namespace="test-sources")
+    yield
+    ray.shutdown()
+
+
+def groups_with(models: Path, output: Path, name: str) -> WorkerGroups:
+    source = output / "mine.py"
+    source.write_text(FUNCTIONS)
+    config = parse_settings(
+        TrainConfig,
+        {
+            "output": str(output / "run"),
+            "scoring": {"num_workers": 2, "cpus": 0.5, "max_tokens_per_batch": 64},
+            "phase_seconds": {"score": 100},
+        },
+    )
+    inputs = Inputs(
+        policy=models / "policy",
+        reward=f"{source}:{name}",
+        cost=models / "cost",
+        ptx=None,
+        evaluation=(),
+        judge=RefusalMatcher(),
+        prompts=plain(Path("prompts")),
+    )
+    return WorkerGroups(config, inputs, roles=("scoring",))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_pool_scores_by_a_function_beside_a_model(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path
+) -> None:
+    turn = Message(role="user", content="how ?")
+    rollouts = [
+        replace(one.rollout, messages=(turn,) * (1 + row % 2)) for row, one in enumerate(scored)
+    ]
+    with groups_with(models, tmp_path, "words") as groups:
+        found = groups.scorer.score(rollouts)
+    for row, (one, before) in enumerate(zip(found, scored, strict=True)):
+        # Every token of this vocabulary is a word.
+        assert one.reward == int(one.rollout.response_mask.sum()) / (1 + row % 2)
+        assert one.token_rewards.tolist() == [*[0.0] * (len(one.token_rewards) - 1), one.reward]
+        assert one.cost == pytest.approx(before.cost, abs=1e-5)
+    with (
+        groups_with(models, tmp_path, "fails") as groups,
+        pytest.raises(
+            DataError, match=r"mine\.py:fails: RuntimeError \(no service\).* of answer 0"
+        ),
+    ):
+        groups.scorer.score(rollouts)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_its_critic_starts_as_the_policy(models: Path, scored: list[ScoredRollout]) -> None:
+    worker = LearnerWorker(make_settings(models, reward="mine.py:words"))
+    trunks = [
+        {
+            name.rpartition("model.")[2]: tensor.numpy().copy()
+            for name, tensor in worker._models[role].named_weights()
+        }
+        for role in ("policy", "critic")
+    ]
+    shared = trunks[0].keys() & trunks[1].keys()
+    assert len(shared) > 10
+    for name in shared:
+        np.testing.assert_array_equal(trunks[0][name], trunks[1][name])
+    head = next(tensor for name, tensor in trunks[1].items() if name not in shared)
+    assert 0 < np.abs(head).max() < 0.2
+    assert not update(worker, scored).skipped
