@@ -65,8 +65,11 @@ def test_a_path_alone_is_written_as_it_was_given() -> None:
     ("written", "rule"),
     [
         ([{"file": "a", "share": 1}, "b"], "b has no share"),
-        (["a", "a"], "a stands there twice"),
+        (["a", "a"], "a stands there twice; name"),
+        (["a", "./a"], r"\./a stands there twice, also as a; name"),
         ([{"file": "a", "share": 0}], "share"),
+        ([{"file": "a", "share": 1e308}, {"file": "b", "share": 1e308}], "share"),
+        ([{"file": "a", "share": 5e-324}, {"file": "b", "share": 1}], "share"),
         ([{"file": "a", "category": "WORSE"}], "category"),
         ([{"file": "a", "clas": "EHD"}], "clas"),
         ([{"file": ""}], "file"),
@@ -76,6 +79,13 @@ def test_a_path_alone_is_written_as_it_was_given() -> None:
 def test_what_is_no_list_of_files_is_refused_by_name(written: object, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         config(written)
+
+
+def test_a_file_and_a_link_to_it_are_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "b.csv").symlink_to("a.csv")
+    with pytest.raises(ConfigError, match=r"b\.csv stands there twice, also as .*a\.csv"):
+        config([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")])
 
 
 def test_files_that_are_read_whole_have_no_share() -> None:
