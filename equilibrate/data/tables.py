@@ -107,8 +107,8 @@ def load_table(
     """
     source = Source(path, mapping)
     table = _Building()
-    for where, record in records_of(source, rejected, table.left_out):
-        table.add(where, replace(record, category=record.category or category))
+    for entry, record in records_of(source, rejected, table.left_out):
+        table.add(entry.where, replace(record, category=record.category or category))
     if not table.places:
         rejected.settle(len(rejected))
         raise DataError(f"{path}: the data set is empty; give at least one row")
