@@ -39,14 +39,19 @@ def _as_files(value: Any) -> Any:
     if isinstance(value, (str, Path)):
         return ({"file": str(value)},) if str(value) else ()
     if isinstance(value, Mapping):
-        value = [value] if "file" in value else [{name: value[name]} for name in value]
+        is_one = any(key in value for key in InputFile.model_fields)
+        value = [value] if is_one else [{name: value[name]} for name in value]
     return tuple(map(_as_entry, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _as_entry(value: Any) -> Any:
     if isinstance(value, (str, Path)):
         return {"file": str(value)}
-    if isinstance(value, Mapping) and len(value) == 1 and "file" not in value:
+    if (
+        isinstance(value, Mapping)
+        and len(value) == 1
+        and not set(value) & set(InputFile.model_fields)
+    ):
         ((name, inner),) = value.items()
         return {"name": name, **(inner if isinstance(inner, Mapping) else {"file": inner})}
     return value

@@ -137,8 +137,8 @@ def joined(tables: Sequence[Columns]) -> Columns:
         return tables[0]
     if any("response_0" in table for table in tables) and any("response" in t for t in tables):
         raise DataError(
-            "some files hold pairs and some single answers; a training takes one kind: "
-            "`python -m equilibrate split --shape answers` makes single answers of both"
+            "some files hold pairs and some single answers; a training takes one kind; "
+            "leave the others out"
         )
     names = dict.fromkeys(name for table in tables for name in table)
     # Answers of a file that states no safety count as safe, beside others as alone.

@@ -73,6 +73,10 @@ def test_a_path_alone_is_written_as_it_was_given() -> None:
         ([{"file": "a", "category": "WORSE"}], "category"),
         ([{"file": "a", "clas": "EHD"}], "clas"),
         ([{"file": ""}], "file"),
+        ([{"file": "a", "weight": 2}], r"weight is not a known key; valid keys: category, file"),
+        ([3], r"prompts\.0 \(3\) must hold keys: category, file, name, share"),
+        ([{"category": "EHD"}], r"prompts\.0\.file .*required"),
+        ({"category": "EHD", "share": 1}, r"prompts\.0\.file .*required"),
         (7, "prompts"),
     ],
 )
@@ -108,6 +112,10 @@ def test_what_is_said_of_a_file_counts_and_its_place_does_not() -> None:
         {"file": "given", "category": "EHD"},
         {"file": "given"},
     ]
+
+
+def test_the_share_of_a_lone_file_says_nothing() -> None:
+    assert config([{"file": "a", "share": 3}]) == config("a")
 
 
 def test_every_file_is_an_input() -> None:
