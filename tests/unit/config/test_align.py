@@ -151,5 +151,5 @@ def test_a_licence_of_a_step_is_of_an_input() -> None:
     ("key", "by"), [("pairs", "ppo"), ("evaluation", "ppo"), ("prompts", "ars")]
 )
 def test_a_share_of_files_that_are_read_whole_is_refused_by_its_own_key(key: str, by: str) -> None:
-    with pytest.raises(ConfigError, match=rf"\): {key} is read whole"):
+    with pytest.raises(ConfigError, match=rf"^{key} is read whole"):
         journey(by=by, **{key: [{"file": "a", "share": 1}, {"file": "b", "share": 1}]})
