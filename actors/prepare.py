@@ -172,7 +172,9 @@ def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
     contents = Contents(stages)
     depends = {
         "policy": contents.of(inputs.policy),
-        "evaluation": held_by(inputs.evaluation, contents),
+        "evaluation": held_by(
+            [entry.model_copy(update={"name": ""}) for entry in inputs.evaluation], contents
+        ),
         "settings": result_settings(only(config, *SAMPLED_BY)),
         # The aligned model is sampled by what is installed today, and so must the base be.
         "versions": library_versions(SAMPLING),

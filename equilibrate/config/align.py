@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from equilibrate.config.base import Config, OutputFolder, off_is_none
+from equilibrate.config.base import Config, OutputFolder, off_is_none, require_no_shares
 from equilibrate.config.files import merge_settings, parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.inputs import InputFile, InputFiles, as_written
@@ -72,6 +72,12 @@ class AlignConfig(Config):
                 raise ValueError(
                     f"{name} ('') must name a folder or file; try {name}: {_TRY[name]}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _files_have_shares_where_they_are_mixed(self) -> Self:
+        whole = ("demonstrations", "pairs", "evaluation")
+        require_no_shares(self, *whole, *(() if self.by == "ppo" else ("prompts",)), prefix="")
         return self
 
     @field_validator("licences")

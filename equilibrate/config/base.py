@@ -110,12 +110,12 @@ class InputsConfig(Config):
         return value
 
 
-def require_no_shares(data: Config, *keys: str) -> None:
+def require_no_shares(data: Config, *keys: str, prefix: str = "data.") -> None:
     """Raises: ValueError if files that are read whole are given shares."""
     for key in keys:
         if any(entry.share for entry in getattr(data, key)):
             raise ValueError(
-                f"data.{key} is read whole, so its files have no share; leave it out"
+                f"{prefix}{key} is read whole, so its files have no share; leave it out"
                 + (", or choose by fdc.amounts" if key == "train" else "")
             )
 

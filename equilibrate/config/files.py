@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from equilibrate.config.base import Config
 from equilibrate.config.fit import FitConfig
@@ -228,9 +229,15 @@ def _as_written(root: type[BaseModel], location: Sequence[str]) -> tuple[list[st
         elif not _PYDANTIC_STEP.fullmatch(part):
             written.append(part)
             if part in fields and index < len(location) - 1:
-                found = (child for m in models for child in models_in(m.model_fields.get(part)))
-                models = list(found)
+                at = [m.model_fields[part] for m in models if part in m.model_fields]
+                models = [child for field in at for child in models_in(field) or _members(field)]
     return written, sorted({name for model in models for name in model.model_fields})
+
+
+def _members(field: FieldInfo) -> list[type[BaseModel]]:
+    """Classes of the entries of a list."""
+    arguments = get_args(field.annotation)
+    return [a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)]
 
 
 def _tag(model: type[BaseModel]) -> object:

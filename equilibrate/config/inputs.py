@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from equilibrate.config.identity import Mark
 from equilibrate.types import Category
+
+MIN_SHARE, MAX_SHARE = 1e-6, 1e6
+"""Of a file or a part: their quotients are numbers, and none of them is 0."""
 
 
 class InputFile(BaseModel):
@@ -22,7 +26,7 @@ class InputFile(BaseModel):
     """What its prompts are counted under in evaluation tables; by default their class."""
     category: Category | None = None
     """Class of its prompts where it names none itself."""
-    share: float | None = Field(None, gt=0)
+    share: float | None = Field(None, ge=MIN_SHARE, le=MAX_SHARE)
     """Of prompts for `train`: its weight within each class, against the other files."""
 
     @property
@@ -35,14 +39,19 @@ def _as_files(value: Any) -> Any:
     if isinstance(value, (str, Path)):
         return ({"file": str(value)},) if str(value) else ()
     if isinstance(value, Mapping):
-        value = [value] if "file" in value else [{name: value[name]} for name in value]
+        is_one = any(key in value for key in InputFile.model_fields)
+        value = [value] if is_one else [{name: value[name]} for name in value]
     return tuple(map(_as_entry, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _as_entry(value: Any) -> Any:
     if isinstance(value, (str, Path)):
         return {"file": str(value)}
-    if isinstance(value, Mapping) and len(value) == 1 and "file" not in value:
+    if (
+        isinstance(value, Mapping)
+        and len(value) == 1
+        and not set(value) & set(InputFile.model_fields)
+    ):
         ((name, inner),) = value.items()
         return {"name": name, **(inner if isinstance(inner, Mapping) else {"file": inner})}
     return value
@@ -55,10 +64,21 @@ def _agree(files: tuple[InputFile, ...]) -> tuple[InputFile, ...]:
         raise ValueError(
             f"{without} has no share and another file has; give each file a share, or none"
         )
-    paths = [entry.file for entry in files]
-    if twice := [path for path in paths if paths.count(path) > 1]:
-        raise ValueError(f"{twice[0]} stands there twice; name each file once")
+    if twice := named_twice(files):
+        raise ValueError(f"{twice}; name each file once")
     return files
+
+
+def named_twice(files: Sequence[InputFile]) -> str:
+    """Says which file stands there twice, by one path or two; "" if none does."""
+    first: dict[str, str] = {}
+    for file in (entry.file for entry in files):
+        place = os.path.realpath(file)
+        if place in first:
+            other = first[place]
+            return f"{file} stands there twice" + (f", also as {other}" if other != file else "")
+        first[place] = file
+    return ""
 
 
 def as_written(files: tuple[InputFile, ...]) -> str | list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from equilibrate.config.base import (
     Config,
@@ -27,7 +27,7 @@ from equilibrate.config.base import (
     type_is,
 )
 from equilibrate.config.identity import InputPath, Mark
-from equilibrate.config.inputs import InputFiles
+from equilibrate.config.inputs import InputFile, InputFiles
 from equilibrate.types import Category
 
 
@@ -267,6 +267,13 @@ class DataConfig(InputsConfig):
     """In any format that `python -m equilibrate data FILE` recognises; `category` names classes."""
     evaluation: InputFiles = ()
     ptx: InputPath = ""
+
+    @field_validator("prompts")
+    @classmethod
+    def _a_share_is_among_several(cls, files: tuple[InputFile, ...]) -> tuple[InputFile, ...]:
+        return (
+            files if len(files) > 1 else tuple(f.model_copy(update={"share": None}) for f in files)
+        )
 
     @model_validator(mode="after")
     def _evaluation_is_read_whole(self) -> Self:

@@ -122,8 +122,8 @@ class Source:
 
 def records_of(
     source: Source, rejected: RejectedRows, left_out: Counter[str]
-) -> Iterator[tuple[str, Record]]:
-    """The records of a source with their places.
+) -> Iterator[tuple[Entry, Record]]:
+    """The rows of a source that can be read, with their records.
 
     Args:
         rejected: takes the rows that break a rule; it is not settled here.
@@ -131,7 +131,7 @@ def records_of(
     """
     for entry in source:
         if entry.record is not None:
-            yield entry.where, entry.record
+            yield entry, entry.record
         elif isinstance(entry.fault, OfNoUse):
             left_out[str(entry.fault)] += 1
         else:

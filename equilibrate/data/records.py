@@ -320,3 +320,43 @@ def labelled(row: Row, response: str, **labels: Any) -> Record:
         responses=(answer,),
         **{"is_safe": (None,)} | labels,
     )
+
+
+def named_by(row: Row, kind: Kind) -> dict[str, str]:
+    """What a prompt is known by and counted under, as far as its row says it: `id` (a number or
+    text), `cell`, `part`. Rows of answers may share the id of their prompt, so theirs is none.
+
+    Raises: DataError for what is no text.
+    """
+    given = {name: row.get(name) for name in ("cell", "part", "id")}
+    if kind is not Kind.PROMPT:
+        del given["id"]
+    elif isinstance(given["id"], int) and not isinstance(given["id"], bool):
+        given["id"] = str(given["id"])
+    return {
+        name: checked(value, name, may_be_empty=name != "id")
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+class Ids:
+    """Ids of the prompts of one file after another: unique within a file, and what another file has
+    too gets the number of its file before it."""
+
+    def __init__(self) -> None:
+        self.num_files = 0
+        """That have been read to their end."""
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def new(self, given: str, where: str) -> str:
+        """The id as it counts over all files. Raises: DataError if its file has it already."""
+        if given in self._found and self._found[given][0] != self.num_files:
+            given = f"{self.num_files + 1}:{given}"
+        if given in self._found:
+            raise DataError(
+                f"id ({shown(given)}) must be unique, but {self._found[given][1]} has it too; "
+                "leave `id` out to have one made from the text"
+            )
+        self._found[given] = self.num_files, where
+        return given

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from equilibrate.errors import DataError
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.types import Conversation, Prompt, as_conversation
 
 MAX_REPORTED = 5
@@ -32,11 +32,21 @@ class RejectedRows:
         max_fraction: share of its rows that may be rejected.
         file: where they are written down, a JSON line each with `where` and `rule`; rows of other
             sources in it stay.
+        limit: what the user calls `max_fraction`.
+    Raises: ConfigError for a `max_fraction` that is no share.
     """
 
     def __init__(
-        self, source: Path, *, max_fraction: float = 0.0, file: Path | None = None
+        self,
+        source: Path,
+        *,
+        max_fraction: float = 0.0,
+        file: Path | None = None,
+        limit: str = "data.max_rejected_fraction",
     ) -> None:
+        if not 0 <= max_fraction <= 1:
+            raise ConfigError(f"{limit} ({max_fraction:g}) must be from 0 to 1; try 0.01")
+        self._limit = limit
         self._source = source
         self._max_fraction = max_fraction
         self._file = file
@@ -65,7 +75,7 @@ class RejectedRows:
             lines.append(f"... and {len(self) - MAX_REPORTED} more")
         if self._file is not None or allowed:
             lines.append(
-                f"{len(self)} of {num_rows} rows break a rule, and data.max_rejected_fraction "
+                f"{len(self)} of {num_rows} rows break a rule, and {self._limit} "
                 f"({self._max_fraction:g}) allows {allowed}"
                 + (f"; all are in {self._file}" if self._file is not None else "")
             )

@@ -262,7 +262,12 @@ def survey_all(
     is_good = True
     for group, names in zip(groups, (files, evaluation), strict=True):
         for path in (split for name in names for split in splits_of(Path(name))):
-            rejected = RejectedRows(path, max_fraction=max_rejected_fraction, file=rejected_file)
+            rejected = RejectedRows(
+                path,
+                max_fraction=max_rejected_fraction,
+                file=rejected_file,
+                limit="--max-rejected-fraction",
+            )
             try:
                 found = survey(path, lengths=lengths, rejected=rejected, columns=columns)
                 group.append(found)

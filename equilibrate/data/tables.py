@@ -107,8 +107,8 @@ def load_table(
     """
     source = Source(path, mapping)
     table = _Building()
-    for where, record in records_of(source, rejected, table.left_out):
-        table.add(where, replace(record, category=record.category or category))
+    for entry, record in records_of(source, rejected, table.left_out):
+        table.add(entry.where, replace(record, category=record.category or category))
     if not table.places:
         rejected.settle(len(rejected))
         raise DataError(f"{path}: the data set is empty; give at least one row")
@@ -141,9 +141,8 @@ def joined(tables: Sequence[Columns], *, may_mix: bool) -> Columns:
     )
     if has_pairs and has_singles and not may_mix:
         raise DataError(
-            "some files hold pairs and some single answers; but for objective.type=cost a training "
-            "takes one kind: `python -m equilibrate split --shape answers` makes single answers "
-            "of both"
+            "some files hold pairs and some single answers, and a training takes one kind, but for "
+            "objective.type=cost; leave the others out"
         )
     names = dict.fromkeys(name for table in tables for name in table)
     # Answers of a file that states no safety count as safe, beside others as alone.

@@ -83,6 +83,11 @@ def _of_format(entry: Entry, columns: AnswerColumns, needs_label: bool) -> list[
         raise entry.fault or DataError("must hold an answer")
     labels = _labels(record) or ("",) * len(record.responses)
     if columns.label:
+        if len(record.responses) > 1:
+            raise DataError(
+                f"must hold one answer, as {columns.label} ({shown(entry.row.get(columns.label))}) "
+                f"is about one, and has {len(record.responses)}"
+            )
         labels = (_cell(entry.row, columns.label),)
     if needs_label and "" in labels:
         raise DataError("an answer has no label; leave the row out")

@@ -87,7 +87,10 @@ def label(options: LabelOptions, connect: Connect) -> int:
 
     _check_label(options)
     rejected = RejectedRows(
-        options.file, max_fraction=options.max_rejected, file=options.out / REJECTED_FILE
+        options.file,
+        max_fraction=options.max_rejected,
+        file=options.out / REJECTED_FILE,
+        limit="--max-rejected",
     )
     rows = labels.read_prompts_to_label(
         options.file, rejected, column=options.column, relabel=options.relabel
@@ -133,10 +136,8 @@ def _check_label(options: LabelOptions) -> None:
         raise ConfigError("--estimate is about an endpoint; add --endpoint URL --model NAME")
     if options.embed is not None and not options.train:
         raise ConfigError("--embed serves the local labeller; add --train FILE")
-    for name in ("threshold", "max_rejected"):
-        value = getattr(options, name)
-        if not 0 <= value <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} ({value:g}) must be in [0, 1]; try 0.5")
+    if not 0 <= options.threshold <= 1:
+        raise ConfigError(f"--threshold ({options.threshold:g}) must be in [0, 1]; try 0.5")
     if min(options.price) < 0:
         raise ConfigError(f"--price {options.price} must be two numbers >= 0")
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from equilibrate.config.inputs import InputFile
 from equilibrate.data.recognition import Entry, Source
-from equilibrate.data.records import Kind, OfNoUse, Record, checked, said
-from equilibrate.data.rows import CHARACTERS_PER_TOKEN, RejectedRows, shown
+from equilibrate.data.records import Ids, OfNoUse, checked, named_by, said
+from equilibrate.data.rows import CHARACTERS_PER_TOKEN, RejectedRows
 from equilibrate.errors import DataError
 from equilibrate.types import Category, Conversation, Prompt
 
@@ -62,12 +62,11 @@ class PromptReader:
         max_tokens: int,
         columns: Mapping[str, str] | None = None,
     ) -> None:
-        self._num_files = 0
         self._columns = columns
         self._encode = encode
         self._max_tokens = max_tokens
         self._first_by_text: dict[str | Conversation, tuple[str, Category]] = {}
-        self._where_by_id: dict[str, str] = {}
+        self._ids = Ids()
 
     def read(self, file: InputFile, rejected: RejectedRows | None = None) -> PromptRows:
         """The prompts of a file, answers or none beside them; of plain prompts also `id`, `cell`
@@ -92,7 +91,7 @@ class PromptReader:
             except DataError as error:
                 rejected.add(entry.where, str(error))
         rejected.settle(num_rows)
-        self._num_files += 1
+        self._ids.num_files += 1
         if not self._prompts:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self._dropped.items())
             raise DataError(
@@ -116,19 +115,16 @@ class PromptReader:
         if entry.record is None:
             raise entry.fault or DataError("must hold a prompt")
         record, where = entry.record, entry.where
-        row = entry.named
         checked(record.messages[-1].content, "prompt")
         text, key = said(record.messages), record.prompt
         category = record.category or self._file.category or Category.GENERAL
         if key in self._first_by_text:
             self._drop_duplicate(key, record.category or self._file.category)
             return
-        cell, part = (
-            "" if row.get(name) is None else checked(row[name], name, may_be_empty=True)
-            for name in ("cell", "part")
-        )
+        names = named_by(entry.named, record.kind)
+        made = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         # Last: a row that is rejected keeps no id from another.
-        prompt_id = self._new_id(row, record, where)
+        prompt_id = self._ids.new(names.get("id", made), where)
         self._first_by_text[key] = (where, category)
         token_ids: tuple[int, ...] = ()
         reason = f"longer than {self._max_tokens} tokens"
@@ -144,9 +140,9 @@ class PromptReader:
                 text=text,
                 token_ids=token_ids,
                 category=category,
-                cell=cell or self._file.name,
-                part=part,
-                file_number=self._num_files,
+                cell=names.get("cell") or self._file.name,
+                part=names.get("part", ""),
+                file_number=self._ids.num_files,
                 messages=() if isinstance(key, str) else key,
             )
         )
@@ -167,20 +163,3 @@ class PromptReader:
         if len(token_ids) > self._max_tokens:
             return f"longer than {self._max_tokens} tokens"
         return ""
-
-    def _new_id(self, row: Mapping[str, Any], record: Record, where: str) -> str:
-        # Rows of answers may share the name of their prompt.
-        given = row.get("id") if record.kind is Kind.PROMPT else None
-        if isinstance(given, int) and not isinstance(given, bool):
-            given = str(given)
-        if given is None:
-            given = hashlib.blake2b(said(record.messages).encode(), digest_size=8).hexdigest()
-        else:
-            given = checked(given, "id")
-        if given in self._where_by_id:
-            raise DataError(
-                f"id ({shown(given)}) must be unique, but {self._where_by_id[given]} has it too; "
-                "leave `id` out to have one made from the text"
-            )
-        self._where_by_id[given] = where
-        return given

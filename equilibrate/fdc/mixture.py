@@ -52,6 +52,13 @@ class Apportionment(Generic[Key]):
         self._owed[chosen] -= 1
         return chosen
 
+    def next_counts(self, shares: Mapping[Key, float], count: int) -> dict[Key, int]:
+        """How many of each class the next `count` prompts are."""
+        counts = dict.fromkeys(shares, 0)
+        for _ in range(count):
+            counts[self.next_class(shares)] += 1
+        return counts
+
     def state_dict(self) -> dict[str, Any]:
         return {str(category): owed for category, owed in self._owed.items()}
 

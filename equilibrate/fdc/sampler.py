@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,10 +17,16 @@ WhenShort = Literal["error", "oversample"]
 
 
 class ClassPool:
-    """The prompts of one class in a seeded order, each once per pass."""
+    """The prompts of one class in a seeded order, each once per pass.
 
-    def __init__(self, category: Category, prompts: Sequence[Prompt], seed: int) -> None:
+    Args: file: whose they are, where each file of a class has its share.
+    """
+
+    def __init__(
+        self, category: Category, prompts: Sequence[Prompt], seed: int, file: str = ""
+    ) -> None:
         self._category = category
+        self._name = f"class {category.value}" + (f" of {file}" if file else "")
         self._prompts = prompts
         self._seed = seed
         self._passes = 0
@@ -39,14 +43,22 @@ class ClassPool:
             if not self._remaining:
                 if not may_repeat:
                     raise DataError(
-                        f"class {self._category.value} ({len(self._prompts)} prompts) is exhausted;"
-                        " add prompts of it or set fdc.when_short=oversample"
+                        f"{self._name} ({len(self._prompts)} prompts) is exhausted; add prompts "
+                        "of it or set fdc.when_short=oversample"
                     )
                 self._start_pass(avoid=set(taken))
             wanted = count - len(taken)
             taken += self._remaining[:wanted]
             self._remaining = self._remaining[wanted:]
         return [self._prompts[index] for index in taken]
+
+    def require(self, needed: int) -> None:
+        """Raises: DataError if the class has fewer prompts than that."""
+        if len(self._prompts) < needed:
+            raise DataError(
+                f"{self._name} ({len(self._prompts)} prompts) must have at least {needed} for its "
+                "share of the run; add prompts, lower its share or set fdc.when_short=oversample"
+            )
 
     def _start_pass(self, avoid: set[int]) -> None:
         # The class name, not its hash: Python's string hash differs between processes.
@@ -69,27 +81,37 @@ class SharedPool:
     """The prompts of one class from several files, by the shares of the files."""
 
     def __init__(
-        self, category: Category, prompts: Sequence[Prompt], seed: int, shares: Sequence[float]
+        self,
+        category: Category,
+        prompts: Sequence[Prompt],
+        seed: int,
+        shares: Mapping[str, float],
     ) -> None:
-        files = sorted({prompt.file_number for prompt in prompts})
-        total = sum(shares[number] for number in files)
-        self._shares = {number: shares[number] / total for number in files}
+        files = {
+            number: list(shares)[number] for number in sorted({p.file_number for p in prompts})
+        }
+        total = sum(shares[file] for file in files.values())
+        self._shares = {number: shares[file] / total for number, file in files.items()}
         self._apportionment: Apportionment[int] = Apportionment()
         self._pools = {
-            number: ClassPool(category, [p for p in prompts if p.file_number == number], seed)
-            for number in files
+            number: ClassPool(category, [p for p in prompts if p.file_number == number], seed, file)
+            for number, file in files.items()
         }
 
     def take(self, count: int, *, may_repeat: bool) -> list[Prompt]:
         """As of `ClassPool`; of each file within 1 of its share of all so far."""
-        counts = dict.fromkeys(self._shares, 0)
-        for _ in range(count):
-            counts[self._apportionment.next_class(self._shares)] += 1
+        counts = self._apportionment.next_counts(self._shares, count)
         return [
             prompt
             for number, wanted in counts.items()
             for prompt in self._pools[number].take(wanted, may_repeat=may_repeat)
         ]
+
+    def require(self, needed: int) -> None:
+        """As of `ClassPool`, by what `take` will hand out of each file."""
+        counts = Apportionment[int]().next_counts(self._shares, needed)
+        for number, pool in self._pools.items():
+            pool.require(counts[number])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -115,8 +137,10 @@ class FdcSampler:
         prompts_per_iteration: prompts of one batch.
         copies: responses per prompt, handed on in the batch.
         iterations: length of the run, to see beforehand whether a class is too small.
-        when_short: "error" refuses a run that needs a prompt twice, "oversample" shuffles anew.
-        file_shares: weight of each file within a class; none: all prompts of a class are alike.
+        when_short: "error" refuses a run that needs a prompt twice by the shares at its start,
+            "oversample" shuffles anew.
+        file_shares: weight of each file within a class, by the file's name, in the order of the
+            files; none: all prompts of a class are alike.
         seed: of the order of the prompts.
 
     Raises: DataError naming the class that is missing or too small.
@@ -131,7 +155,7 @@ class FdcSampler:
         copies: int = 1,
         iterations: int,
         when_short: WhenShort = "oversample",
-        file_shares: Sequence[float] = (),
+        file_shares: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         self._schedule = schedule
@@ -141,25 +165,25 @@ class FdcSampler:
         self._seed = seed
         shares = schedule.shares()
         by_class = _by_class(prompts, shares)
-        if not self._may_repeat:
-            total = prompts_per_iteration * iterations
-            for category, share in shares.items():
-                _require_enough(category, by_class[category], share * total, file_shares)
         self._pools: dict[Category, ClassPool | SharedPool] = {
             c: SharedPool(c, by_class[c], seed, file_shares)
             if file_shares
             else ClassPool(c, by_class[c], seed)
             for c in shares
         }
+        if not self._may_repeat:
+            counts = Apportionment[Category]().next_counts(
+                shares, prompts_per_iteration * iterations
+            )
+            for category, needed in counts.items():
+                self._pools[category].require(needed)
         self._apportionment: Apportionment[Category] = Apportionment()
         self._num_drawn = dict.fromkeys(Category, 0)
         self._fingerprint = _fingerprint(prompts)
 
     def next_batch(self, iteration: int) -> PromptBatch:
         shares = self._schedule.shares()
-        counts = dict.fromkeys(shares, 0)
-        for _ in range(self._prompts_per_iteration):
-            counts[self._apportionment.next_class(shares)] += 1
+        counts = self._apportionment.next_counts(shares, self._prompts_per_iteration)
         drawn: list[Prompt] = []
         for category, count in counts.items():
             drawn += self._pools[category].take(count, may_repeat=self._may_repeat)
@@ -221,24 +245,6 @@ def _by_class(
                 "as in fdc.mixture={GENERAL: 1.0}, or find the classes with `fdc label`"
             )
     return by_class
-
-
-def _require_enough(
-    category: Category, prompts: Sequence[Prompt], wanted: float, file_shares: Sequence[float]
-) -> None:
-    """Args: wanted: prompts of this class in the whole run."""
-    files = Counter(prompt.file_number for prompt in prompts) if file_shares else {0: len(prompts)}
-    weights = {number: file_shares[number] if file_shares else 1.0 for number in files}
-    for number, held in files.items():
-        # Rounding of shares must not turn 100.00000000000001 into 101.
-        needed = math.ceil(wanted * weights[number] / sum(weights.values()) - 1e-6)
-        if held < needed:
-            where = f" of file {number + 1}" if file_shares else ""
-            raise DataError(
-                f"class {category.value}{where} ({held} prompts) must have at least {needed} for "
-                "its share of the run; add prompts, lower its share or set "
-                "fdc.when_short=oversample"
-            )
 
 
 def _fingerprint(prompts: Sequence[Prompt]) -> str:

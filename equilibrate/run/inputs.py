@@ -66,7 +66,7 @@ def make_sampler(config: TrainConfig, prompts: Sequence[Prompt]) -> FdcSampler:
         copies=config.rollout.copies,
         iterations=config.iterations,
         when_short=config.fdc.when_short,
-        file_shares=[entry.share for entry in config.data.prompts if entry.share],
+        file_shares={entry.file: entry.share for entry in config.data.prompts if entry.share},
         seed=config.seed,
     )
 

@@ -145,3 +145,11 @@ def test_each_step_states_the_licences_of_what_it_reads() -> None:
 def test_a_licence_of_a_step_is_of_an_input() -> None:
     with pytest.raises(ConfigError, match=r"data.licences.*'seed' must be an input's key"):
         parse_settings(FitConfig, {"data": {"licences": {"seed": "mit"}}})
+
+
+@pytest.mark.parametrize(
+    ("key", "by"), [("pairs", "ppo"), ("evaluation", "ppo"), ("prompts", "ars")]
+)
+def test_a_share_of_files_that_are_read_whole_is_refused_by_its_own_key(key: str, by: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key} is read whole"):
+        journey(by=by, **{key: [{"file": "a", "share": 1}, {"file": "b", "share": 1}]})

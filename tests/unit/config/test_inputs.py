@@ -65,17 +65,31 @@ def test_a_path_alone_is_written_as_it_was_given() -> None:
     ("written", "rule"),
     [
         ([{"file": "a", "share": 1}, "b"], "b has no share"),
-        (["a", "a"], "a stands there twice"),
+        (["a", "a"], "a stands there twice; name"),
+        (["a", "./a"], r"\./a stands there twice, also as a; name"),
         ([{"file": "a", "share": 0}], "share"),
+        ([{"file": "a", "share": 1e308}, {"file": "b", "share": 1e308}], "share"),
+        ([{"file": "a", "share": 5e-324}, {"file": "b", "share": 1}], "share"),
         ([{"file": "a", "category": "WORSE"}], "category"),
         ([{"file": "a", "clas": "EHD"}], "clas"),
         ([{"file": ""}], "file"),
+        ([{"file": "a", "weight": 2}], r"weight is not a known key; valid keys: category, file"),
+        ([3], r"prompts\.0 \(3\) must hold keys: category, file, name, share"),
+        ([{"category": "EHD"}], r"prompts\.0\.file .*required"),
+        ({"category": "EHD", "share": 1}, r"prompts\.0\.file .*required"),
         (7, "prompts"),
     ],
 )
 def test_what_is_no_list_of_files_is_refused_by_name(written: object, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         config(written)
+
+
+def test_a_file_and_a_link_to_it_are_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "b.csv").symlink_to("a.csv")
+    with pytest.raises(ConfigError, match=r"b\.csv stands there twice, also as .*a\.csv"):
+        config([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")])
 
 
 def test_files_that_are_read_whole_have_no_share() -> None:
@@ -98,6 +112,10 @@ def test_what_is_said_of_a_file_counts_and_its_place_does_not() -> None:
         {"file": "given", "category": "EHD"},
         {"file": "given"},
     ]
+
+
+def test_the_share_of_a_lone_file_says_nothing() -> None:
+    assert config([{"file": "a", "share": 3}]) == config("a")
 
 
 def test_every_file_is_an_input() -> None:

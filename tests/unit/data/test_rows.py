@@ -10,7 +10,7 @@ import pytest
 from equilibrate.data import readers
 from equilibrate.data.readers import read_rows
 from equilibrate.data.rows import RejectedRows, check_disjoint, shown, text_fault
-from equilibrate.errors import DataError
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.types import Category, Prompt
 
 
@@ -64,6 +64,12 @@ def test_the_limit(fraction: float, count: int, of: int, fits: bool) -> None:
     else:
         with pytest.raises(DataError, match=r"^a:0: rule"):
             rejected.settle(of)
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), -1.0, 2.0])
+def test_a_limit_that_is_no_share_is_named_as_it_was_written(fraction: float) -> None:
+    with pytest.raises(ConfigError, match=r"^--rejected \(.*\) must be from 0 to 1"):
+        RejectedRows(Path("a"), max_fraction=fraction, limit="--rejected")
 
 
 @pytest.mark.parametrize(

@@ -169,21 +169,113 @@ def test_a_broken_row_stops_it_and_leaves_nothing_behind(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"rows\.jsonl:2"):
         _split(tmp_path / "out", file, parts={"all": 1.0})
 
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_part_without_rows_is_refused(tmp_path: Path) -> None:
-    file = _write(tmp_path / "rows.jsonl", [_single("p", "a", True)])
-    with pytest.raises(DataError, match="would hold no row"):
-        _split(tmp_path / "out", file)
+def test_a_part_without_rows_is_refused_with_what_was_left_out(tmp_path: Path) -> None:
+    file = _write(tmp_path / "rows.jsonl", [{"prompt": "p"}, {"prompt": "q"}])
+    with pytest.raises(DataError, match=r"hold no row \(left out: 2 without an answer\)"):
+        _split(tmp_path / "new" / "out", file)
+    with pytest.raises(DataError, match="would hold no row; give more data"):
+        _split(tmp_path / "new" / "out", file, shape="prompts", parts={"a": 1.0, "b": 1e-6})
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_file_among_others_is_refused(files: tuple[str, str], tmp_path: Path) -> None:
+    empty = _write(tmp_path / "empty.jsonl", [])
+    with pytest.raises(DataError, match=r"empty\.jsonl: the data set is empty"):
+        _split(tmp_path / "out", files[0], empty)
+
+
+def test_a_folder_of_other_parts_or_within_an_input_is_refused(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    _split(tmp_path / "out", *files)
+    with pytest.raises(ConfigError, match=r"test\.jsonl: is there and is no part of .* \(train\)"):
+        _split(tmp_path / "out", *files, parts={"train": 1.0})
+    for out in (tmp_path, tmp_path / "new"):
+        with pytest.raises(ConfigError, match=r"--out .* must not lie in .* which is read"):
+            _split(out, str(tmp_path))
+
+
+def test_the_order_of_the_parts_changes_nothing(files: tuple[str, str], tmp_path: Path) -> None:
+    texts = ["train=0.6", "test=0.3", "judge=0.1"]
+    _split(tmp_path / "one", *files, parts=parts_of(texts))
+    _split(tmp_path / "two", *files, parts=parts_of(texts[::-1]))
+    for name in ("train", "test", "judge"):
+        one, two = (_read(tmp_path / out / f"{name}.jsonl") for out in ("one", "two"))
+        assert one == two
+
+
+def test_a_file_is_given_once_by_any_path(files: tuple[str, str], tmp_path: Path) -> None:
+    other = f"{tmp_path}/./pairs.jsonl"
+    for twice in (files[0], f"EHD={files[0]}", other):
+        with pytest.raises(ConfigError, match=r"pairs\.jsonl stands there twice.*name each file"):
+            _split(tmp_path / "out", files[0], twice)
+
+
+def test_a_copy_in_another_class_is_counted_as_one(tmp_path: Path) -> None:
+    one = _write(tmp_path / "one.jsonl", [{"prompt": "p"}, {"prompt": "p"}])
+    two = _write(tmp_path / "two.jsonl", [{"prompt": "p"}])
+
+    lines = _split(
+        tmp_path / "out", f"EHD={one}", f"IHD={two}", shape="prompts", parts={"all": 1.0}
+    )
+
+    assert _read(tmp_path / "out" / "all.jsonl") == [{"prompt": "p", "category": "EHD"}]
+    assert "left out: 1 a second copy" in lines
+    assert "left out: 1 a copy in another class than the first" in lines
+
+
+def test_copies_of_a_pair_come_once_and_contradictory_ones_not_at_all(tmp_path: Path) -> None:
+    pair = _pair("p", ("a", False), ("b", True), safer_response_id=1)
+    swapped = _pair("p", ("b", True), ("a", False), better_response_id=1, safer_response_id=0)
+    other = _pair("q", ("a", False), ("b", True))
+    opposite = _pair("q", ("b", True), ("a", False), safer_response_id=0)  # better is b now
+    file = _write(tmp_path / "rows.jsonl", [pair, swapped, other, opposite])
+
+    lines = _split(tmp_path / "out", file, shape="pairs", parts={"all": 1.0})
+
+    assert _read(tmp_path / "out" / "all.jsonl") == [pair]
+    assert "left out: 1 a second copy" in lines
+    assert "left out: 2 labelled otherwise in another row" in lines
+
+
+def test_the_unlabelled_side_of_a_pair_is_counted(tmp_path: Path) -> None:
+    file = _write(tmp_path / "rows.jsonl", [_pair("p", ("a", False), ("b", None))])
+    assert "left out: 1 without a label of safety" in _split(
+        tmp_path / "out", file, parts={"all": 1.0}
+    )
+
+
+def test_prompts_keep_what_train_knows_them_by(tmp_path: Path) -> None:
+    one = [{"id": 0, "prompt": "p", "cell": "c", "part": "new"}, {"prompt": "q", "cell": None}]
+    two = [{"id": 0, "prompt": "r"}, {"id": 0, "prompt": "s"}, {"id": 1, "prompt": "t", "cell": 3}]
+    files = _write(tmp_path / "one.jsonl", one), _write(tmp_path / "two.jsonl", two)
+
+    _split(tmp_path / "out", *files, shape="prompts", parts={"all": 1.0}, max_rejected_fraction=0.7)
+
+    assert _read(tmp_path / "out" / "all.jsonl") == [
+        {"prompt": "p", "cell": "c", "part": "new", "id": "0"},
+        {"prompt": "q"},
+        {"prompt": "r", "id": "2:0"},
+    ]
+    with pytest.raises(DataError, match=r"two\.jsonl:2: id .* unique(.|\n)*:3: cell \(3\)"):
+        _split(tmp_path / "new", *files, shape="prompts", parts={"all": 1.0})
 
 
 @pytest.mark.parametrize(
-    "text", ["train", "train=0", "train=x", "=0.5", "train=-1", "a b=1", "x=inf"]
+    "text",
+    ["train", "train=0", "train=x", "=0.5", "train=-1", "a b=1", "x=inf", "a=1e308", "a=1e-9"],
 )
 def test_what_is_no_part_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match="must be a name and a share"):
         parts_of([text])
+
+
+def test_no_part_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--parts is given without any"):
+        parts_of([])
 
 
 def test_shares_need_not_add_up_to_one() -> None:

@@ -86,7 +86,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "by helpful 5, by safer 5, by safe_first 4" in said
     assert "personal    country, hashed_ip: dropped" in said
     assert f"{files[0]} and {files[1]} share 1 prompts (1 by words alone)" in said
-    assert "1 of 2 rows break a rule, and data.max_rejected_fraction (0.01) allows 0" in said
+    assert "1 of 2 rows break a rule, and --max-rejected-fraction (0.01) allows 0" in said
     [entry] = map(json.loads, listed.read_text().splitlines())
     assert entry["where"] == f"{files[1]}:2"
     assert cli.main([*command, "--max-rejected-fraction", "0.5"]) == 0

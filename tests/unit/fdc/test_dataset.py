@@ -152,6 +152,20 @@ def test_ids_are_unique(read: Callable[..., PromptRows]) -> None:
         read(row("a", id=7), row("b", id="7"))
 
 
+def test_row_numbers_as_ids_of_two_files_do_not_collide(tmp_path: Path) -> None:
+    one = write_lines(tmp_path / "one.jsonl", row("a", id=0), row("b", id=1))
+    two = write_lines(tmp_path / "two.jsonl", row("c", id=0), row("d", id=2))
+    reader = PromptReader(encode, max_tokens=8)
+    found = [reader.read(InputFile(file=str(file))).prompts for file in (one, two)]
+    assert [[prompt.prompt_id for prompt in prompts] for prompts in found] == [
+        ["0", "1"],
+        ["2:0", "2"],
+    ]
+    again = write_lines(tmp_path / "again.jsonl", row("e", id=1), row("f", id=1))
+    with pytest.raises(DataError, match=r":2: id \('3:1'\) must be unique, but .*again.*:1 has it"):
+        reader.read(InputFile(file=str(again)))
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
 def test_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl"

@@ -309,6 +309,8 @@ def test_broken_rows_are_told_and_kept_apart(
     assert cli.main(arguments) == 3
     assert "1 of 2 rows break a rule" in capsys.readouterr().err
     assert not (tmp_path / "o" / "labelled.jsonl").exists()
+    assert cli.main([*arguments, "--max-rejected", "nan"]) == 2
+    assert "--max-rejected (nan) must be from 0 to 1" in capsys.readouterr().err
     assert cli.main([*arguments, "--max-rejected", "0.5"]) == 0
     assert "rejected: 1 rows" in capsys.readouterr().out
     with pytest.raises(DataError, match="must hold at least one row"):

@@ -269,9 +269,11 @@ def test_within_a_class_each_file_has_its_share_whatever_its_size() -> None:
     prompts = of_files({0: 500, 1: 5}) + of_files({0: 3, 2: 50}, Category.EHD)
     mixture = FixedSchedule({Category.GENERAL: 0.5, Category.EHD: 0.5})
 
+    shares = {"a.csv": 3.0, "b.csv": 1.0, "c.csv": 1.0}
+
     def make() -> FdcSampler:
         return FdcSampler(
-            prompts, mixture, prompts_per_iteration=8, iterations=30, file_shares=[3.0, 1.0, 1.0]
+            prompts, mixture, prompts_per_iteration=8, iterations=30, file_shares=shares
         )
 
     sampler, drawn = make(), []
@@ -295,12 +297,45 @@ def test_within_a_class_each_file_has_its_share_whatever_its_size() -> None:
 
 
 def test_a_file_that_is_too_small_for_its_share_is_named() -> None:
-    with pytest.raises(DataError, match=r"class GENERAL of file 2 \(5 prompts\).* at least 20"):
+    with pytest.raises(DataError, match=r"class GENERAL of b\.csv \(5 prompts\).* at least 20"):
         FdcSampler(
             of_files({0: 500, 1: 5}),
             FixedSchedule({Category.GENERAL: 1.0}),
             prompts_per_iteration=8,
             iterations=10,
             when_short="error",
-            file_shares=[3.0, 1.0],
+            file_shares={"a.csv": 3.0, "b.csv": 1.0},
         )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    weights=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    share=st.sampled_from([0.1, 0.25, 0.3, 0.55, 0.6]),
+    prompts_per_iteration=st.integers(1, 9),
+    iterations=st.integers(1, 12),
+)
+def test_who_passes_the_door_has_prompts_to_the_end_and_none_too_many_is_asked_for(
+    weights: list[int], share: float, prompts_per_iteration: int, iterations: int
+) -> None:
+    def make(held: Mapping[int, int]) -> FdcSampler:
+        return FdcSampler(
+            of_files(held, Category.EHD) + of_files({0: 120}),
+            FixedSchedule({Category.EHD: share, Category.GENERAL: 1 - share}),
+            prompts_per_iteration=prompts_per_iteration,
+            iterations=iterations,
+            when_short="error",
+            file_shares={f"{number}.csv": float(weight) for number, weight in enumerate(weights)},
+        )
+
+    enough = make(dict.fromkeys(range(len(weights)), 120))
+    drawn = [p for i in range(iterations) for p in enough.next_batch(i).prompts]
+    counts = Counter(p.file_number for p in drawn if p.category is Category.EHD)
+    exact = {number: max(1, counts[number]) for number in range(len(weights))}
+    sampler = make(exact)
+    for iteration in range(iterations):
+        sampler.next_batch(iteration)
+    for number in counts:
+        if counts[number] > 1:
+            with pytest.raises(DataError, match=f"class EHD of {number}.csv .* at least"):
+                make(exact | {number: counts[number] - 1})
