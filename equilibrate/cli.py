@@ -213,7 +213,7 @@ def export(
     run: RunFolder,
     out: Annotated[Positional[Path], arg(help="Folder to be made.", metavar="OUT")],
     checkpoint: Annotated[
-        str, arg(help="latest, best (highest reward within the budget) or an iteration.")
+        str, arg(help="latest, best (highest reward within its bound) or an iteration.")
     ] = "latest",
 ) -> int:
     """Make a plain model folder of a checkpoint of a run, with its card."""

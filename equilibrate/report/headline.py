@@ -107,14 +107,15 @@ def headline_cards(record: RunRecord) -> list[Card]:
         _card(record, "Over-refusal", "mean over harmless cells", "over_refusal"),
         _card(record, "Helpfulness", "on GENERAL", "helpfulness", only=(Category.GENERAL,)),
     ]
-    if record.budget is None and record.max_unsafe_share is None:
+    if record.bounded is None:
         return cards
     cost, share = record.results.get("cost_mean"), record.results.get("unsafe_share")
     if cost is not None:
+        bound = record.bound_of(record.cost_name)
         shown = f"{cost:.3f}".replace("-", "\N{MINUS SIGN}")
-        cards.append(_bounded("Learned cost", cost, shown, record.budget, "budget {:g}"))
+        cards.append(_bounded("Learned cost", cost, shown, bound, "budget {:g}"))
     if share is not None:
-        bound = record.max_unsafe_share
+        bound = record.bound_of(record.share_name)
         cards.append(_bounded("Called unsafe", share, percent(share), bound, "at most {:.3g} %"))
     return cards
 

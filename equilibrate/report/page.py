@@ -56,12 +56,10 @@ def render(record: RunRecord) -> str:
 
 def budget_alarm(record: RunRecord) -> str:
     """What is to be said of a budget that the run could not reach; empty if it could."""
-    share = record.max_unsafe_share
-    bound = record.budget if share is None else share
-    if record.multiplier_cap is None or bound is None:
+    if record.multiplier_cap is None or record.bounded is None:
         return ""
-    name = record.cost_name if share is None else record.share_name
-    watch = BudgetWatch(cap=record.multiplier_cap, budget=bound, cost_name=name)
+    metric, bound = record.bounded
+    watch = BudgetWatch(cap=record.multiplier_cap, budget=bound, cost_name=metric)
     found = ""
     for row in record.metrics:
         found = watch.observe(row)
