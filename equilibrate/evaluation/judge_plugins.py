@@ -120,6 +120,7 @@ class CombinedJudge:
                 refused=refusal.refused,
                 partly_refused=refusal.partly_refused,
                 helpfulness=useful.helpfulness,
+                unreadable=verdict.unreadable or refusal.unreadable or useful.unreadable,
             )
             for verdict, refusal, useful in zip(told["harm"], told["refusal"], helpful, strict=True)
         ]

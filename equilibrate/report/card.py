@@ -18,7 +18,13 @@ import yaml
 
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.evaluation.agreement import cite
-from equilibrate.report.headline import Line, headline_groups, percent, signed
+from equilibrate.report.headline import (
+    Line,
+    headline_groups,
+    percent,
+    signed,
+    unreadable_verdicts,
+)
 from equilibrate.report.html import leaves
 from equilibrate.report.inputs import CONFIG_FILE, LAST_ITERATIONS, RunRecord, numbers, shares_of
 from equilibrate.run.contents import CARD_FILE, CARD_MARK, is_card
@@ -289,9 +295,13 @@ def _before(rows: Sequence[Row], iteration: int) -> list[Row]:
 
 def _evaluation(record: RunRecord, checkpoint: int | None) -> str:
     judge = record.results.get("judge")
-    by = f"Judged by {escape(judge)}; {escape(judge_agreement(record))}." if judge else ""
+    tables = {"start": record.base, "aligned model": record.aligned}
     if checkpoint is not None:
-        table = dict(record.evaluations).get(checkpoint)
+        tables = {"checkpoint": dict(record.evaluations).get(checkpoint)}
+    told = filter(None, (judge_agreement(record), unreadable_verdicts(**tables)))
+    by = f"Judged by {escape(judge)}; {escape('; '.join(told))}." if judge else ""
+    if checkpoint is not None:
+        table = tables["checkpoint"]
         if table is None:
             return "Nobody measured this checkpoint: what the run measured at its end is another."
         return f"{by} A part of the prompts, this checkpoint alone.\n\n{_one_table(table)}".strip()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from equilibrate.evaluation import Estimate
+from equilibrate.evaluation import Estimate, EvaluationTable
 from equilibrate.report.inputs import RunRecord
 from equilibrate.types import Category
 
@@ -75,6 +75,12 @@ def headline_groups(record: RunRecord) -> list[Group]:
         *_wins(record),
         Group(title="Malformed answers", hint="lower is better", lines=malformed),
     ]
+
+
+def unreadable_verdicts(**tables: EvaluationTable | None) -> str:
+    """How many of each policy's answers count nowhere; empty where all do."""
+    told = [f"{t.unreadable} of the {name}" for name, t in tables.items() if t and t.unreadable]
+    return f"verdicts that could not be read, left out: {', '.join(told)}" if told else ""
 
 
 def _wins(record: RunRecord) -> list[Group]:

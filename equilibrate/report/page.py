@@ -6,7 +6,7 @@ from pathlib import Path
 
 from equilibrate.report.card import judge_agreement, write_card
 from equilibrate.report.figures import all_figures, split_seconds
-from equilibrate.report.headline import headline_cards, headline_groups
+from equilibrate.report.headline import headline_cards, headline_groups, unreadable_verdicts
 from equilibrate.report.html import leaves, own_file, plotly_library, script_json, template
 from equilibrate.report.inputs import RunRecord, read_run
 from equilibrate.run.sinks import write_whole
@@ -39,6 +39,7 @@ def render(record: RunRecord) -> str:
         groups=headline_groups(record),
         alarm=budget_alarm(record),
         agreement=judge_agreement(record),
+        unreadable=unreadable_verdicts(base=record.base, aligned=record.aligned),
         recorded=set(figures),
         figures_json=script_json(figures),
         samples_json=script_json(samples),
