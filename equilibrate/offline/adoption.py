@@ -91,8 +91,8 @@ def adopt(
     start = _start(source, policy)
     config = _config(kind, data, start, settings, num_positions(source))
     note = _note(source, kind, data, policy, reading, settings)
-    if _is_there(out, source, note):
-        return say(f"{out} is there already, made by the same command of the same files")
+    if _is_there(out, source, note, say):
+        return
     table = _table(config, data, start, say)
     halves = _halves(kind, table, config.seed, data)
     say(f"{source}: {found.about}")
@@ -130,7 +130,7 @@ def described(sidecar: ScorerSidecar) -> list[str]:
     return lines
 
 
-def _is_there(out: Path, source: Path, note: Mapping[str, Any]) -> bool:
+def _is_there(out: Path, source: Path, note: Mapping[str, Any], say: Callable[[str], None]) -> bool:
     """Raises: DataError if `out` lies in the source or holds something else."""
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise DataError(f"{out}: lies in {source}, which is only read; give another --out")
@@ -141,6 +141,7 @@ def _is_there(out: Path, source: Path, note: Mapping[str, Any]) -> bool:
             f"{out}: exists, is not empty and was not made by this command of these files; give "
             "another --out, or remove it first"
         )
+    say(f"{out} is there already, made by the same command of the same files")
     return True
 
 
