@@ -238,6 +238,6 @@ def test_wrong_things_are_refused_before_a_weight_is_written(
     assert "max_length" in capsys.readouterr().err
     assert run(world["source"], "fdc.amounts={EHD: 9}", "--kind", "reward", "--data", pairs) == 2
     assert "'fdc.amounts.EHD') is unknown" in capsys.readouterr().err
-    inside = ("--kind", "reward", "--data", pairs, "--out", bare / "new" / "reward")
-    assert run(bare, *inside) == 3
+    inside = ("--kind", "reward", "--data", pairs, "--out", world["source"] / "new")
+    assert run(world["source"], *inside) == 3
     assert "which is only read" in capsys.readouterr().err
