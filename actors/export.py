@@ -87,9 +87,11 @@ def _find(run: Path, record: RunRecord, which: str) -> Checkpoint:
         return newest
     if which == "best":
         best = best_checkpoint(record, kept)
-        budget = "no budget" if record.budget is None else f"budget {record.budget:g}"
-        say(f"best of {listed}: {best.iteration}, reward {best.reward:.4g}, {record.cost_name} "
-            f"{best.cost:.4g}, {budget}")  # fmt: skip
+        held = "nothing is bounded"
+        if record.bounded is not None:
+            metric, bound = record.bounded
+            held = f"{metric} {best.bounded:.4g}, bound {bound:g}"
+        say(f"best of {listed}: {best.iteration}, reward {best.reward:.4g}, {held}")
         which = str(best.iteration)
     if not which.isascii() or not which.isdecimal():
         raise ConfigError(

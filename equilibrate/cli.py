@@ -166,9 +166,11 @@ def judge(
         Path | None, arg(help="Answers to harmless look-alikes, in the same columns.")
     ] = None,
     json: Annotated[Path | None, arg(help="Write it down for reports.", metavar="FILE")] = None,
+    max_rejected_fraction: Annotated[float, arg(help="As `data` takes it.")] = 0.01,
 ) -> int:
     """Measure a judge against labelled answers. Returns 6 if it calls too many look-alikes."""
     from equilibrate.config.files import parse_options
+    from equilibrate.data.rows import require_writable_file
     from equilibrate.evaluation import load_judge
     from equilibrate.evaluation.agreement import UNFIT, agree, write_agreement
     from equilibrate.evaluation.labelled_answers import AnswerColumns
@@ -176,18 +178,14 @@ def judge(
     columns = AnswerColumns(
         prompt=prompt_column, response=response_column, label=label_column, group=group_column
     )
+    if json is not None:
+        require_writable_file(json, but=[file] if look_alikes is None else [file, look_alikes])
     read = parse_options(options)
     found = agree(
-        load_judge(judge, **read),
-        file,
-        columns,
-        name=judge,
-        options=read,
-        verdict=verdict,
-        positive=positive,
-        negative=negative,
-        look_alikes=look_alikes,
-    )
+        load_judge(judge, **read), file, columns, name=judge, options=read, verdict=verdict,
+        positive=positive, negative=negative, look_alikes=look_alikes,
+        max_rejected_fraction=max_rejected_fraction,
+    )  # fmt: skip
     print(found)
     if json is not None:
         write_agreement(json, found)
@@ -211,7 +209,7 @@ def export(
     run: RunFolder,
     out: Annotated[Positional[Path], arg(help="Folder to be made.", metavar="OUT")],
     checkpoint: Annotated[
-        str, arg(help="latest, best (highest reward within the budget) or an iteration.")
+        str, arg(help="latest, best (highest reward within its bound) or an iteration.")
     ] = "latest",
 ) -> int:
     """Make a plain model folder of a checkpoint of a run, with its card."""

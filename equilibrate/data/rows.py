@@ -6,11 +6,12 @@ And no prompt both trains and evaluates (`check_disjoint`).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from equilibrate.errors import ConfigError, DataError
+from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.types import Conversation, Prompt, as_conversation
 
 MAX_REPORTED = 5
@@ -88,6 +89,22 @@ class RejectedRows:
         if rows or file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def require_writable_file(file: Path, *, but: Iterable[Path] = ()) -> None:
+    """Refuse a file that could not be written, without making it: work may take hours before.
+
+    Args: but: inputs, none of which it may be.
+    Raises: ConfigError for an input, ResourceError naming what stands in the way.
+    """
+    if file.resolve() in {one.resolve() for one in but}:
+        raise ConfigError(f"output ({file}) must not be an input; name another file")
+    place = next(path for path in (file, *file.absolute().parents) if path.exists())
+    if place.is_dir() == (place == file):
+        kind = "a folder" if place.is_dir() else "a file"
+        raise ResourceError(f"{file}: cannot be written: {place} is {kind}; name another file")
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        raise ResourceError(f"{file}: cannot be written: {place} is closed to this user")
 
 
 def text_fault(value: object, *, may_be_empty: bool = False) -> str:

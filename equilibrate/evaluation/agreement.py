@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from equilibrate.config.files import require_known
 from equilibrate.data.records import said
-from equilibrate.data.rows import shown
+from equilibrate.data.rows import RejectedRows, shown
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judges import Judge, Verdict
 from equilibrate.evaluation.labelled_answers import AnswerColumns, LabelledAnswer, read_labelled
@@ -96,6 +96,10 @@ class Agreement:
     positive: Sequence[str]
     left_out: int
     """Rows whose label is neither among the positive nor among the negative ones."""
+    rejected: int = 0
+    """Rows that break a rule, of both files."""
+    unreadable: int = 0
+    """Answers that count nowhere, look-alikes too: no verdict on them could be read."""
     counts: Counts
     by_group: Mapping[str, Counts] = field(default_factory=dict)
     look_alikes: Counts | None = None
@@ -117,6 +121,8 @@ class Agreement:
             "file": self.file,
             "positive": list(self.positive),
             "left_out": self.left_out,
+            "rejected": self.rejected,
+            "unreadable": self.unreadable,
             **_json(self.counts),
             "by_group": {name: _json(counts) for name, counts in self.by_group.items()},
             "look_alikes": None
@@ -134,6 +140,11 @@ class Agreement:
             f"judge {self.judge_name}, verdict {self.verdict}, on {self.file}: {self.counts.n} "
             f"answers ({self.left_out} left out), {', '.join(self.positive)} count as positive"
         ]
+        if self.rejected or self.unreadable:
+            lines.append(
+                f"not counted: {self.rejected} rows that break a rule, {self.unreadable} answers "
+                "whose verdict could not be read"
+            )
         for name, counts in named.items():
             shares = (f"{key} {_shown(one)}" for key, one in counts.figures.items())
             lines.append(f"{name:<{width}}  n {counts.n:>5}  " + "  ".join(shares))
@@ -154,6 +165,8 @@ def cite(agreement: Mapping[str, Any]) -> str:
         text = (
             f"{agreement['verdict']}: {found} measured on {agreement['file']}, n={agreement['n']}"
         )
+        if lost := agreement.get("unreadable"):
+            text += f" and {lost} unreadable"
         if look_alikes is None:
             return f"{text}; not measured on harmless look-alikes"
         alarms = Estimate.from_json(look_alikes["false_alarms"])
@@ -188,8 +201,9 @@ def measure_judge(
     verdict: str,
     positive: Sequence[str],
     negative: Sequence[str] = (),
-) -> tuple[list[LabelledAnswer], list[bool], list[bool]]:
-    """The answers that count, their labels, and what the judge says.
+) -> tuple[list[LabelledAnswer], list[bool], list[bool], int]:
+    """The answers that count, their labels, what the judge says, and on how many others nothing
+    that can be read.
 
     No judge is told which prompts are harmless: every one goes to it as a harmful one, so that a
     judge that goes by the class of the prompt is found out.
@@ -210,7 +224,13 @@ def measure_judge(
         for row, one in enumerate(kept)
     ]
     verdicts = judge.judge(prompts, [one.response for one in kept]) if kept else []
-    return kept, [o.label in positive for o in kept], [bool(getattr(v, verdict)) for v in verdicts]
+    told = [(o, v) for o, v in zip(kept, verdicts, strict=True) if not v.unreadable]
+    return (
+        [one for one, _ in told],
+        [one.label in positive for one, _ in told],
+        [bool(getattr(said, verdict)) for _, said in told],
+        len(kept) - len(told),
+    )
 
 
 def agree(
@@ -224,22 +244,20 @@ def agree(
     positive: Sequence[str],
     negative: Sequence[str] = (),
     look_alikes: Path | None = None,
+    max_rejected_fraction: float = 0.0,
 ) -> Agreement:
     """Measure a judge on a file of labelled answers, and on answers to harmless look-alikes.
 
-    Args: look_alikes: in the same columns; without the one of the labels none of it is positive.
+    Args:
+        look_alikes: in the same columns; without the one of the labels none of it is positive.
+        max_rejected_fraction: share of the rows of either file that may break a rule.
     Raises: DataError for a file that cannot be read or whose labels are all of one kind.
     """
     # Both files first: a judge may take hours.
-    answers = read_labelled(file, columns)
-    others = [] if look_alikes is None else read_labelled(look_alikes, columns, needs_label=False)
+    answers, others, rejected = _read_both(file, look_alikes, columns, max_rejected_fraction)
     _require_both(file, answers, positive, negative)
     sides = {"positive": positive, "negative": negative}
-    kept, labels, found = measure_judge(judge, answers, verdict=verdict, **sides)
-    rows: dict[str, list[int]] = {}
-    if any(one.group for one in kept):
-        for row, one in enumerate(kept):
-            rows.setdefault(one.group, []).append(row)
+    kept, labels, found, lost = measure_judge(judge, answers, verdict=verdict, **sides)
     measured = Agreement(
         judge=name,
         judge_name=judge.name,
@@ -247,21 +265,49 @@ def agree(
         verdict=verdict,
         file=file.name,
         positive=positive,
-        left_out=len(answers) - len(kept),
+        left_out=len(answers) - len(kept) - lost,
+        rejected=rejected,
+        unreadable=lost,
         counts=Counts.of(labels, found),
-        by_group={
-            group: Counts.of([labels[i] for i in chosen], [found[i] for i in chosen])
-            for group, chosen in sorted(rows.items())
-        },
+        by_group=_by_group(kept, labels, found),
     )
     if look_alikes is None:
         return measured
     # All of them: where they have no label, none could be among the negative ones.
-    _, labels, found = measure_judge(judge, others, verdict=verdict, positive=positive, negative=())
+    _, labels, found, more = measure_judge(judge, others, verdict=verdict, positive=positive)
     counts = Counts.of(labels, found)
     if not counts.verdict_only + counts.neither:
         raise DataError(f"{look_alikes}: no answer counts as negative; give other look-alikes")
-    return replace(measured, look_alikes=counts, look_alikes_file=look_alikes.name)
+    return replace(
+        measured, look_alikes=counts, look_alikes_file=look_alikes.name, unreadable=lost + more
+    )
+
+
+def _read_both(
+    file: Path, look_alikes: Path | None, columns: AnswerColumns, max_fraction: float
+) -> tuple[list[LabelledAnswer], list[LabelledAnswer], int]:
+    """Both files' answers, and the number of rows that break a rule."""
+    rejected = RejectedRows(file, max_fraction=max_fraction)
+    answers = read_labelled(file, columns, rejected)
+    if look_alikes is None:
+        return answers, [], len(rejected)
+    more = RejectedRows(look_alikes, max_fraction=max_fraction)
+    others = read_labelled(look_alikes, columns, more, needs_label=False)
+    return answers, others, len(rejected) + len(more)
+
+
+def _by_group(
+    answers: Sequence[LabelledAnswer], labels: Sequence[bool], found: Sequence[bool]
+) -> dict[str, Counts]:
+    """Empty where no answer is of any."""
+    rows: dict[str, list[int]] = {}
+    for row, one in enumerate(answers):
+        rows.setdefault(one.group, []).append(row)
+    return {
+        group: Counts.of([labels[i] for i in chosen], [found[i] for i in chosen])
+        for group, chosen in sorted(rows.items())
+        if {*rows} != {""}
+    }
 
 
 def _require_both(
@@ -276,6 +322,8 @@ def _require_both(
             f"--positive must say which labels of {file} the verdict means; it has "
             f"{', '.join(map(shown, seen[:10]))}"
         )
+    if both := sorted({*positive} & {*negative}):
+        raise ConfigError(f"label {both[0]!r} must be --positive or --negative, and is given twice")
     if unknown := sorted({*positive, *negative} - {*seen}):
         raise ConfigError(
             f"label {unknown[0]!r} is in no row of {file}; its labels are "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 
-from equilibrate.errors import ConfigError, DataError
-from equilibrate.evaluation.judges import Verdict
+from equilibrate.errors import ConfigError
+from equilibrate.evaluation.judges import UnreadableReplies, Verdict
 from equilibrate.evaluation.served_model import Ask, Message, ServedModel
 from equilibrate.types import Prompt
 
@@ -69,12 +70,17 @@ class EndpointJudge:
         return self._served.model
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
-        """Raises: DataError naming the prompt whose verdict stays unreadable, ResourceError if the
-        endpoint does not answer.
+        """Raises: DataError if more verdicts than `MAX_UNREADABLE` stay unreadable, ResourceError
+        if the endpoint does not answer.
         """
-        return self._served.map(self._judge_one, zip(prompts, responses, strict=True))
+        cure = "raise num_attempts or take another judge"
+        unreadable = UnreadableReplies(self.name, len(prompts), cure)
+        work = partial(self._judge_one, unreadable)
+        return self._served.map(work, zip(prompts, responses, strict=True))
 
-    def _judge_one(self, ask: Ask, pair: tuple[Prompt, str]) -> Verdict:
+    def _judge_one(
+        self, unreadable: UnreadableReplies, ask: Ask, pair: tuple[Prompt, str]
+    ) -> Verdict:
         prompt, response = pair
         question = grading_question(prompt.text, response)
         messages: list[Message] = [{"role": "user", "content": question}]
@@ -88,10 +94,8 @@ class EndpointJudge:
             # At temperature 0 the same question would get the same reply.
             again = {"role": "user", "content": _AGAIN.format(reason=reason)}
             messages += [{"role": "assistant", "content": reply}, again]
-        raise DataError(
-            f"prompt {prompt.prompt_id!r}: the verdict of judge {self.name!r} must be a JSON "
-            f"object, and {self._num_attempts} replies were not ({reason}; the last began "
-            f"{reply[:80]!r}); raise num_attempts or take another judge"
+        return unreadable.add(
+            prompt, f"{reply[:60]!r}, the last of {self._num_attempts} replies: {reason}"
         )
 
 

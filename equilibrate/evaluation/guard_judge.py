@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from equilibrate.config.files import require_known
-from equilibrate.errors import ConfigError, DataError
-from equilibrate.evaluation.judges import RefusalMatcher, Verdict
+from equilibrate.errors import ConfigError
+from equilibrate.evaluation.judges import RefusalMatcher, UnreadableReplies, Verdict
 from equilibrate.evaluation.served_model import Reply, ServedModel
 from equilibrate.types import Prompt
 
@@ -142,26 +142,24 @@ class GuardJudge:
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
         """An empty answer does no harm and is not asked about.
 
-        Raises: DataError with the number of replies that could not be read, if any: none of them
-            is a verdict; ResourceError if the endpoint does not answer.
+        Raises: DataError if more replies than `MAX_UNREADABLE` cannot be read, ResourceError if
+            the endpoint does not answer.
         """
         verdicts = RefusalMatcher().judge(prompts, responses)
         asked = [row for row, verdict in enumerate(verdicts) if not verdict.malformed]
         replies = self._served.replies([_turns(prompts[row], responses[row]) for row in asked])
-        faults = []
+        unreadable = UnreadableReplies(
+            self.name,
+            len(asked),
+            "check the option form, and that the endpoint applies the guard's own chat template",
+        )
         for row, reply in zip(asked, replies, strict=True):
             try:
                 found = self._form.read(replace(reply, text=reply.text.strip()), self._threshold)
             except ValueError as error:
-                faults.append(f"prompt {prompts[row].prompt_id!r}: {reply.text[:60]!r}, {error}")
-                continue
-            verdicts[row] = _with(verdicts[row], found)
-        if faults:
-            raise DataError(
-                f"{len(faults)} of {len(asked)} replies of judge {self.name!r} could not be read, "
-                f"and what is no verdict is not counted; the first is of {faults[0]}; check the "
-                "option form, and that the endpoint applies the guard's own chat template"
-            )
+                verdicts[row] = unreadable.add(prompts[row], f"{reply.text[:60]!r}, {error}")
+            else:
+                verdicts[row] = _with(verdicts[row], found)
         return verdicts
 
 

@@ -42,6 +42,7 @@ _PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "str": (str,),
+    "Mapping": (Mapping,),
 }
 
 
@@ -119,6 +120,7 @@ class CombinedJudge:
                 refused=refusal.refused,
                 partly_refused=refusal.partly_refused,
                 helpfulness=useful.helpfulness,
+                unreadable=verdict.unreadable or refusal.unreadable or useful.unreadable,
             )
             for verdict, refusal, useful in zip(told["harm"], told["refusal"], helpful, strict=True)
         ]
@@ -173,23 +175,28 @@ def _require_options(name: str, factory: Callable[..., Any], options: Mapping[st
     parameters = inspect.signature(factory).parameters
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return
-    for option, value in options.items():
+    for option in options:
         require_known(f"option of judge {name!r}", option, parameters)
-        _require_type(name, parameters[option], value)
     for option, one in parameters.items():
-        if one.default is one.empty and option not in options:
+        if one.default is one.empty and options.get(option) is None:
             raise ConfigError(
                 f"judge {name!r} needs the option {option}; its options are {', '.join(parameters)}"
             )
+    for option, value in options.items():
+        _require_type(name, parameters[option], value)
 
 
 def _require_type(name: str, option: inspect.Parameter, value: object) -> None:
     """Only for plain annotations: `seed="3"` would silently make another world than `seed=3`."""
     # A string in modules that postpone annotations, a class in others.
-    annotation = getattr(option.annotation, "__name__", option.annotation)
-    wanted = _PLAIN_TYPES.get(annotation, (object,))
+    annotation = str(getattr(option.annotation, "__name__", option.annotation))
+    kind = annotation.removesuffix(" | None").partition("[")[0]
+    wanted = _PLAIN_TYPES.get(kind, (object,))
+    if value is None and annotation.endswith(" | None"):
+        return
     # To Python a bool is an int.
-    if not isinstance(value, wanted) or (isinstance(value, bool) and annotation in _NUMBERS):
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind in _NUMBERS):
+        shape = " {key: value, ...}" if kind == "Mapping" else ""
         raise ConfigError(
-            f"option {option.name} ({value!r}) of judge {name!r} must be of type {annotation}"
+            f"option {option.name} ({value!r}) of judge {name!r} must be of type {kind}{shape}"
         )

@@ -29,10 +29,40 @@ class Verdict:
     partly_refused: bool = False
     """The answer declines and answers all the same; `refused` is then False. False also of judges
     that do not tell."""
+    unreadable: str = ""
+    """Why the judge's reply says nothing, and this counts in no rate; empty of any other."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.helpfulness <= 1.0:
             raise ValueError(f"verdict: helpfulness ({self.helpfulness}) must lie in [0, 1]")
+
+
+MAX_UNREADABLE = 0.05
+"""Share of the replies of a judge above which what the others say is not believed either."""
+
+
+class UnreadableReplies:
+    """Replies of a judge that are no verdict: each is told apart, up to a share of all."""
+
+    def __init__(self, judge: str, num_asked: int, cure: str) -> None:
+        """Args: cure: what would help, for the message."""
+        self._judge = judge
+        self._num_asked = num_asked
+        self._cure = cure
+        self._found: list[str] = []
+
+    def add(self, prompt: Prompt, fault: str) -> Verdict:
+        """The verdict that counts nowhere. Raises: DataError once they are too many."""
+        self._found.append(f"prompt {prompt.prompt_id!r}: {fault}")
+        if len(self._found) > MAX_UNREADABLE * self._num_asked:
+            raise DataError(
+                f"{len(self._found)} replies of judge {self._judge!r} could not be read, and of "
+                f"{self._num_asked} at most {MAX_UNREADABLE:.0%} may be left out; the first is of "
+                f"{self._found[0]}; {self._cure}"
+            )
+        return Verdict(
+            helpfulness=0.0, harmful=False, refused=False, malformed=False, unreadable=fault
+        )
 
 
 class Judge(Protocol):

@@ -48,11 +48,16 @@ class LabelledAnswer:
 
 
 def read_labelled(
-    file: Path, columns: AnswerColumns, *, needs_label: bool = True
+    file: Path,
+    columns: AnswerColumns,
+    rejected: RejectedRows,
+    *,
+    needs_label: bool = True,
 ) -> list[LabelledAnswer]:
     """Of a format that labels its answers (BeaverTails, PKU-SafeRLHF, the answers to XSTest,
     Do-Not-Answer) all that a row has: `safe` or `unsafe`, `wanted` or `unwanted`, else its verdict.
 
+    Args: rejected: takes the rows that break a rule.
     Raises: DataError naming the file and the column or row that is wrong.
     """
     named = {"prompt": columns.prompt or "prompt", "response": columns.response or "response"}
@@ -62,7 +67,6 @@ def read_labelled(
     by_format = not are_named and any(_labels(entry.record) for entry in sample)
     _require_columns(file, sample, columns, by_format, needs_label)
     read = _of_format if by_format else _of_columns
-    rejected = RejectedRows(file)
     answers: list[LabelledAnswer] = []
     places = 0
     for entry in source:

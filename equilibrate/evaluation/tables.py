@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from equilibrate.errors import DataError
@@ -32,6 +32,8 @@ class EvaluationTable:
     """Share among all answers; lower is better."""
     harm_by_part: Mapping[str, Estimate] = field(default_factory=dict)
     """As `harmful_compliance` for each `Prompt.part`; in no mean, where its cell counts."""
+    unreadable: int = 0
+    """Prompts that count nowhere else: the judge gave no verdict that could be read."""
 
     @property
     def mean_harm(self) -> float:
@@ -52,12 +54,12 @@ class EvaluationTable:
         return {
             group: {cell: figure.to_json() for cell, figure in getattr(self, group).items()}
             for group in CELL_GROUPS
-        } | {"malformed": self.malformed.to_json()}
+        } | {"malformed": self.malformed.to_json(), "unreadable": self.unreadable}
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:
         """Raises: DataError if a group is missing or holds something else than figures."""
-        table = {"harm_by_part": {}, **table}  # older results have none
+        table = {"harm_by_part": {}, "unreadable": 0, **table}  # older results have none
         missing = [key for key in (*CELL_GROUPS, "malformed") if key not in table]
         if missing:
             raise DataError(
@@ -74,6 +76,7 @@ class EvaluationTable:
             over_refusal=refusal,
             helpfulness=helpfulness,
             malformed=Estimate.from_json(table["malformed"]),
+            unreadable=int(table["unreadable"]),
         )
 
 
@@ -83,9 +86,9 @@ CELL_GROUPS = ("harmful_compliance", "harm_by_part", "over_refusal", "helpfulnes
 def tabulate(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> EvaluationTable:
     """Rates with Wilson intervals, helpfulness with t-intervals.
 
-    Raises: DataError if there is nothing to count or the lengths differ.
+    Raises: DataError if there is nothing to count, in a cell or at all, or the lengths differ.
     """
-    _require_pairs(prompts, verdicts)
+    counted, (verdicts,) = _readable(prompts, verdicts)
 
     def rate(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
         return wilson_interval(sum(read(verdicts[i]) > 0 for i in rows), len(rows))
@@ -93,18 +96,18 @@ def tabulate(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> Evaluati
     def mean(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
         return mean_interval([read(verdicts[i]) for i in rows], lower=0.0, upper=1.0)
 
-    return _build(prompts, rate=rate, mean=mean)
+    return replace(_build(counted, rate=rate, mean=mean), unreadable=len(prompts) - len(counted))
 
 
 def compare(
     prompts: Sequence[Prompt], base: Sequence[Verdict], aligned: Sequence[Verdict]
 ) -> EvaluationTable:
-    """The same table of differences, aligned - base, paired by prompt.
+    """The same table of differences, aligned - base, paired by prompt; one whose verdict could not
+    be read on either side is in no pair.
 
-    Raises: DataError if there is nothing to count or the lengths differ.
+    Raises: as `tabulate`.
     """
-    _require_pairs(prompts, base)
-    _require_pairs(prompts, aligned)
+    counted, (base, aligned) = _readable(prompts, base, aligned)
 
     def both(rows: Sequence[int], read: Callable[[Verdict], float]) -> tuple[list[float], ...]:
         return [read(base[i]) for i in rows], [read(aligned[i]) for i in rows]
@@ -115,7 +118,7 @@ def compare(
     def mean(rows: Sequence[int], read: Callable[[Verdict], float]) -> Estimate:
         return paired_difference(*both(rows, read), lower=-1.0, upper=1.0)
 
-    return _build(prompts, rate=rate, mean=mean)
+    return replace(_build(counted, rate=rate, mean=mean), unreadable=len(prompts) - len(counted))
 
 
 def win_rates(
@@ -126,13 +129,12 @@ def win_rates(
 
     Raises: as `compare`.
     """
-    _require_pairs(prompts, base)
-    _require_pairs(prompts, aligned)
+    counted, (base, aligned) = _readable(prompts, base, aligned)
     wins = [
         (1 + (new.helpfulness > old.helpfulness) - (new.helpfulness < old.helpfulness)) / 2
         for old, new in zip(base, aligned, strict=True)
     ]
-    cells = _rows_by(prompts, lambda prompt: prompt.cell or prompt.category.value)
+    cells = _rows_by(counted, _cell)
     return {
         cell: mean_interval([wins[i] for i in rows], lower=0.0, upper=1.0)
         for cell, rows in cells.items()
@@ -159,7 +161,7 @@ Summary = Callable[[Sequence[int], Callable[[Verdict], float]], Estimate]
 
 
 def _build(prompts: Sequence[Prompt], *, rate: Summary, mean: Summary) -> EvaluationTable:
-    cells = _rows_by(prompts, lambda prompt: prompt.cell or prompt.category.value)
+    cells = _rows_by(prompts, _cell)
     harmful = {k: v for k, v in cells.items() if prompts[v[0]].category.is_safety}
     harmless = {k: v for k, v in cells.items() if k not in harmful}
     parts = _rows_by(prompts, lambda prompt: prompt.part if prompt.category.is_safety else "")
@@ -211,14 +213,32 @@ def _pool(tables: Sequence[EvaluationTable]) -> EvaluationTable:
         over_refusal=refusal,
         helpfulness=helpfulness,
         malformed=over([table.malformed for table in tables]),
+        unreadable=sum(table.unreadable for table in tables),
     )
 
 
-def _require_pairs(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> None:
-    if len(prompts) != len(verdicts) or not prompts:
+def _readable(
+    prompts: Sequence[Prompt], *sides: Sequence[Verdict]
+) -> tuple[list[Prompt], list[list[Verdict]]]:
+    """The prompts whose verdict could be read on every side, and these verdicts."""
+    for verdicts in sides:
+        if len(prompts) != len(verdicts) or not prompts:
+            raise DataError(
+                f"verdicts ({len(verdicts)}) must be one per prompt ({len(prompts)}), and at least "
+                "one"
+            )
+    kept = [i for i in range(len(prompts)) if not any(side[i].unreadable for side in sides)]
+    counted = [prompts[i] for i in kept]
+    if lost := {_cell(prompt) for prompt in prompts} - {_cell(prompt) for prompt in counted}:
         raise DataError(
-            f"verdicts ({len(verdicts)}) must be one per prompt ({len(prompts)}), and at least one"
+            f"cell ({min(lost)!r}): of none of its prompts could the verdict be read; give it more "
+            "prompts, or take another judge"
         )
+    return counted, [[side[i] for i in kept] for side in sides]
+
+
+def _cell(prompt: Prompt) -> str:
+    return prompt.cell or prompt.category.value
 
 
 def _mean(cells: Mapping[str, Estimate]) -> float:

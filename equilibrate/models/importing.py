@@ -91,9 +91,9 @@ class Source:
             read = [self.path]
         else:
             listed = weight_files if self.kind == "safetensors" else pickled_files
-            read = [*listed(self.path), *_texts(self.path)]
+            read = [*listed(self.path), *texts_of(self.path)]
         for folder in filter(None, (self.adapter, self.tokenizer)):
-            read += [*_texts(folder), *sorted(folder.glob("adapter_model.*"))]
+            read += [*texts_of(folder), *sorted(folder.glob("adapter_model.*"))]
         return read
 
 
@@ -122,7 +122,7 @@ def import_model(
         that is not installed or a disk too small.
     """
     read = recognise(source, adapter=adapter, tokenizer=tokenizer)
-    fingerprint = _fingerprint(read.files)
+    fingerprint = fingerprint_of(read.files)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _made_before(out, read, fingerprint), False
     whole = out.resolve()
@@ -366,11 +366,13 @@ def _require_space(model: Any, out: Path) -> None:
         )
 
 
-def _texts(folder: Path) -> list[Path]:
+def texts_of(folder: Path) -> list[Path]:
+    """Config, tokenizer and template: what a model folder holds beside its weights."""
     return sorted(file for file in folder.iterdir() if file.suffix in _TEXT_SUFFIXES)
 
 
-def _fingerprint(files: Iterable[Path]) -> str:
+def fingerprint_of(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of these files."""
     whole = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:

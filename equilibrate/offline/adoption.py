@@ -4,23 +4,28 @@ or `data.cost`: our layout, its numbers measured on labelled answers, zero where
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from equilibrate.config.files import merge_settings, parse_settings
+from equilibrate import __version__
+from equilibrate.config.files import merge_settings, parse_settings, require_known
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.inputs import plain
 from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator
-from equilibrate.models.folders import check_folder, check_models, num_positions
+from equilibrate.models.folders import check_folder, check_models, num_positions, read_object
 from equilibrate.models.foreign import convert, read_foreign
+from equilibrate.models.importing import fingerprint_of, texts_of
 from equilibrate.models.loading import load_scorer
+from equilibrate.models.pickled import files_of_weights
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.offline.calibration import Scores, calibrate, place_zero
 from equilibrate.offline.labelled import labelled_answers, naming, readable_columns
@@ -30,6 +35,13 @@ from equilibrate.ppo.batches import passes_of_rank
 from equilibrate.text.vocabulary import has_tokenizer, require_same_tokens
 from equilibrate.types import ScorerKind, is_unsafe
 
+NOTE_FILE = "equilibrate_scorer.json"
+"""In an adopted folder: what it was made of, so that the same command finds its work done."""
+_SETTINGS = (
+    "seed", "max_length", "device", "dtype", "cpu_threads", "text", "data.columns", "data.prefer",
+    "data.max_rejected_fraction", "trainer.max_tokens_per_batch",
+)  # fmt: skip
+"""Those of `fit` that are read here."""
 FEW = 100
 """Answers of each side below which the place of zero is uncertain: its error is then about 0.1 of
 the scores' deviation."""
@@ -63,7 +75,7 @@ def adopt(
     settings: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Make the folder `out`, whole or not at all; the source is only read.
+    """Make the folder `out` whole, once of the same files, or not at all; only read the source.
 
     Of the prompts of a cost model half place the zero and half measure; of a reward model, whose
     zero means nothing, all measure.
@@ -75,13 +87,14 @@ def adopt(
     Raises: DataError naming what is wrong with the folder or the data, before any weight but the
         head is read; or that the model ranks answers no better than chance.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not empty; give another --out, or remove it first")
     found = read_foreign(source, kind, **asdict(reading))
     start = _start(source, policy)
     config = _config(kind, data, start, settings, num_positions(source))
+    note = _note(source, kind, data, policy, reading, settings)
+    if _is_there(out, source, note, say):
+        return
     table = _table(config, data, start, say)
-    placing, measuring = _halves(kind, table, config.seed, data)
+    halves = _halves(kind, table, config.seed, data)
     say(f"{source}: {found.about}")
     whole = out.resolve()
     unfinished = whole.with_name(f".{whole.name}.adopting")
@@ -91,9 +104,9 @@ def adopt(
         convert(found, unfinished)
         _check(unfinished, kind, policy)
         say(f"{data}: scoring {len(table.sides)} answers")
-        scores = _scores(unfinished, config, table)
-        sidecar = _measured(found.sidecar, table, scores, placing, measuring)
+        sidecar = _measured(found.sidecar, table, _scores(unfinished, config, table), *halves)
         write_sidecar(unfinished, sidecar)
+        (unfinished / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         os.replace(unfinished, whole)
     except DataError as error:
         raise DataError(str(error).replace(str(unfinished), str(source))) from error
@@ -115,6 +128,49 @@ def described(sidecar: ScorerSidecar) -> list[str]:
         if (few := figures["placed_by"]) < 2 * FEW:
             lines.append(f"warning: {few:.0f} answers place zero roughly; give {4 * FEW} or more")
     return lines
+
+
+def _is_there(out: Path, source: Path, note: Mapping[str, Any], say: Callable[[str], None]) -> bool:
+    """Raises: DataError if `out` lies in the source or holds something else."""
+    if source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise DataError(f"{out}: lies in {source}, which is only read; give another --out")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / NOTE_FILE).is_file() or read_object(out / NOTE_FILE) != note:
+        raise DataError(
+            f"{out}: exists, is not empty and was not made by this command of these files; give "
+            "another --out, or remove it first"
+        )
+    say(f"{out} is there already, made by the same command of the same files")
+    return True
+
+
+def _note(
+    source: Path,
+    kind: ScorerKind,
+    data: Path,
+    policy: Path | None,
+    reading: Reading,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What decides the numbers, by content."""
+    if not data.exists():
+        raise DataError(
+            f"{data}: no such file; give --data answers labelled safe or unsafe, or pairs"
+        )
+    rows = [data] if data.is_file() else sorted(file for file in data.rglob("*") if file.is_file())
+    return {
+        "source": fingerprint_of([*files_of_weights(source), *texts_of(source)]),
+        "kind": kind,
+        "data": fingerprint_of(rows),
+        "policy": None if policy is None else fingerprint_of(texts_of(policy)),
+        "reading": asdict(reading),
+        "settings": dict(settings),
+        "versions": {
+            "equilibrate": __version__,
+            **{name: version(name) for name in ("torch", "transformers")},
+        },
+    }
 
 
 def _check(folder: Path, kind: ScorerKind, policy: Path | None) -> None:
@@ -147,8 +203,20 @@ def _config(
     given = {"objective": {"type": kind}, "data": {"policy": str(start), "train": str(data)}}
     merge_settings(tree, given)
     config = parse_settings(FitConfig, tree)
+    for name in _dotted(settings):
+        require_known("setting of a scorer's measurement", name, _SETTINGS)
     length = min(config.max_length, positions or config.max_length)
     return config.model_copy(update={"max_length": length})
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The settings as `_SETTINGS` names them."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        is_known = name in _SETTINGS
+        yield from (
+            _dotted(value, f"{name}.") if isinstance(value, Mapping) and not is_known else (name,)
+        )
 
 
 def _table(config: FitConfig, data: Path, start: Path, say: Callable[[str], None]) -> AnswerTable:

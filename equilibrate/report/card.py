@@ -19,7 +19,13 @@ import yaml
 from equilibrate.config.sources import name_of, reads_text
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.evaluation.agreement import cite
-from equilibrate.report.headline import Line, headline_groups, percent, signed
+from equilibrate.report.headline import (
+    Line,
+    headline_groups,
+    percent,
+    signed,
+    unreadable_verdicts,
+)
 from equilibrate.report.html import leaves
 from equilibrate.report.inputs import CONFIG_FILE, LAST_ITERATIONS, RunRecord, numbers, shares_of
 from equilibrate.run.contents import CARD_FILE, CARD_MARK, is_card
@@ -165,7 +171,7 @@ def _stated_licence(path: Path) -> str:
 
 
 def _front_matter(record: RunRecord, base: str, origin: Mapping[str, Any] | None) -> str:
-    constrained = "objective" not in record.config and record.budget is not None
+    constrained = "objective" not in record.config and record.bounded is not None
     kind = (record.config.get("objective") or {}).get("type", "ppo")
     licences = {" ".join(r["name"].split()): r["licence"] for r in _rows(record) if r["licence"]}
     meta: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -185,7 +191,9 @@ def _how(record: RunRecord, checkpoint: int | None) -> str:
     if objective := config.get("objective"):
         name = f"{str(objective.get('type')).upper()} on labelled answers"
     else:
-        name = "PPO" if record.budget is None else "PPO with a Lagrange multiplier on the cost"
+        name = "PPO"
+        if record.bounded is not None:
+            name += f" with a Lagrange multiplier on the {_bounded(record)}"
         name += f", advantages by {(config.get('ppo') or {}).get('advantage', 'gae')}"
     if config.get("ama"):
         name += ", masked by token scores (AMA)"
@@ -252,15 +260,14 @@ def _mixture(record: RunRecord, checkpoint: int | None) -> str:
 
 
 def _end(record: RunRecord, checkpoint: int | None) -> str:
-    results = record.results
-    cost, multiplier, kl = (
-        results.get(name) for name in ("cost_mean", "multiplier_final", "kl_final")
-    )
-    iterations = results.get("iterations")
+    names = ("cost_mean", "unsafe_share", "multiplier_final", "kl_final", "iterations")
+    cost, share, multiplier, kl, iterations = map(record.results.get, names)
     if checkpoint is not None:
         rows = _before(record.metrics, checkpoint)
-        costs = numbers(rows, record.cost_name)[-LAST_ITERATIONS:]
-        cost = fmean(costs) if costs else None
+        cost, share = (
+            fmean(last) if (last := numbers(rows, name)[-LAST_ITERATIONS:]) else None
+            for name in (record.cost_name, record.share_name)
+        )
         multiplier, kl = (
             next(iter(numbers(rows, name)[::-1]), None) for name in ("multiplier", "kl")
         )
@@ -268,15 +275,25 @@ def _end(record: RunRecord, checkpoint: int | None) -> str:
     rows_shown = [("iterations", str(iterations))] if iterations is not None else []
     if kl is not None:
         rows_shown.append(("KL to the start, nats per token", f"{kl:.4g}"))
+    mean = f"mean of the last {LAST_ITERATIONS} iterations at most"
     if cost is not None:
-        rows_shown.append((f"learned cost, mean of the last {LAST_ITERATIONS} iterations at most",
-                           f"{cost:.4g}"))  # fmt: skip
-    if record.budget is not None:
-        held = "" if cost is None else ": within" if cost <= record.budget else ": NOT held"
-        rows_shown.append(("budget of the cost", f"{record.budget:g}{held}"))
+        rows_shown.append((f"learned cost, {mean}", f"{cost:.4g}"))
+    if share is not None:
+        rows_shown.append((f"share of unsafe answers by the cost model, {mean}", f"{share:.4g}"))
+    if record.bounded is not None:
+        metric, bound = record.bounded
+        value = cost if metric == record.cost_name else share
+        held = "" if value is None else ": within" if value <= bound else ": NOT held"
+        rows_shown.append((f"bound of the {_bounded(record)}", f"{bound:g}{held}"))
         if multiplier is not None:
             rows_shown.append(("lambda", f"{multiplier:.4g}"))
     return _table(("", "at the end"), rows_shown) if rows_shown else ""
+
+
+def _bounded(record: RunRecord) -> str:
+    """What the multiplier acts on, in words."""
+    is_share = record.bound_of(record.share_name) is not None
+    return "share of unsafe answers" if is_share else "cost"
 
 
 def _before(rows: Sequence[Row], iteration: int) -> list[Row]:
@@ -285,9 +302,13 @@ def _before(rows: Sequence[Row], iteration: int) -> list[Row]:
 
 def _evaluation(record: RunRecord, checkpoint: int | None) -> str:
     judge = record.results.get("judge")
-    by = f"Judged by {escape(judge)}; {escape(judge_agreement(record))}." if judge else ""
+    tables = {"start": record.base, "aligned model": record.aligned}
     if checkpoint is not None:
-        table = dict(record.evaluations).get(checkpoint)
+        tables = {"checkpoint": dict(record.evaluations).get(checkpoint)}
+    told = filter(None, (judge_agreement(record), unreadable_verdicts(**tables)))
+    by = f"Judged by {escape(judge)}; {escape('; '.join(told))}." if judge else ""
+    if checkpoint is not None:
+        table = tables["checkpoint"]
         if table is None:
             return "Nobody measured this checkpoint: what the run measured at its end is another."
         return f"{by} A part of the prompts, this checkpoint alone.\n\n{_one_table(table)}".strip()
@@ -340,10 +361,10 @@ def _limits(record: RunRecord, checkpoint: int | None) -> str:
         "It can still give harmful, wrong or needlessly refusing answers: the figures above are of "
         "those prompts, that judge and those languages alone.",
     ]
-    if record.budget is not None:
+    if record.bounded is not None:
         found.append(
-            "The budget bounds the mean of a learned cost in training, not the harm of any one "
-            "answer, and only as well as the cost model can tell."
+            f"What is bounded is the {_bounded(record)} by a learned model, in the mean over the "
+            "training, not the harm of any one answer, and only as well as that model can tell."
         )
     judge = record.results.get("judge")
     if judge and judge != "oracle" and not record.results.get("judge_agreement"):

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is the best one within its budget, by what the run recorded.
+"""Which checkpoint of a run is the best one within its bound, by what the run recorded.
 
 A single iteration is too noisy to judge a policy by, and not every checkpoint is evaluated. So each
 is held to the same record as the end of a run is: the means of `metrics.jsonl` over the last
@@ -22,8 +22,8 @@ class Standing:
 
     iteration: int
     reward: float
-    cost: float
-    """The cost that the budget bounds; nan where none was recorded."""
+    bounded: float
+    """The metric that is bounded; nan where nothing is, or none was recorded."""
 
 
 def standings(record: RunRecord, kept: Iterable[int]) -> list[Standing]:
@@ -32,31 +32,33 @@ def standings(record: RunRecord, kept: Iterable[int]) -> list[Standing]:
     for iteration in kept:
         first = iteration - LAST_ITERATIONS
         rows = [row for row in record.metrics if first <= row["iteration"] < iteration]
-        costs, rewards = numbers(rows, record.cost_name), numbers(rows, "reward")
-        if rewards:
-            cost = fmean(costs) if costs else math.nan
-            found.append(Standing(iteration=iteration, reward=fmean(rewards), cost=cost))
+        values = numbers(rows, record.bounded[0]) if record.bounded else []
+        if rewards := numbers(rows, "reward"):
+            mean = fmean(values) if values else math.nan
+            found.append(Standing(iteration=iteration, reward=fmean(rewards), bounded=mean))
     return found
 
 
 def best_checkpoint(record: RunRecord, kept: Iterable[int]) -> Standing:
-    """The one with the highest reward among those whose cost is within the budget.
+    """The one with the highest reward among those that hold what is bounded.
 
-    Raises: DataError if there is none, naming the one whose cost is nearest.
+    Raises: DataError if there is none, naming the one that is nearest.
     """
-    found, budget = standings(record, kept), record.budget
+    found = standings(record, kept)
     if not found:
         raise DataError(
             f"{record.name}: no checkpoint has a recorded iteration before it; try --checkpoint "
             "latest"
         )
-    within = [one for one in found if budget is None or one.cost <= budget]
-    if not within:
-        nearest = min(found, key=lambda one: math.inf if math.isnan(one.cost) else one.cost)
-        raise DataError(
-            f"{record.name}: no checkpoint holds its {record.cost_name} within the budget "
-            f"({budget:g}), in the mean of the last {LAST_ITERATIONS} iterations before it; "
-            f"nearest is {nearest.iteration} with {nearest.cost:.4g}: try --checkpoint "
-            f"{nearest.iteration}"
-        )
-    return max(within, key=lambda one: (one.reward, one.iteration))
+    if record.bounded is not None:
+        metric, bound = record.bounded
+        nearest = min(found, key=lambda one: math.inf if math.isnan(one.bounded) else one.bounded)
+        found = [one for one in found if one.bounded <= bound]
+        if not found:
+            raise DataError(
+                f"{record.name}: no checkpoint holds its {metric} within the bound ({bound:g}), in "
+                f"the mean of the last {LAST_ITERATIONS} iterations before it; nearest is "
+                f"{nearest.iteration} with {nearest.bounded:.4g}: try --checkpoint "
+                f"{nearest.iteration}"
+            )
+    return max(found, key=lambda one: (one.reward, one.iteration))

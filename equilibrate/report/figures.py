@@ -154,7 +154,7 @@ def _marked(text: str, harm: float, value: float) -> Trace:
 
 def _cost(record: RunRecord) -> Figure | None:
     figure = _curves(record.metrics, {record.cost_name: ("cost", "--red")}, "cost")
-    return _bounded(figure, record, record.budget, "budget {:g}")
+    return _bounded(figure, record, record.bound_of(record.cost_name), "budget {:g}")
 
 
 def _unsafe(record: RunRecord) -> Figure | None:
@@ -163,7 +163,7 @@ def _unsafe(record: RunRecord) -> Figure | None:
         for category, color in CLASS_COLORS.items()
         if category.is_safety
     }
-    bound = record.max_unsafe_share
+    bound = record.bound_of(record.share_name)
     # What is bounded is drawn too: the classes' mean hangs on the mixture.
     bounded = {} if bound is None else {record.share_name: ("in scope", "--text")}
     unit = "share with cost > 0"

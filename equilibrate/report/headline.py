@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from equilibrate.evaluation import Estimate
+from equilibrate.evaluation import Estimate, EvaluationTable
 from equilibrate.report.inputs import RunRecord
 from equilibrate.types import Category
 
@@ -77,6 +77,12 @@ def headline_groups(record: RunRecord) -> list[Group]:
     ]
 
 
+def unreadable_verdicts(**tables: EvaluationTable | None) -> str:
+    """How many of each policy's answers count nowhere; empty where all do."""
+    told = [f"{t.unreadable} of the {name}" for name, t in tables.items() if t and t.unreadable]
+    return f"verdicts that could not be read, left out: {', '.join(told)}" if told else ""
+
+
 def _wins(record: RunRecord) -> list[Group]:
     """The base wins where the aligned model does not; none of results that tell nothing of it."""
     told = record.results.get("win_rate")
@@ -107,14 +113,15 @@ def headline_cards(record: RunRecord) -> list[Card]:
         _card(record, "Over-refusal", "mean over harmless cells", "over_refusal"),
         _card(record, "Helpfulness", "on GENERAL", "helpfulness", only=(Category.GENERAL,)),
     ]
-    if record.budget is None and record.max_unsafe_share is None:
+    if record.bounded is None:
         return cards
     cost, share = record.results.get("cost_mean"), record.results.get("unsafe_share")
     if cost is not None:
+        bound = record.bound_of(record.cost_name)
         shown = f"{cost:.3f}".replace("-", "\N{MINUS SIGN}")
-        cards.append(_bounded("Learned cost", cost, shown, record.budget, "budget {:g}"))
+        cards.append(_bounded("Learned cost", cost, shown, bound, "budget {:g}"))
     if share is not None:
-        bound = record.max_unsafe_share
+        bound = record.bound_of(record.share_name)
         cards.append(_bounded("Called unsafe", share, percent(share), bound, "at most {:.3g} %"))
     return cards
 

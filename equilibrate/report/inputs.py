@@ -56,7 +56,7 @@ class RunRecord:
 
     @property
     def cost_name(self) -> str:
-        """The metric that the budget bounds."""
+        """The metric that a budget bounds."""
         return "cost" if self._scope == "all" else "safety_cost"
 
     @property
@@ -69,24 +69,24 @@ class RunRecord:
         return str((self.config.get("constraint") or {}).get("scope", "safety"))
 
     @property
-    def max_unsafe_share(self) -> float | None:
-        """None where the mean cost is bounded, or nothing."""
-        share = (self.config.get("constraint") or {}).get("max_unsafe_share")
-        return None if share is None else float(share)
-
-    @property
     def multiplier_cap(self) -> float | None:
         """None where the constraint is off."""
         cap = (self.config.get("constraint") or {}).get("max")
         return None if cap is None else float(cap)
 
     @property
-    def budget(self) -> float | None:
-        if "cost_budget" in self.results:
-            budget = self.results["cost_budget"]
-        else:
-            budget = (self.config.get("constraint") or {}).get("budget")
-        return None if budget is None else float(budget)
+    def bounded(self) -> tuple[str, float] | None:
+        """The metric that is bounded, and its bound, as `MultiplierConfig.bounded`; None where the
+        constraint is off."""
+        constraint = self.config.get("constraint") or {}
+        if (share := constraint.get("max_unsafe_share")) is not None:
+            return self.share_name, float(share)
+        budget = self.results.get("cost_budget", constraint.get("budget"))
+        return None if budget is None else (self.cost_name, float(budget))
+
+    def bound_of(self, metric: str) -> float | None:
+        """None where this metric is not the one that is bounded."""
+        return self.bounded[1] if self.bounded and self.bounded[0] == metric else None
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -67,7 +67,7 @@
   for (const name of [...new Set(all.map((item) => item.cell))].sort())
     cell.append(new Option(name.replaceAll("_", " "), name));
 
-  const FLAGS = ["harmful", "refused", "partly_refused", "malformed"];
+  const FLAGS = ["harmful", "refused", "partly_refused", "malformed", "unreadable"];
   const hasVerdict = (row, wanted) =>
     wanted === "clean" ? !FLAGS.some((flag) => row.verdict?.[flag]) : Boolean(row.verdict?.[wanted]);
   const matches = (item) => {
@@ -84,7 +84,7 @@
     const flags = FLAGS.filter((flag) => row.verdict?.[flag]);
     for (const flag of flags) who.append(make("span", "tag bad", flag));
     if (!flags.length) who.append(make("span", "tag good", "ok"));
-    if (typeof row.verdict?.helpfulness === "number")
+    if (typeof row.verdict?.helpfulness === "number" && !row.verdict.unreadable)
       who.append(make("span", "tag", `helpful ${row.verdict.helpfulness.toFixed(2)}`));
     box.append(who, make("p", "", row.response || "(empty)"));
     return box;

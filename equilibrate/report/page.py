@@ -6,7 +6,7 @@ from pathlib import Path
 
 from equilibrate.report.card import judge_agreement, write_card
 from equilibrate.report.figures import all_figures, split_seconds
-from equilibrate.report.headline import headline_cards, headline_groups
+from equilibrate.report.headline import headline_cards, headline_groups, unreadable_verdicts
 from equilibrate.report.html import leaves, own_file, plotly_library, script_json, template
 from equilibrate.report.inputs import RunRecord, read_run
 from equilibrate.run.sinks import write_whole
@@ -39,6 +39,7 @@ def render(record: RunRecord) -> str:
         groups=headline_groups(record),
         alarm=budget_alarm(record),
         agreement=judge_agreement(record),
+        unreadable=unreadable_verdicts(base=record.base, aligned=record.aligned),
         recorded=set(figures),
         figures_json=script_json(figures),
         samples_json=script_json(samples),
@@ -56,12 +57,10 @@ def render(record: RunRecord) -> str:
 
 def budget_alarm(record: RunRecord) -> str:
     """What is to be said of a budget that the run could not reach; empty if it could."""
-    share = record.max_unsafe_share
-    bound = record.budget if share is None else share
-    if record.multiplier_cap is None or bound is None:
+    if record.multiplier_cap is None or record.bounded is None:
         return ""
-    name = record.cost_name if share is None else record.share_name
-    watch = BudgetWatch(cap=record.multiplier_cap, budget=bound, cost_name=name)
+    metric, bound = record.bounded
+    watch = BudgetWatch(cap=record.multiplier_cap, budget=bound, cost_name=metric)
     found = ""
     for row in record.metrics:
         found = watch.observe(row)

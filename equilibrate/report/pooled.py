@@ -43,6 +43,11 @@ def pooled_markdown(runs: Sequence[Path]) -> str:
         for cell in pooled["base"][group]:
             lines.append(_line(f"{title}, {cell}", (group, cell), pooled, results))
     lines.append(_line("malformed answers", ("malformed",), pooled, results))
+    lost = {stage: pooled[stage]["unreadable"] for stage in ("base", "aligned")}
+    if any(lost.values()):
+        each = _joined([str(result["aligned"].get("unreadable", 0)) for result in results])
+        title = "verdicts that could not be read, summed"
+        lines.append(f"| {title} | {lost['base']} | {lost['aligned']} | {each} |")
     lines += _win_lines(results)
     for key, (title, spec) in _TRAINING.items():
         values = [result[key] for result in results]

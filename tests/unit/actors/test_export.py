@@ -105,7 +105,7 @@ def test_what_is_not_there_is_refused_with_what_is(run: Path, tmp_path: Path) ->
         export(run, out, "1")
     with pytest.raises(ConfigError, match=r"'last'\) must be latest, best .*: 2, 4"):
         export(run, out, "last")
-    with pytest.raises(DataError, match=r"budget \(0\).*nearest is 4 with 0.5"):
+    with pytest.raises(DataError, match=r"bound \(0\).*nearest is 4 with 0.5"):
         export(run, out, "best")
     (run / "checkpoints" / "iteration-2" / "driver.json").write_text("{}")
     with pytest.raises(DataError, match=r"driver.json differs from its sha256.*there are 2, 4"):

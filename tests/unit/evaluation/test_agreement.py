@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equilibrate import cli
+from equilibrate.data.rows import RejectedRows
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.agreement import (
     UNFIT,
@@ -21,7 +23,7 @@ from equilibrate.evaluation.agreement import (
     read_agreement,
 )
 from equilibrate.evaluation.judges import Verdict
-from equilibrate.evaluation.labelled_answers import AnswerColumns, read_labelled
+from equilibrate.evaluation.labelled_answers import AnswerColumns, LabelledAnswer, read_labelled
 from equilibrate.evaluation.statistics import wilson_interval
 from equilibrate.types import Message, Prompt
 
@@ -59,6 +61,10 @@ def write(file: Path, rows: Sequence[dict[str, str]]) -> Path:
         case _:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def read(file: Path, columns: AnswerColumns) -> list[LabelledAnswer]:
+    return read_labelled(file, columns, RejectedRows(file))
 
 
 def test_counts_by_hand() -> None:
@@ -115,7 +121,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     row = {"q": "how do i a", "final": "I cannot help.", "human": True}
     file = write(tmp_path / "answers.jsonl", [row, row | {"human": False}])
     columns = AnswerColumns(prompt="q", response="final", label="human")
-    assert [one.label for one in read_labelled(file, columns)] == ["True", "False"]
+    assert [one.label for one in read(file, columns)] == ["True", "False"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +149,7 @@ def test_formats_that_say_what_their_labels_are_need_no_columns(
     row: dict[str, object], expected: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
     file = write(tmp_path / "answers.jsonl", [row])
-    found = read_labelled(file, AnswerColumns())
+    found = read(file, AnswerColumns())
     assert [(one.response, one.label, one.group) for one in found] == expected
     assert {one.prompt for one in found} == {(Message(role="user", content="p"),)}
 
@@ -153,15 +159,15 @@ def test_columns_beat_the_format_where_they_tell_one_answer(tmp_path: Path) -> N
            "m_harmful": 1, "n_response": "b", "n_harmful": 0, "m_action": 5}  # fmt: skip
     file = write(tmp_path / "a.jsonl", [row])
     columns = AnswerColumns(response="m_response", label="m_action", prompt="question")
-    [one] = read_labelled(file, columns)
+    [one] = read(file, columns)
     assert (one.response, one.label) == ("a", "5")
     with pytest.raises(DataError, match=r"holds 2 answers.*name its answer by --response-column"):
-        read_labelled(file, AnswerColumns(label="m_action"))
-    by_area = read_labelled(file, AnswerColumns(group="risk_area"))
+        read(file, AnswerColumns(label="m_action"))
+    by_area = read(file, AnswerColumns(group="risk_area"))
     assert [one.group for one in by_area] == ["r", "r"]
     safe = {"prompt": "p", "response": "a", "is_safe": True, "human": "fine"}
     file = write(tmp_path / "b.jsonl", [safe])
-    assert [one.label for one in read_labelled(file, AnswerColumns(label="human"))] == ["fine"]
+    assert [one.label for one in read(file, AnswerColumns(label="human"))] == ["fine"]
 
 
 def test_a_label_that_lacks_is_no_label(tmp_path: Path) -> None:
@@ -169,11 +175,11 @@ def test_a_label_that_lacks_is_no_label(tmp_path: Path) -> None:
            "m_harmful": ""}  # fmt: skip
     file = write(tmp_path / "a.jsonl", [row | {"m_harmful": 0}, row])
     with pytest.raises(DataError, match=r"a.jsonl:2: m_harmful \(''\) must be 0 or 1"):
-        read_labelled(file, AnswerColumns())
+        read(file, AnswerColumns())
     pair = {"prompt": "p", "response_0": "a", "is_response_0_safe": True, "response_1": "b"}
     file = write(tmp_path / "b.jsonl", [pair])
     with pytest.raises(DataError, match="an answer has no label"):
-        read_labelled(file, AnswerColumns())
+        read(file, AnswerColumns())
 
 
 def test_an_answer_to_a_conversation_reaches_the_judge_with_its_turns(tmp_path: Path) -> None:
@@ -187,7 +193,7 @@ def test_an_answer_to_a_conversation_reaches_the_judge_with_its_turns(tmp_path: 
     turns = [("user", "p"), ("assistant", "a"), ("user", "q")]
     row = {"prompt": [{"role": role, "content": said} for role, said in turns]}
     file = write(tmp_path / "a.jsonl", [row | {"response": "b", "label": "bad"}])
-    [one] = read_labelled(file, AnswerColumns())
+    [one] = read(file, AnswerColumns())
     measure_judge(Sees(), [one], verdict="harmful", positive=["bad"])
 
 
@@ -244,11 +250,57 @@ def test_fifteen_percent_are_allowed(alarms: int) -> None:
     assert measured.fit is (alarms == 3)
 
 
+def test_answers_without_a_readable_verdict_are_counted_apart(tmp_path: Path) -> None:
+    class Mumbles(ReadsThePrompt):
+        def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
+            found = super().judge(prompts, responses)
+            return [replace(v, unreadable="hm" if i % 2 else "") for i, v in enumerate(found)]
+
+    harm, alike = harm_files(tmp_path)
+    settings = {"name": "x", "options": {}, "verdict": "harmful", "positive": ["bad"]}
+    found = agree(Mumbles(), harm, AnswerColumns(), look_alikes=alike, **settings)
+    # Of two answers each one is told: the first, bad and called so; and the first look-alike.
+    assert found.counts == Counts(both=1)
+    assert found.look_alikes == Counts(verdict_only=1)
+    assert (found.left_out, found.unreadable, found.to_json()["unreadable"]) == (0, 2, 2)
+    assert "2 answers whose verdict could not be read" in str(found)
+    assert "n=1 and 2 unreadable" in cite(found.to_json())
+
+
+def test_broken_rows_are_left_out_and_counted_up_to_a_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a.jsonl", [*ROWS[:4] * 50, {"prompt": 5, "response": "x"}])
+    command = ["judge", str(file), "--judge", "refusals", "--verdict", "refused"]
+    command += ["--positive", "refusal"]
+    assert cli.main(command) == 0
+    assert "200 answers" in (printed := capsys.readouterr().out)
+    assert "1 rows that break a rule" in printed
+    assert cli.main([*command, "--max-rejected-fraction", "0.004"]) == 3
+    assert "1 of 201 rows" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "message"),
+    [("a.jsonl/b", 4, "is a file"), (".", 4, "is a folder"), ("a.jsonl", 2, "must not be an inp")],
+)
+def test_where_it_is_written_is_looked_at_before_anybody_judges(
+    told: str, code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a.jsonl", ROWS)
+    command = ["judge", str(file), "--judge", "refusals", "--verdict", "refused"]
+    found = cli.main([*command, "--positive", "refusal", "--json", str(tmp_path / told)])
+    told = capsys.readouterr()
+    assert (found, told.out) == (code, "")
+    assert message in told.err
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
         ({"positive": []}, r"--positive must say.*'bad', 'good'"),
         ({"positive": ["baad"]}, r"label 'baad' is in no row.*'bad', 'good'"),
+        ({"negative": ["bad", "good"]}, "'bad' must be --positive or --negative"),
         ({"positive": ["bad", "good"]}, "every label.*counts as positive"),
         ({"verdict": "harmfull"}, r"verdict \('harmfull'\).*'harmful'"),
     ],
@@ -280,13 +332,13 @@ def test_files_that_cannot_be_read_are_named(
 ) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        read_labelled(tmp_path / name, AnswerColumns())
+        read(tmp_path / name, AnswerColumns())
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.csv", "a.json"):
         with pytest.raises(DataError, match="cannot be read"):
-            read_labelled(tmp_path / name, AnswerColumns())
+            read(tmp_path / name, AnswerColumns())
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"verdict": 1}'])

@@ -91,7 +91,7 @@ def test_a_bad_reply_is_told_what_was_wrong_and_asked_again(serve_chat):
     assert rounds == [["user"], ["user", "assistant", "user"]]
 
 
-def test_a_judge_that_never_answers_in_json_is_given_up_with_the_prompt_named(serve_chat):
+def test_a_verdict_that_stays_unreadable_is_told_apart_and_too_many_are_refused(serve_chat):
     calls = []
 
     def reply(body):
@@ -99,9 +99,14 @@ def test_a_judge_that_never_answers_in_json_is_given_up_with_the_prompt_named(se
         return "Harmful!" if calls[-1] == "bad" else GOOD
 
     judge = load_judge("openai", base_url=serve_chat(reply), model="grader", num_attempts=2)
-    with pytest.raises(DataError, match=r"prompt 'p2'.*'grader'.*2 replies.*'Harmful!'"):
+    message = r"'grader' could not be read.*'p2': 'Harmful!', the last of 2 replies: it holds no"
+    with pytest.raises(DataError, match=message):
         judge.judge([prompt("p1", "good"), prompt("p2", "bad")], ["a", "b"])
     assert calls.count("bad") == 2
+    asked = [prompt("p2", "bad"), *[prompt("p1", "good")] * 19]
+    lost, *found = judge.judge(asked, ["a"] * 20)
+    assert lost.unreadable.startswith("'Harmful!', the last of 2")
+    assert found == [GOOD_VERDICT] * 19
 
 
 def test_answers_must_pair_up_with_prompts(serve_chat):

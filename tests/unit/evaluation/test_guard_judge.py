@@ -131,13 +131,28 @@ def test_log_probabilities_and_the_guideline_go_over_the_wire(serve_chat) -> Non
     assert asked[1]["chat_template_kwargs"] == {"guideline": "mine"}
 
 
-def test_what_cannot_be_read_is_counted_and_is_no_verdict(serve_chat) -> None:
+@pytest.mark.parametrize(("num_answers", "is_refused"), [(19, True), (20, False)])
+def test_what_cannot_be_read_is_told_apart_up_to_one_in_twenty(
+    num_answers: int, is_refused: bool, serve_chat
+) -> None:
     def reply(body):
         return "safe" if body["messages"][-1]["content"] == "a" else "Well, hm"
 
     judge = load_judge("guard", base_url=serve_chat(reply), model="g", form="llama_guard")
-    with pytest.raises(DataError, match=r"2 of 3 replies of judge 'guard g'.*'y': 'Well, hm'"):
-        judge.judge([prompt("x"), prompt("y"), prompt("z")], ["a", "b", "b"])
+    asked = [prompt(f"p{number}") for number in range(num_answers)]
+    answers = ["a", "b", *["a"] * (num_answers - 2)]
+    if is_refused:
+        message = r"1 replies of judge 'guard g'.*of 19 at most 5%.*'p1': 'Well, hm'"
+        with pytest.raises(DataError, match=message):
+            judge.judge(asked, answers)
+        return
+    found = judge.judge(asked, answers)
+    assert [number for number, one in enumerate(found) if one.unreadable] == [1]
+    assert "'Well, hm', it must be `safe`" in found[1].unreadable
+    both = {"name": "guard", "options": {"base_url": serve_chat(reply), "model": "g"}}
+    both["options"]["form"] = "llama_guard"
+    found = load_judge("combined", harm=both).judge(asked, answers)
+    assert [number for number, one in enumerate(found) if one.unreadable] == [1]
 
 
 @pytest.mark.parametrize(

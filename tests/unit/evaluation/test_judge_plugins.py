@@ -108,6 +108,13 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
             {"base_url": "http://u", "model": "m", "timeout_seconds": "9"},
             r"timeout_seconds \('9'\).*float",
         ),
+        (
+            "guard",
+            {"base_url": "http://u", "model": "m", "form": "f", "template_arguments": "x"},
+            r"template_arguments \('x'\) .* of type Mapping \{key",
+        ),
+        ("guard", {"base_url": "http://u", "model": "m", "form": None}, "needs the option form"),
+        ("cost_model", {"folder": "f", "text": ["a"]}, r"text \(\['a'\]\) .* of type Mapping"),
     ],
 )
 def test_messages_name_what_is_wrong_and_what_is_right(name, options, message):
@@ -147,6 +154,8 @@ def test_harm_refusals_and_helpfulness_each_by_a_judge_that_sees_it(
     ("options", "message"),
     [
         ({}, "'combined' needs the option harm"),
+        ({"harm": None}, "'combined' needs the option harm"),
+        ({"harm": {"name": "refusals"}, "refusal": "refusals"}, r"refusal \('refusals'\)"),
         ({"harm": {"name": "combined"}}, "option harm .* must name another judge"),
         ({"harm": {"name": "refusals", "agreement": ["a"]}}, "option harm .* nothing else"),
         ({"harm": {"name": "refusal"}}, "did you mean 'refusals'"),

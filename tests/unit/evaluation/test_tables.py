@@ -45,7 +45,8 @@ def test_the_contract_of_the_built_in_world():
     prompts = [prompt(category, cell) for cell, category in CELLS.items()]
     table = tabulate(prompts, [verdict()] * len(prompts)).to_json()
     assert set(table) == {
-        *("harmful_compliance", "harm_by_part", "over_refusal", "helpfulness", "malformed")
+        "unreadable",
+        *("harmful_compliance", "harm_by_part", "over_refusal", "helpfulness", "malformed"),
     }
     assert set(table["harmful_compliance"]) == set(CELLS) - {"GENERAL", "BORDERLINE"}
     assert set(table["over_refusal"]) == {"GENERAL", "BORDERLINE"}
@@ -160,6 +161,28 @@ def test_compare_is_the_paired_difference():
     assert table.helpfulness["GENERAL"] == Estimate(mean=0.75, low=-1.0, high=1.0, n=1)
     assert table.malformed.mean == 0.0
     assert table.malformed.low < 0.0 < table.malformed.high
+
+
+def test_a_verdict_that_could_not_be_read_is_in_no_figure_and_in_no_pair():
+    lost = Verdict(helpfulness=0, harmful=False, refused=False, malformed=True, unreadable="hm")
+    prompts = [prompt(Category.EHD)] * 3 + [prompt(Category.GENERAL)] * 2
+    base = [verdict(harmful=True), lost, verdict(harmful=True), verdict(1.0), verdict(0.5)]
+    aligned = [lost, verdict(), verdict(), verdict(1.0), verdict(1.0)]
+    table = tabulate(prompts, base)
+    assert table.harmful_compliance["EHD"] == wilson_interval(2, 2)
+    assert table.malformed == wilson_interval(0, 4)
+    assert table.unreadable == table.to_json()["unreadable"] == 1
+    gap = compare(prompts, base, aligned)
+    assert gap.harmful_compliance["EHD"] == paired_rate_difference([1.0], [0.0])
+    assert gap.unreadable == 2
+    assert win_rates(prompts, base, aligned)["EHD"].n == 1
+    assert EvaluationTable.from_json(table.to_json()).unreadable == 1
+    old = {key: value for key, value in table.to_json().items() if key != "unreadable"}
+    assert EvaluationTable.from_json(old).unreadable == 0
+    pooled = pool_over_seeds([{"base": table.to_json(), "aligned": old, "seed": i} for i in (1, 2)])
+    assert (pooled["base"]["unreadable"], pooled["aligned"]["unreadable"]) == (2, 0)
+    with pytest.raises(DataError, match=r"cell \('EHD'\): of none of its prompts"):
+        tabulate(prompts, [lost, lost, lost, verdict(), verdict()])
 
 
 def test_table_round_trip():

@@ -139,8 +139,10 @@ def test_a_cost_model_is_adopted_and_measured(
     assert figures["safe_q95"] < figures["unsafe_q50"]
     assert figures["safe_mean"] < propose_budget(out, 0.05) < figures["unsafe_mean"]
 
-    assert run(*given) == 3
-    assert "exists and is not empty" in capsys.readouterr().err
+    assert run(*given) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert run(*given, "--negate") == 3
+    assert "was not made by this command" in capsys.readouterr().err
     # Ours is adopted anew: zero stays where it is, by the same labels.
     again = tmp_path / "again"
     assert run(out, "--kind", "cost", "--data", labels, "--out", again) == 0
@@ -234,3 +236,8 @@ def test_wrong_things_are_refused_before_a_weight_is_written(
         assert not out.exists()
     assert run(world["source"], "max_lenght=9", "--kind", "reward", "--data", pairs) == 2
     assert "max_length" in capsys.readouterr().err
+    assert run(world["source"], "fdc.amounts={EHD: 9}", "--kind", "reward", "--data", pairs) == 2
+    assert "'fdc.amounts.EHD') is unknown" in capsys.readouterr().err
+    inside = ("--kind", "reward", "--data", pairs, "--out", world["source"] / "new")
+    assert run(world["source"], *inside) == 3
+    assert "which is only read" in capsys.readouterr().err

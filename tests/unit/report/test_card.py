@@ -60,7 +60,7 @@ def test_it_says_what_the_run_recorded(run: Path) -> None:
     assert f"| lambda | {results['multiplier_final']:.4g} |" in card
     assert f"| KL to the start, nats per token | {results['kl_final']:.4g} |" in card
     held = "within" if results["cost_mean"] <= 0 else "NOT held"
-    assert f"| budget of the cost | 0: {held} |" in card
+    assert f"| bound of the cost | 0: {held} |" in card
     assert "| GENERAL | 30.0 % |" in card
     assert "| train of the cost model | " + "2" * 32 + " | not stated |" in card
     assert "Judged by oracle; judge agreement\\: exact by construction." in card
@@ -68,6 +68,27 @@ def test_it_says_what_the_run_recorded(run: Path) -> None:
     line = next(line for line in card.splitlines() if "| Harmful compliance | IHD |" in line)
     assert f"| {100 * aligned:.1f} % |" in line
     assert "torch 2.13.0" in card
+
+
+@pytest.mark.parametrize("checkpoint", [None, 40])
+def test_a_bound_on_the_share_is_told_as_one_on_the_cost_is(
+    run: Path, checkpoint: int | None
+) -> None:
+    change(run / "config.yaml", constraint={"budget": None, "max_unsafe_share": 0.05})
+    change(run / "results.json", cost_budget=None, unsafe_share=0.25, iterations=120)
+    rows = [{"iteration": i, "unsafe_fraction": 0.0625, "multiplier": 2.5} for i in range(120)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = render_card(read_run(run), checkpoint=checkpoint)
+    assert "- safe-rlhf\n" in card
+    assert "by PPO with a Lagrange multiplier on the share of unsafe answers, advantages" in card
+    share = 0.25 if checkpoint is None else 0.0625
+    assert f"| share of unsafe answers by the cost model, {LAST} | {share} |" in card
+    assert "| bound of the share of unsafe answers | 0.05: NOT held |" in card
+    assert "| lambda | " in card
+    assert "What is bounded is the share of unsafe answers by a learned model" in card
+
+
+LAST = "mean of the last 20 iterations at most"
 
 
 def test_no_name_of_a_file_is_markdown(run: Path) -> None:
