@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -287,11 +288,12 @@ def _read_both(
     file: Path, look_alikes: Path | None, columns: AnswerColumns, max_fraction: float
 ) -> tuple[list[LabelledAnswer], list[LabelledAnswer], int]:
     """Both files' answers, and the number of rows that break a rule."""
-    rejected = RejectedRows(file, max_fraction=max_fraction)
+    rejects = partial(RejectedRows, max_fraction=max_fraction, limit="--max-rejected-fraction")
+    rejected = rejects(file)
     answers = read_labelled(file, columns, rejected)
     if look_alikes is None:
         return answers, [], len(rejected)
-    more = RejectedRows(look_alikes, max_fraction=max_fraction)
+    more = rejects(look_alikes)
     others = read_labelled(look_alikes, columns, more, needs_label=False)
     return answers, others, len(rejected) + len(more)
 

@@ -98,7 +98,8 @@ class AnswerTable:
     def first_rows(self, examples: Rows) -> Rows:
         """Number of the first answer of each example."""
         alone = np.maximum(examples - self.num_groups, 0)
-        return (examples - alone) * self.answers_per_example + alone
+        first: Rows = (examples - alone) * self.answers_per_example + alone
+        return first
 
     @cached_property
     def example_lengths(self) -> Rows:
