@@ -380,11 +380,7 @@ class TrainConfig(RunConfig):
             return self
         if self.ama is not None:
             require_token_scores(self.data, self.ama.source)
-        needed = {
-            "policy": self.data.policy,
-            "reward": self.data.reward,
-            "prompts": self.data.prompts,
-        }
+        needed = {key: getattr(self.data, key) for key in ("policy", "reward", "prompts")}
         if self.constraint is not None or self.ama is not None:
             needed["cost"] = self.data.cost
         missing = [key for key, path in needed.items() if not path]

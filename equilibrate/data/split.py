@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from filecmp import cmp
 from hashlib import blake2b
@@ -103,14 +103,11 @@ def split(
     sources = [Source(file.file, columns) for file in files]
     rows = _Rows(shape, sources)
     counts: Counter[tuple[str, str]] = Counter()
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    unfinished = {name: out / f".{name}.jsonl.tmp" for name in parts}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _unfinished(parts, out) as places:
         with ExitStack() as stack:
             written = {
                 name: stack.enter_context(place.open("w", encoding="utf-8"))
-                for name, place in unfinished.items()
+                for name, place in places.items()
             }
             for file, source, of_file in zip(files, sources, rejected, strict=True):
                 for record, row in rows.of(file, source, of_file):
@@ -118,13 +115,7 @@ def split(
                     written[name].write(json.dumps(row, ensure_ascii=False) + "\n")
                     counts[file.file, name] += 1
         _require_rows(counts, parts, rows.left_out)
-        _put(unfinished, out)
-    finally:  # half a part must not look like one, nor an empty folder like a split
-        for place in unfinished.values():
-            place.unlink(missing_ok=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        _put(places, out)
     for reason, count in rows.left_out.items():
         say(f"left out: {count} {reason}")
     for file, source in zip(files, sources, strict=True):
@@ -132,6 +123,22 @@ def split(
         say(f"{file.file}: {source.recognised.name}; {found}")
     totals = {name: sum(counts[file.file, name] for file in files) for name in parts}
     say("in all: " + ", ".join(f"{name} {count}" for name, count in totals.items()))
+
+
+@contextmanager
+def _unfinished(parts: Iterable[str], out: Path) -> Iterator[dict[str, Path]]:
+    """A place for each part: half of one must not look whole, nor an empty folder like a split."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    places = {name: out / f".{name}.jsonl.tmp" for name in parts}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield places
+    finally:
+        for place in places.values():
+            place.unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _require_places(files: Sequence[InputFile], parts: Mapping[str, float], out: Path) -> None:

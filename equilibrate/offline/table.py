@@ -90,10 +90,8 @@ class AnswerTable:
         return (len(self.sides) - self.num_alone) // self.answers_per_example
 
     def are_pairs(self, examples: Rows) -> NDArray[np.bool_]:
-        are_pairs: NDArray[np.bool_] = (examples < self.num_groups) & (
-            self.answers_per_example == 2
-        )
-        return are_pairs
+        in_groups: NDArray[np.bool_] = examples < self.num_groups
+        return in_groups & (self.answers_per_example == 2)
 
     def first_rows(self, examples: Rows) -> Rows:
         """Number of the first answer of each example."""
@@ -255,11 +253,7 @@ class AnswerTable:
             "flat": self.sequences.flat,
             "starts": self.sequences.starts,
             "prompt_lengths": self.sequences.prompt_lengths,
-            "learn_starts": self.learn_starts,
-            "targets": self.targets,
-            "sides": self.sides,
-            "is_safe": self.is_safe,
-            "categories": self.categories,
+            **{name: getattr(self, name) for name in ROW_FIELDS},
             "answers_per_example": np.array(self.answers_per_example),
             "num_alone": np.array(self.num_alone),
         }

@@ -203,7 +203,7 @@ def test_of_other_objectives_pairs_and_single_answers_are_not_one_training(
     single = {"prompt": "q", "response": "r", "is_safe": True}
     files = [str(write(tmp_path / "p.jsonl", *PKU)), str(write(tmp_path / "s.jsonl", single))]
     settings = config(objective, train=files)
-    refusal = r"p\.jsonl, .*s\.jsonl: some files hold pairs.*objective.type=cost.*split"
+    refusal = r"p\.jsonl, .*s\.jsonl: some files hold pairs.*objective.type=cost; leave"
     if objective != "sft":  # which can read both, but not as one
         refusal = r"s\.jsonl: column .* is missing"
     with pytest.raises(DataError, match=refusal), naming(settings.data.train):

@@ -127,4 +127,5 @@ def test_samples_show_the_same_prompts_for_each_stage(tmp_path: Path) -> None:
         "refused": False,
         "malformed": False,
         "partly_refused": False,
+        "unreadable": "",
     }
