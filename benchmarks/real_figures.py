@@ -250,7 +250,9 @@ def _verdicts(out: Path, run: str, zero: float) -> dict[str, Verdicts]:
     asked, answers = [row["text"] for row in rows], [row["response"] for row in rows]
     held = f"answers-{run.replace('/', '-')}"
     costs = _scored(out, "judge-cost", "cost", held, asked, answers)
-    rewards = _scored(out, "judge-reward", "reward", held, asked, answers)
+    rewards = np.zeros(len(rows))  # without the judges' reward model all is a tie
+    if (out / "runs/judge-reward/reward").exists():
+        rewards = _scored(out, "judge-reward", "reward", held, asked, answers)
     rules = [[float(row["verdict"][name]) for name in RULES] for row in rows]
     values = np.column_stack([costs > zero, rules, rewards])
     cells: dict[str, list[int]] = {}
