@@ -23,9 +23,10 @@ FIRST_WAIT_SECONDS = 2.0
 """Before the second attempt, then twice as long each time. The client itself repeats twice."""
 _SILENT_ROWS = 20
 """Questions in a row without an answer after which the endpoint counts as gone."""
-_BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 _AGAIN = "That could not be read: {reason}. Reply with the JSON object alone."
 NO_ANSWER = "the endpoint gave no answer"
+"""How the reason begins why a question has no reply; `num_unanswered` knows it again."""
 
 
 class Endpoint(Protocol):
@@ -125,6 +126,11 @@ class Replies:
                 out.write(line)
 
 
+def num_unanswered(reasons: Iterable[str]) -> int:
+    """Of the reasons why there is no result, those that another run may cure by asking again."""
+    return sum(reason.startswith(NO_ANSWER) for reason in reasons)
+
+
 def _key(model: str, question: str) -> str:
     content = f"{model}\n{question}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -173,7 +179,7 @@ class Asker(Generic[Said]):
         return Estimate(
             num_requests=len(missing),
             num_cached=len(different) - len(missing),
-            input_tokens=math.ceil(num_bytes / _BYTES_PER_TOKEN),
+            input_tokens=math.ceil(num_bytes / BYTES_PER_TOKEN),
             output_tokens=self._reply_tokens * len(missing),
         )
 

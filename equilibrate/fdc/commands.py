@@ -34,6 +34,12 @@ Amounts = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help="Rows of a class, as EHD=100; repeat it.", metavar="CLASS=N"),
 ]
+KeyVariable = Annotated[str, arg(help="Environment variable with the key.", metavar="NAME")]
+Price = Annotated[
+    tuple[float, float],
+    arg(help="Price of a million tokens of input, and of output.", metavar="IN OUT"),
+]
+OnlyEstimate = Annotated[bool, arg(help="Say what asking would take, and stop.")]
 Connect = Callable[[str, str, str, "Mapping[str, object] | None"], "Endpoint"]
 """Address, model, name of the variable with the key, and form of the replies (`response_format`),
 to a model that answers."""
@@ -61,14 +67,9 @@ class LabelOptions:
         str, arg(help="OpenAI-compatible address for the model as labeller.", metavar="URL")
     ] = ""
     model: Annotated[str, arg(help="Model at the endpoint.", metavar="NAME")] = ""
-    api_key_variable: Annotated[
-        str, arg(help="Environment variable with the key.", metavar="NAME")
-    ] = ""
-    price: Annotated[
-        tuple[float, float],
-        arg(help="Price of a million tokens of input, and of output.", metavar="IN OUT"),
-    ] = (0.0, 0.0)
-    estimate: Annotated[bool, arg(help="Say what asking would take, and stop.")] = False
+    api_key_variable: KeyVariable = ""
+    price: Price = (0.0, 0.0)
+    estimate: OnlyEstimate = False
     threshold: Annotated[
         float, arg(help="Rows with less confidence go to people.", metavar="P")
     ] = 0.5
@@ -138,8 +139,13 @@ def _check_label(options: LabelOptions) -> None:
         raise ConfigError("--embed serves the local labeller; add --train FILE")
     if not 0 <= options.threshold <= 1:
         raise ConfigError(f"--threshold ({options.threshold:g}) must be in [0, 1]; try 0.5")
-    if min(options.price) < 0:
-        raise ConfigError(f"--price {options.price} must be two numbers >= 0")
+    require_price(options.price)
+
+
+def require_price(price: tuple[float, float]) -> None:
+    """Raises: ConfigError for a negative one."""
+    if min(price) < 0:
+        raise ConfigError(f"--price {price} must be two numbers >= 0")
 
 
 def _read(file: Path, column: str = "") -> list[Row]:
@@ -199,10 +205,11 @@ def _local(
 
 def _unanswered(ballots: Sequence[Votes]) -> int:
     """Raises: ResourceError if the endpoint left prompts without an answer."""
-    silent = [t for b in ballots for t, fault in b.faults.items() if "no answer" in fault]
-    if silent:
+    from equilibrate.fdc.asking import num_unanswered
+
+    if silent := num_unanswered(fault for votes in ballots for fault in votes.faults.values()):
         raise ResourceError(
-            f"{len(silent)} prompts got no answer from the endpoint; the others are written, and "
+            f"{silent} prompts got no answer from the endpoint; the others are written, and "
             "the same command asks only what is missing"
         )
     return 0

@@ -12,13 +12,20 @@ from typing import Protocol
 
 from equilibrate.data.rows import shown, text_fault
 from equilibrate.errors import DataError
-from equilibrate.fdc.asking import Asker, Estimate, Said, json_form, parse_object, quoted
+from equilibrate.fdc.asking import (
+    BYTES_PER_TOKEN,
+    Asker,
+    Estimate,
+    Said,
+    json_form,
+    parse_object,
+    quoted,
+)
 from equilibrate.types import Category, Conversation
 
 ANSWER_TOKENS = 250
 REVIEW_TOKENS = 120
 VERDICT_TOKENS = 40
-_BYTES_PER_TOKEN = 4
 
 REVIEW_FORMAT = json_form("review", analysis="string", harmful="boolean")
 REVISED_FORMAT = json_form("revised", answer="string")
@@ -162,8 +169,8 @@ class Remedy:
         """At most: as if every draft that is not there yet had to be written anew."""
         drafts, reviews, revisions, verdicts = [], [], [], []
         # What is not there yet is as long as usual.
-        unwritten = "x" * (ANSWER_TOKENS * _BYTES_PER_TOKEN)
-        found = Review(analysis="x" * (REVIEW_TOKENS * _BYTES_PER_TOKEN), harmful=True)
+        unwritten = "x" * (ANSWER_TOKENS * BYTES_PER_TOKEN)
+        found = Review(analysis="x" * (REVIEW_TOKENS * BYTES_PER_TOKEN), harmful=True)
         for case in cases:
             drafts.append(draft_question(case))
             draft = self.writer.known(drafts[-1]) or unwritten

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from equilibrate.errors import ConfigError, DataError, ResourceError
-from equilibrate.fdc.commands import Column, Connect
+from equilibrate.fdc.commands import (
+    Column,
+    Connect,
+    KeyVariable,
+    OnlyEstimate,
+    Price,
+    require_price,
+)
 
 if TYPE_CHECKING:
     from equilibrate.fdc.asking import Endpoint, Estimate
@@ -33,14 +40,9 @@ class _Options:
     judge_model: Annotated[
         str, arg(help="Model that judges what it wrote; by default the same.", metavar="NAME")
     ] = ""
-    api_key_variable: Annotated[
-        str, arg(help="Environment variable with the key.", metavar="NAME")
-    ] = ""
-    price: Annotated[
-        tuple[float, float],
-        arg(help="Price of a million tokens of input, and of output.", metavar="IN OUT"),
-    ] = (0.0, 0.0)
-    estimate: Annotated[bool, arg(help="Say what asking would take, and stop.")] = False
+    api_key_variable: KeyVariable = ""
+    price: Price = (0.0, 0.0)
+    estimate: OnlyEstimate = False
     column: Column = "prompt"
 
     @property
@@ -52,8 +54,7 @@ class _Options:
 
     def check(self, *inputs: Path) -> None:
         """Raises: ConfigError."""
-        if min(self.price) < 0:
-            raise ConfigError(f"--price {self.price} must be two numbers >= 0")
+        require_price(self.price)
         if self.out.resolve() in {file.resolve() for file in inputs}:
             raise ConfigError(f"--out ({self.out}) must not be an input; name another file")
 
@@ -72,7 +73,7 @@ class _Options:
 
         Raises: ResourceError where questions got no answer.
         """
-        from equilibrate.fdc.asking import NO_ANSWER
+        from equilibrate.fdc.asking import num_unanswered
         from equilibrate.fdc.label import write_lines
 
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ class _Options:
         print(summary)
         if left:
             print(f"left out: {len(left)}, with the reason, in {self.beside('rejected')}")
-        if silent := sum(str(row["reason"]).startswith(NO_ANSWER) for row in left):
+        if silent := num_unanswered(str(row["reason"]) for row in left):
             raise ResourceError(
                 f"{silent} questions got no answer; the same command asks them again"
             )
