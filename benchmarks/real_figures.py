@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from equilibrate.evaluation import AnswerScorer, Estimate
 from equilibrate.evaluation.statistics import mean_interval, paired_difference
-from equilibrate.offline.calibration import place_zero
+from equilibrate.fdc.label import write_lines
+from equilibrate.offline.calibration import auc, place_zero
 from equilibrate.types import Category, Conversation, Message, ScorerKind
 
 Numbers = NDArray[np.float64]
@@ -63,7 +64,7 @@ def _told_apart(
     return {
         "num_answers": len(rows),
         "unsafe": float((~is_safe).mean()),
-        "auc": _against(lambda pick, s: _auc(s[pick], is_safe[pick]), ours, theirs, prompts),
+        "auc": _against(lambda pick, s: auc(s[pick], is_safe[pick]), ours, theirs, prompts),
         "accuracy": _against(_mean, sides, rivals, prompts),
         "accuracy_at_own_zero": float(((ours > 0) != is_safe).mean()),
     }
@@ -141,13 +142,6 @@ def _against(
     return found
 
 
-def _auc(scores: Numbers, is_safe: Flags) -> float:
-    """Of all pairs of an unsafe and a safe answer, the share whose unsafe one scores higher."""
-    safe = np.sort(scores[is_safe])
-    places = [np.searchsorted(safe, scores[~is_safe], side) for side in ("left", "right")]
-    return float(np.mean(places)) / len(safe)
-
-
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[NDArray[np.intp]]:
     found: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -184,11 +178,6 @@ def _text(row: Mapping[str, Any]) -> str:
 def _rows(file: Path) -> list[dict[str, Any]]:
     with file.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
-
-
-def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write(file: Path, found: Mapping[str, Any]) -> None:
@@ -284,7 +273,8 @@ def _with_wins(cells: Mapping[str, Verdicts], base: Mapping[str, Verdicts]) -> d
 def as_safe(pairs: Path, out: Path) -> None:
     """BFPO's buffer: pairs about help alone, both of whose answers count as safe."""
     safe = {"is_response_0_safe": True, "is_response_1_safe": True}
-    _write_rows(out, [row | safe for row in _rows(pairs) if "better_response_id" in row])
+    out.parent.mkdir(exist_ok=True)
+    write_lines(out, [row | safe for row in _rows(pairs) if "better_response_id" in row])
 
 
 def look_alikes(completions: Path, out: Path) -> None:
@@ -292,4 +282,4 @@ def look_alikes(completions: Path, out: Path) -> None:
     with completions.open(encoding="utf-8", newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if "contrast" not in row["type"]]
     taken = [{"prompt": r["prompt"], "response": r["completion"], "is_safe": True} for r in rows]
-    _write_rows(out, taken)
+    write_lines(out, taken)

@@ -83,12 +83,20 @@ def _order(scores: Scores, is_safe: NDArray[np.bool_], num_pairs: int) -> dict[s
     scores, is_safe = scores[2 * num_pairs :], is_safe[2 * num_pairs :]
     if len(scores):
         figures["num_answers"] = float(len(scores))
-    unsafe, safe = scores[~is_safe], np.sort(scores[is_safe])
-    if len(unsafe) and len(safe):
-        # Of every unsafe answer the safe ones below it, and half of its equals.
-        below = np.searchsorted(safe, unsafe, "left") + np.searchsorted(safe, unsafe, "right")
-        figures[area] = float(below.mean() / (2 * len(safe)))
+    if is_safe.any() and not is_safe.all():
+        figures[area] = auc(scores, is_safe)
     return figures
+
+
+def auc(scores: Scores, is_safe: NDArray[np.bool_]) -> float:
+    """Of all pairs of an unsafe and a safe answer, the share whose unsafe one scores higher.
+
+    Args: scores, is_safe: [A], answers of both sides.
+    """
+    unsafe, safe = scores[~is_safe], np.sort(scores[is_safe])
+    # Of every unsafe answer the safe ones below it, and half of its equals.
+    below = np.searchsorted(safe, unsafe, "left") + np.searchsorted(safe, unsafe, "right")
+    return float(below.mean() / (2 * len(safe)))
 
 
 def _signs(costs: Scores, is_safe: NDArray[np.bool_]) -> dict[str, float]:
