@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -223,6 +224,12 @@ class TextConfig(Config):
         return value
 
 
+COST_METRICS: Mapping[str, str] = {"all": "cost", "safety": "safety_cost"}
+"""`constraint.scope` -> the metric that a budget bounds."""
+SHARE_METRICS: Mapping[str, str] = {"all": "unsafe_fraction_all", "safety": "unsafe_fraction"}
+"""`constraint.scope` -> the metric that `max_unsafe_share` bounds."""
+
+
 def require_token_scores(data: Config, source: str) -> None:
     """Raises: ValueError if a mask would read scores of tokens that a scorer does not give.
 
@@ -234,6 +241,17 @@ def require_token_scores(data: Config, source: str) -> None:
             raise ValueError(
                 f"ama.source ({source}) reads the score of every token, and data.{kind} ({given}) "
                 "gives one per answer; give a model folder, or try ama=off"
+            )
+
+
+def require_given(data: Config, *keys: str) -> None:
+    """Raises: ValueError naming the first of the inputs that a policy of one's own needs beside
+    it."""
+    for key in keys:
+        if not getattr(data, key):
+            raise ValueError(
+                f"data.policy is given, so data.{key} must be given too; "
+                "without data.policy the built-in world has all of them"
             )
 
 

@@ -15,6 +15,7 @@ from equilibrate.config.base import (
     RunConfig,
     WorkerGroup,
     off_is_none,
+    require_given,
     require_no_inputs,
     require_no_shares,
     require_token_scores,
@@ -319,13 +320,5 @@ class FitConfig(RunConfig):
                     f"data.{kind} ({source}) scores answers that are sampled, and objective.type "
                     f"({self.objective.type}) learns from given ones; leave it out"
                 )
-        needed: dict[str, object] = {"train": data.train}
-        if self.needs_scorers:
-            needed |= {"reward": data.reward, "cost": data.cost}
-        missing = [key for key, path in needed.items() if not path]
-        if missing:
-            raise ValueError(
-                f"data.policy is given, so data.{missing[0]} must be given too; "
-                "without data.policy the built-in world has all of them"
-            )
+        require_given(data, "train", *(["reward", "cost"] if self.needs_scorers else []))
         return self

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from equilibrate.config.base import (
+    COST_METRICS,
+    SHARE_METRICS,
     Config,
     InputsConfig,
     MaskConfig,
@@ -21,6 +23,7 @@ from equilibrate.config.base import (
     SamplingConfig,
     WorkerGroup,
     off_is_none,
+    require_given,
     require_no_inputs,
     require_no_shares,
     require_token_scores,
@@ -165,10 +168,9 @@ class MultiplierConfig(Config):
     def bounded(self) -> tuple[str, float]:
         """The metric that is bounded, and its bound."""
         if self.max_unsafe_share is not None:
-            name = "unsafe_fraction_all" if self.scope == "all" else "unsafe_fraction"
-            return name, self.max_unsafe_share
+            return SHARE_METRICS[self.scope], self.max_unsafe_share
         assert self.budget is not None
-        return "cost" if self.scope == "all" else "safety_cost", self.budget
+        return COST_METRICS[self.scope], self.budget
 
     @model_validator(mode="before")
     @classmethod
@@ -380,15 +382,8 @@ class TrainConfig(RunConfig):
             return self
         if self.ama is not None:
             require_token_scores(self.data, self.ama.source)
-        needed = {key: getattr(self.data, key) for key in ("policy", "reward", "prompts")}
-        if self.constraint is not None or self.ama is not None:
-            needed["cost"] = self.data.cost
-        missing = [key for key, path in needed.items() if not path]
-        if missing:
-            raise ValueError(
-                f"data.policy is given, so data.{missing[0]} must be given too; "
-                "without data.policy the built-in world has all of them"
-            )
+        needs_cost = self.constraint is not None or self.ama is not None
+        require_given(self.data, "reward", "prompts", *(["cost"] if needs_cost else []))
         if self.learner.ptx_coef > 0 and not self.data.ptx:
             raise ValueError(
                 f"learner.ptx_coef ({self.learner.ptx_coef}) needs data.ptx; give it or set it to 0"

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from equilibrate.config.base import COST_METRICS, SHARE_METRICS
 from equilibrate.errors import DataError
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.run.folder import INPUTS_FILE
@@ -57,12 +58,12 @@ class RunRecord:
     @property
     def cost_name(self) -> str:
         """The metric that a budget bounds."""
-        return "cost" if self._scope == "all" else "safety_cost"
+        return COST_METRICS[self._scope]
 
     @property
     def share_name(self) -> str:
         """The metric that `max_unsafe_share` bounds."""
-        return "unsafe_fraction_all" if self._scope == "all" else "unsafe_fraction"
+        return SHARE_METRICS[self._scope]
 
     @property
     def _scope(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from equilibrate.config.base import COST_METRICS, SHARE_METRICS
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.evaluation import EvaluationTable, Judge
@@ -76,9 +77,9 @@ def summarise_training(
     Args: scope: prompts whose cost is constrained, as in `constraint.scope`.
     """
     rows = read_rows(run_folder / METRICS_FILE)
-    shares = numbers(rows, "unsafe_fraction" if scope == "safety" else "unsafe_fraction_all")
-    shares = shares[-LAST_ITERATIONS:]
-    costs = numbers(rows, "safety_cost" if scope == "safety" else "cost")[-LAST_ITERATIONS:]
+    costs, shares = (
+        numbers(rows, names[scope])[-LAST_ITERATIONS:] for names in (COST_METRICS, SHARE_METRICS)
+    )
     last = rows[-1] if rows else {}
     seconds: dict[str, float] = {}
     for row in read_rows(run_folder / TIMINGS_FILE):
