@@ -82,7 +82,7 @@ def source_of(verdict: str, name: str, options: Mapping[str, Any]) -> tuple[str,
     """Name and options of who gives a verdict: of `combined` one of its judges."""
     if name != COMBINED:
         return name, dict(options)
-    part = _parts(options)["refusal" if verdict in _REFUSALS else "harm"]
+    part = _parts(options)[_role_of(verdict)]
     return part.name, part.options
 
 
@@ -109,7 +109,7 @@ class CombinedJudge:
 
     def source_of(self, verdict: str) -> Judge:
         """Who gives a verdict, as the function of that name."""
-        return self._judges["refusal" if verdict in _REFUSALS else "harm"]
+        return self._judges[_role_of(verdict)]
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
         told = {role: one.judge(prompts, responses) for role, one in self._judges.items()}
@@ -124,6 +124,10 @@ class CombinedJudge:
             )
             for verdict, refusal, useful in zip(told["harm"], told["refusal"], helpful, strict=True)
         ]
+
+
+def _role_of(verdict: str) -> str:
+    return "refusal" if verdict in _REFUSALS else "harm"
 
 
 def _parts(options: Mapping[str, Any]) -> dict[str, JudgeConfig]:

@@ -16,14 +16,13 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from equilibrate.config.sources import SourceKind, kind_of, parts_of
 from equilibrate.errors import DataError, EquilibrateError, ResourceError
 from equilibrate.fdc.asking import NUM_ATTEMPTS
 from equilibrate.types import Rollout
 
-Result = TypeVar("Result")
 Conversations = list[dict[str, Any]]
 Score = Callable[[Conversations], Any]
 
