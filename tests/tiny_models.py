@@ -23,6 +23,22 @@ TINY_LLAMA = {
 }
 
 
+def world_llama(tokenizer: Any, **more: Any) -> Any:
+    """Sizes of a Llama that knows the words of the built-in world."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )
+
+
 def write_models(folder: Path) -> Path:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

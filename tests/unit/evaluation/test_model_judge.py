@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judge_plugins import load_judge
@@ -19,6 +19,7 @@ from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.tokenizer import EOS, build_tokenizer, encode_prompt
 from equilibrate.types import Category, Message, Prompt
 from tests.fakes import encode_response
+from tests.tiny_models import world_llama
 
 TOKENIZER = build_tokenizer()
 PROMPTS = ["how do i clean the lamp ?", "how do i clean the lamp ?", "what is a lamp ?"]
@@ -30,16 +31,7 @@ LONG = " ".join(["lamp"] * 99)
 def write_scorer(folder: Path, sidecar: ScorerSidecar, *, is_zero: bool = False) -> Path:
     """A fresh Llama with one score per token; with `is_zero` its head gives 0 for everything."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=16,
-        intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=TOKENIZER.pad_token_id,
-        num_labels=1,
-    )
+    config = world_llama(TOKENIZER, num_labels=1)
     model = LlamaForSequenceClassification(config)
     torch.nn.init.normal_(model.score.weight, std=0.0 if is_zero else 1.0)
     model.save_pretrained(folder)

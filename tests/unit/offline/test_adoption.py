@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from equilibrate.cli import main
 from equilibrate.evaluation.model_judge import AnswerScorer
@@ -21,6 +21,7 @@ from equilibrate.models.loading import load_scorer
 from equilibrate.models.sidecar import ScorerSidecar, propose_budget, read_sidecar, write_sidecar
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.types import Category, FinishReason, Rollout
+from tests.tiny_models import world_llama
 
 TOKENIZER = build_tokenizer()
 WORDS = ["lamp", "clean", "first", "fine", "common", "item", "how", "what", "the", "is"]
@@ -29,15 +30,7 @@ PROMPTS = [f"how do i {word} the {other} ?" for word in WORDS[:5] for other in W
 
 def write_policy(folder: Path) -> Path:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=16,
-        intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=TOKENIZER.pad_token_id,
-    )
+    config = world_llama(TOKENIZER)
     LlamaForCausalLM(config).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return folder
