@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,11 +98,26 @@ def scored(models: Path) -> list[ScoredRollout]:
     return score_rollouts(models)
 
 
-@pytest.fixture(scope="session")
-def group_of_one() -> Iterator[None]:
-    # One for all: DeepSpeed would go on with the group that it met first.
-    set_rank(0, 1, free_port())
+@pytest.fixture
+def group_of_one() -> None:
+    """A group that lives on from test to test: DeepSpeed would go on with the one it met first."""
+    if not torch.distributed.is_initialized():
+        forget_group()
+        set_rank(0, 1, free_port())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_group_is_left() -> Iterator[None]:
     yield
-    # An engine in this process ends every group when it shuts down.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def forget_group() -> None:
+    """vLLM ends every group of its process when it shuts down, and DeepSpeed does not notice."""
+    if "deepspeed" in sys.modules:
+        import deepspeed.comm.comm
+        import deepspeed.utils.groups
+
+        deepspeed.comm.comm.cdb = None
+        importlib.reload(deepspeed.utils.groups)
