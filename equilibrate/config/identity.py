@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from equilibrate.config.sources import reads_text
 from equilibrate.errors import ConfigError
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -80,19 +81,19 @@ def require_fixed(
             )
 
 
-def input_paths(config: BaseModel) -> dict[str, Path]:
-    """Paths of the inputs that are given, by dotted key."""
+def input_paths(config: BaseModel) -> dict[str, Path | str]:
+    """Paths, and sources of scores that are none, of the inputs that are given, by dotted key."""
     return input_tree(type(config), config.model_dump(mode="json"))
 
 
-def input_tree(kind: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Path]:
+def input_tree(kind: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Path | str]:
     """`input_paths` of a plain tree that settings of this class were written to."""
-    paths: dict[str, Path] = {}
+    paths: dict[str, Path | str] = {}
     for key, mark, value in _leaves([kind], tree):
         if mark is Mark.INPUT and isinstance(value, list):
             paths |= {f"{key}[{place}]": Path(entry["file"]) for place, entry in enumerate(value)}
         elif mark is Mark.INPUT and value:
-            paths[key] = Path(value)
+            paths[key] = value if reads_text(value) else Path(value)
     return paths
 
 

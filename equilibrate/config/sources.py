@@ -48,8 +48,10 @@ def file_of(source: str | Path) -> Path | None:
         return Path(place)
     try:
         spec = find_spec(place)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{source}: its module cannot be found ({error})") from None
+    except (Exception, SystemExit) as error:  # of a package's own code
+        raise DataError(
+            f"{source}: its module cannot be found ({type(error).__name__}: {error})"
+        ) from None
     return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
 
@@ -58,4 +60,12 @@ def name_of(source: str | Path) -> str:
     if kind_of(source) == "function":
         place, name = parts_of(source)
         return name if place.endswith(".py") else f"{place}:{name}"
-    return re.sub(r"^(https?):/+", r"\1://", str(source))
+    return shown(source)
+
+
+def shown(source: str | Path) -> str:
+    """A source as it is printed: of an address nothing that may be a password."""
+    if kind_of(source) != "endpoint":
+        return str(source)
+    bare = re.sub(r"//[^/?#]*@", "//", re.sub(r"^(https?):/+", r"\1://", str(source)))
+    return re.split(r"[?#]", bare)[0]

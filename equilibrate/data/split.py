@@ -118,9 +118,10 @@ def split(
         _put(places, out)
     for reason, count in rows.left_out.items():
         say(f"left out: {count} {reason}")
-    for file, source in zip(files, sources, strict=True):
+    for file, source, of_file in zip(files, sources, rejected, strict=True):
         found = ", ".join(f"{name} {counts[file.file, name]}" for name in parts)
-        say(f"{file.file}: {source.recognised.name}; {found}")
+        broken = f"; {len(of_file)} rows broken and left out" if len(of_file) else ""
+        say(f"{file.file}: {source.recognised.name}; {found}{broken}")
     totals = {name: sum(counts[file.file, name] for file in files) for name in parts}
     say("in all: " + ", ".join(f"{name} {count}" for name, count in totals.items()))
 

@@ -164,7 +164,7 @@ def _build(prompts: Sequence[Prompt], *, rate: Summary, mean: Summary) -> Evalua
     cells = _rows_by(prompts, _cell)
     harmful = {k: v for k, v in cells.items() if prompts[v[0]].category.is_safety}
     harmless = {k: v for k, v in cells.items() if k not in harmful}
-    parts = _rows_by(prompts, lambda prompt: prompt.part if prompt.category.is_safety else "")
+    parts = _rows_by(prompts, _harm_part)
     return EvaluationTable(
         harmful_compliance={k: rate(v, lambda x: float(x.harmful)) for k, v in harmful.items()},
         harm_by_part={k: rate(v, lambda x: float(x.harmful)) for k, v in parts.items()},
@@ -175,19 +175,10 @@ def _build(prompts: Sequence[Prompt], *, rate: Summary, mean: Summary) -> Evalua
 
 
 def _rows_by(prompts: Sequence[Prompt], name: Callable[[Prompt], str]) -> dict[str, list[int]]:
-    """Rows of each name but "", in the order of classes and then of first appearance.
-
-    A cell of harmful and of harmless prompts, as XSTest is, counts as two: `xstest, harmful` and
-    `xstest, harmless`.
-    """
-    kinds: dict[str, set[bool]] = {}
-    for prompt in prompts:
-        kinds.setdefault(name(prompt), set()).add(prompt.category.is_safety)
+    """Rows of each name but "", in the order of classes and then of first appearance."""
     cells: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         if key := name(prompt):
-            if len(kinds[key]) > 1:
-                key += ", harmful" if prompt.category.is_safety else ", harmless"
             cells.setdefault(key, []).append(i)
     order = list(Category)
     return dict(sorted(cells.items(), key=lambda c: order.index(prompts[c[1][0]].category)))
@@ -227,18 +218,42 @@ def _readable(
                 f"verdicts ({len(verdicts)}) must be one per prompt ({len(prompts)}), and at least "
                 "one"
             )
-    kept = [i for i in range(len(prompts)) if not any(side[i].unreadable for side in sides)]
-    counted = [prompts[i] for i in kept]
-    if lost := {_cell(prompt) for prompt in prompts} - {_cell(prompt) for prompt in counted}:
-        raise DataError(
-            f"cell ({min(lost)!r}): of none of its prompts could the verdict be read; give it more "
-            "prompts, or take another judge"
-        )
+    named = _in_cells(prompts)
+    kept = [i for i in range(len(named)) if not any(side[i].unreadable for side in sides)]
+    counted = [named[i] for i in kept]
+    for of in (_cell, _harm_part):
+        if lost := {of(prompt) for prompt in named} - {of(prompt) for prompt in counted}:
+            raise DataError(
+                f"cell ({min(lost)!r}): of none of its prompts could the verdict be read; give it "
+                "more prompts, or take another judge"
+            )
     return counted, [[side[i] for i in kept] for side in sides]
+
+
+def _in_cells(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts, each with the cell it counts in.
+
+    A cell of harmful and of harmless prompts, as XSTest is, counts as two: `xstest, harmful` and
+    `xstest, harmless`, whichever of its verdicts can be read.
+    """
+    kinds: dict[str, set[bool]] = {}
+    for prompt in prompts:
+        kinds.setdefault(_cell(prompt), set()).add(prompt.category.is_safety)
+    sides = {True: ", harmful", False: ", harmless"}
+    return [
+        replace(prompt, cell=_cell(prompt) + sides[prompt.category.is_safety])
+        if len(kinds[_cell(prompt)]) > 1
+        else prompt
+        for prompt in prompts
+    ]
 
 
 def _cell(prompt: Prompt) -> str:
     return prompt.cell or prompt.category.value
+
+
+def _harm_part(prompt: Prompt) -> str:
+    return prompt.part if prompt.category.is_safety else ""
 
 
 def _mean(cells: Mapping[str, Estimate]) -> float:

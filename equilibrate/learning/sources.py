@@ -10,15 +10,19 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
-from equilibrate.config.sources import SourceKind, kind_of, parts_of
+import numpy as np
+
+from equilibrate.config.sources import SourceKind, kind_of, parts_of, shown
 from equilibrate.errors import DataError, EquilibrateError, ResourceError
 from equilibrate.fdc.asking import NUM_ATTEMPTS
 from equilibrate.types import Rollout
@@ -30,6 +34,10 @@ PER_REQUEST = 32
 """Conversations that an endpoint is sent at once."""
 REQUEST_SECONDS = 60.0
 """Deadline of one request, or less where that of the scoring leaves no room for its repetitions."""
+BLAME_SECONDS = 5.0
+"""How long the answer that a function fails on is looked for."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Score that the learner's numbers can hold."""
 IN_TIME = 0.9
 """Share of the scoring's deadline after which a source counts as hung: before its worker does, of
 which nobody knows what it waits for."""
@@ -42,9 +50,10 @@ class TextScorer:
         """Args: seconds: deadline of the whole scoring.
         Raises: DataError or ResourceError naming the source, if it cannot be used.
         """
-        self._source = source
         self._seconds = IN_TIME * seconds
+        self._name = shown(source)
         self._ask = SOURCES[kind_of(source)](source, seconds)
+        self._failed: DataError | None = None
         self._at_once = PER_REQUEST if kind_of(source) == "endpoint" else sys.maxsize
 
     def score(
@@ -76,49 +85,62 @@ class TextScorer:
 
     def _found(self, asked: Conversations, rollouts: Sequence[Rollout]) -> Any:
         try:
-            return self._ask(asked)
+            return _listed(self._ask(asked))
         except EquilibrateError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            # Kept: where the search takes too long, this is what is told.
+            self._failed = DataError(f"{self._name}: {_told(error)}, of {len(asked)} answers")
             raise DataError(
-                f"{self._source}: {_told(error)}, {self._blamed(asked, rollouts)}"
+                f"{self._name}: {_told(error)}, {self._blamed(asked, rollouts)}"
             ) from error
 
     def _blamed(self, asked: Conversations, rollouts: Sequence[Rollout]) -> str:
-        """The first answer that a function fails on alone as well."""
-        for row, one in enumerate(asked):
-            try:
-                self._ask([one])
-            except Exception:
-                return f"of answer {row}, to prompt {rollouts[row].prompt_id!r}"
-        return f"of {len(asked)} answers together, of none alone"
+        """An answer that a function fails on alone as well, looked for by halves."""
+        until = time.monotonic() + BLAME_SECONDS
+        rows = range(len(asked))
+        while len(rows) > 1 and time.monotonic() < until:
+            middle = len(rows) // 2
+            halves = (rows[:middle], rows[middle:])
+            at_fault = next((half for half in halves if self._fails(asked, half)), None)
+            if at_fault is None:
+                break
+            rows = at_fault
+        if len(rows) > 1:
+            return f"of answers {rows[0]} to {rows[-1]} together"
+        return f"of answer {rows[0]}, to prompt {rollouts[rows[0]].prompt_id!r}"
+
+    def _fails(self, asked: Conversations, rows: range) -> bool:
+        try:
+            _listed(self._ask([asked[row] for row in rows]))
+        except (Exception, SystemExit):
+            return True
+        return False
 
     def _checked(self, found: Any, rollouts: Sequence[Rollout]) -> list[float]:
-        try:
-            values = list(found)
-        except TypeError:
+        if not isinstance(found, list):
             raise DataError(
-                f"{self._source}: must give a list of {len(rollouts)} numbers, got "
+                f"{self._name}: must give a list of {len(rollouts)} numbers, got "
                 f"{type(found).__name__}"
-            ) from None
-        if len(values) != len(rollouts):
+            )
+        if len(found) != len(rollouts):
             raise DataError(
-                f"{self._source}: gave {len(values)} scores for {len(rollouts)} answers; give one "
+                f"{self._name}: gave {len(found)} scores for {len(rollouts)} answers; give one "
                 "for each, in their order"
             )
         return [
             self._finite(value, row, rollout)
-            for row, (value, rollout) in enumerate(zip(values, rollouts, strict=True))
+            for row, (value, rollout) in enumerate(zip(found, rollouts, strict=True))
         ]
 
     def _finite(self, value: Any, row: int, rollout: Rollout) -> float:
         try:
             score = math.nan if isinstance(value, str) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             score = math.nan
-        if not math.isfinite(score):
+        if not abs(score) <= LARGEST:
             raise DataError(
-                f"{self._source}: the score ({value!r}) of answer {row}, to prompt "
+                f"{self._name}: the score ({value!r}) of answer {row}, to prompt "
                 f"{rollout.prompt_id!r}, must be a finite number"
             )
         return score
@@ -134,14 +156,14 @@ class TextScorer:
             except BaseException as error:
                 failed.append(error)
 
-        thread = Thread(target=run, name=self._source, daemon=True)
+        thread = Thread(target=run, name=self._name, daemon=True)
         thread.start()
         thread.join(seconds)
         if failed:
             raise failed[0]
         if not done:
-            raise ResourceError(
-                f"{self._source}: gave no scores for {count} answers within {seconds:g} s; "
+            raise self._failed or ResourceError(
+                f"{self._name}: gave no scores for {count} answers within {seconds:g} s; "
                 "it hangs, or needs more time: raise phase_seconds.score"
             )
         return done[0]
@@ -150,6 +172,12 @@ class TextScorer:
 def check_source(source: str) -> None:
     """What can be said of a source before it is asked. Raises: as `TextScorer`."""
     SOURCES[kind_of(source)](source, REQUEST_SECONDS)
+
+
+def _listed(found: Any) -> Any:
+    """What has an order as a list: it may be made only now, by the user's code."""
+    is_many = hasattr(found, "__iter__") and not isinstance(found, Mapping | Set | str | bytes)
+    return list(found) if is_many else found
 
 
 def _conversation(rollout: Rollout, decode: Callable[[list[int]], str]) -> dict[str, Any]:
@@ -166,7 +194,7 @@ def _function(source: str, seconds: float) -> Score:
         module = (
             _module_of(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself
         raise DataError(f"{source}: {place} cannot be imported: {_told(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -199,9 +227,16 @@ def _endpoint(source: str, seconds: float) -> Score:
         )
     import openai
 
+    name = shown(source)
+    _require_address(source)
+    of_others = ("OpenAI-Organization", "OpenAI-Project")
     client = openai.OpenAI(
         base_url=source,
         api_key="none",
+        # What the environment holds for OpenAI is nobody else's business.
+        default_headers={header: openai.Omit() for header in of_others},
+        # A redirected POST would arrive as a GET without its conversations.
+        http_client=openai.DefaultHttpxClient(follow_redirects=False),
         # Half of the time for one request and its repetitions.
         timeout=min(REQUEST_SECONDS, seconds / (2 * NUM_ATTEMPTS)),
         max_retries=NUM_ATTEMPTS - 1,
@@ -212,19 +247,32 @@ def _endpoint(source: str, seconds: float) -> Score:
             reply = client.post(source, cast_to=object, body={"conversations": conversations})
         except openai.OpenAIError as error:
             raise ResourceError(
-                f"{source}: gave no scores, asked up to {NUM_ATTEMPTS} times "
+                f"{name}: gave no scores, asked up to {NUM_ATTEMPTS} times "
                 f"({type(error).__name__}: {error}); check the address and the server"
             ) from error
         except ValueError as error:
-            raise DataError(f"{source}: must answer in JSON, and did not ({error})") from error
+            raise DataError(f"{name}: must answer in JSON, and did not ({error})") from error
         if not isinstance(reply, Mapping) or "scores" not in reply:
             raise DataError(
-                f'{source}: must answer with a JSON object {{"scores": [...]}}, got '
+                f'{name}: must answer with a JSON object {{"scores": [...]}}, got '
                 f"{repr(reply)[:80]}"
             )
         return reply["scores"]
 
     return ask
+
+
+def _require_address(source: str) -> None:
+    try:
+        address = urlsplit(source)
+        is_whole = bool(address.hostname) and address.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole or any(map(str.isspace, source)):
+        raise DataError(
+            f"{shown(source)}: must be an address with a host, and a port up to 65535 if any; "
+            "try http://host:8000/score"
+        )
 
 
 def _told(error: BaseException) -> str:

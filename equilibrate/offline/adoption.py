@@ -18,6 +18,7 @@ import numpy as np
 from equilibrate import __version__
 from equilibrate.config.files import merge_settings, parse_settings, require_known
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.identity import only
 from equilibrate.config.inputs import plain
 from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator
@@ -48,8 +49,8 @@ the scores' deviation."""
 SHOWN: Mapping[ScorerKind, tuple[str, ...]] = {
     "reward": ("num_pairs", "ranking_accuracy", "better_mean", "worse_mean", "score_std"),
     "cost": (
-        *("num_pairs", "num_answers", "ranking_accuracy", "sign_accuracy_before", "sign_accuracy"),
-        *("unsafe_precision", "unsafe_recall", "safe_q05", "safe_q50", "safe_q95"),
+        *("num_pairs", "num_answers", "auc", "ranking_accuracy"),
+        *("sign_accuracy_before", "sign_accuracy", "unsafe_precision", "unsafe_recall", "safe_q05", "safe_q50", "safe_q95"),
         *("unsafe_q05", "unsafe_q50", "unsafe_q95", "score_std"),
     ),
 }  # fmt: skip
@@ -90,8 +91,9 @@ def adopt(
     found = read_foreign(source, kind, **asdict(reading))
     start = _start(source, policy)
     config = _config(kind, data, start, settings, num_positions(source))
-    note = _note(source, kind, data, policy, reading, settings)
+    note = _note(source, kind, data, policy, reading, config)
     if _is_there(out, source, note, say):
+        _check(out, kind, policy)
         return
     table = _table(config, data, start, say)
     halves = _halves(kind, table, config.seed, data)
@@ -151,7 +153,7 @@ def _note(
     data: Path,
     policy: Path | None,
     reading: Reading,
-    settings: Mapping[str, Any],
+    config: FitConfig,
 ) -> dict[str, Any]:
     """What decides the numbers, by content."""
     if not data.exists():
@@ -165,7 +167,7 @@ def _note(
         "data": fingerprint_of(rows),
         "policy": None if policy is None else fingerprint_of(texts_of(policy)),
         "reading": asdict(reading),
-        "settings": dict(settings),
+        "settings": only(config, *_SETTINGS).model_dump(mode="json"),
         "versions": {
             "equilibrate": __version__,
             **{name: version(name) for name in ("torch", "transformers")},

@@ -12,7 +12,7 @@ from equilibrate.config.files import load_run_config
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.identity import fixed_on_resume, require_fixed
 from equilibrate.config.inputs import InputFile
-from equilibrate.config.sources import reads_text
+from equilibrate.config.sources import reads_text, shown
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.models.sidecar import propose_budget
@@ -72,10 +72,11 @@ def proposed_budget(journey: Journey) -> float | None:
 
     Raises: as `propose_budget`.
     """
-    cost = Path(journey.scorer("cost"))
-    if journey.needs_budget and reads_text(cost):
+    source = journey.scorer("cost")
+    cost = Path(source)
+    if journey.needs_budget and reads_text(source):
         raise ConfigError(
-            f"cost ({cost}) is no folder and has no calibration, so no budget can be proposed; set "
+            f"cost ({shown(source)}) is no folder and has no calibration, so no budget can be proposed; set "
             "steps.align.constraint.budget"
         )
     if not journey.needs_budget or not (cost.exists() or journey.config.cost):
@@ -108,6 +109,8 @@ def require_path(key: str, path: str) -> Path:
         from equilibrate.data.readers import is_hub_name  # late: as above
 
         hint = "give an existing file or folder"
+        if key in SCORERS:
+            hint += ", FILE.py:function, package.module:function or http://host/path"
         if key != "policy" and key not in SCORERS and not Path(path).suffix and is_hub_name(path):
             hint += (
                 f"; a data set of the hub is brought here first: hf download {path} --repo-type "

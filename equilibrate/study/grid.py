@@ -58,7 +58,7 @@ def expand(study: StudyConfig, base: Mapping[Kind, Mapping[str, Any]]) -> list[R
 
 
 def plan_runs(
-    specs: Sequence[RunSpec], resolve: Resolve, content_of: Callable[[Path], str] = str
+    specs: Sequence[RunSpec], resolve: Resolve, content_of: Callable[[Path | str], str] = str
 ) -> list[PlannedRun]:
     """The runs to make, in order of first appearance; equal settings are run once and shared.
 

@@ -146,6 +146,9 @@ def test_the_content_of_an_input_counts_and_not_its_place() -> None:
     assert input_paths(there)["data.reward"] == Path("moved/reward")
     assert set(input_paths(there)) == {f"data.{name}" for name in data}
     assert not input_paths(TrainConfig())
+    # An address is no path: what a path would make of it is another one.
+    address = parse_settings(TrainConfig, {"data": data | {"reward": "http://h//a/"}})
+    assert input_paths(address)["data.reward"] == "http://h//a/"
 
 
 def test_a_mixture_is_one_setting() -> None:

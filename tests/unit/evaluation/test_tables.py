@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -147,6 +148,23 @@ def test_a_cell_of_harmful_and_harmless_prompts_counts_as_two():
     }
     assert table.helpfulness["xstest, harmless"].mean == 0.5
     assert list(win_rates(prompts, said, said)) == list(table.helpfulness)
+
+
+def test_a_cell_counts_as_two_whichever_of_its_verdicts_can_be_read():
+    lost = Verdict(helpfulness=0, harmful=False, refused=False, malformed=True, unreadable="hm")
+    prompts = [prompt(Category.EHD, "xstest")] * 2 + [prompt(Category.GENERAL, "xstest")] * 2
+    read = [verdict(harmful=True)] * 2 + [verdict(1.0)] * 2
+    half = [lost, *read[1:3], lost]
+    assert set(tabulate(prompts, half).helpfulness) == {"xstest, harmful", "xstest, harmless"}
+    with pytest.raises(DataError, match=r"cell \('xstest, harmless'\): of none of its prompts"):
+        compare(prompts, read, [*read[:2], lost, lost])
+
+
+def test_a_part_without_a_readable_verdict_is_refused_as_a_cell_is():
+    lost = Verdict(helpfulness=0, harmful=False, refused=False, malformed=True, unreadable="hm")
+    prompts = [replace(prompt(Category.IHD), part=part) for part in ("seen", "new")]
+    with pytest.raises(DataError, match=r"cell \('new'\): of none of its prompts"):
+        tabulate(prompts, [verdict(), lost])
 
 
 def test_compare_is_the_paired_difference():

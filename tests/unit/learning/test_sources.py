@@ -16,7 +16,7 @@ import pytest
 
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
-from equilibrate.config.sources import file_of, kind_of, name_of, reads_text
+from equilibrate.config.sources import file_of, kind_of, name_of, reads_text, shown
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.learning.sources import PER_REQUEST, TextScorer, check_source
@@ -52,6 +52,36 @@ def hangs(conversations):
     time.sleep(20)
 
 CONSTANT = 3
+
+def ends(conversations):
+    raise SystemExit(3)
+
+def large(conversations):
+    return [1e39 for _ in conversations]
+
+def huge(conversations):
+    return [10**400 for _ in conversations]
+
+def table(conversations):
+    return {row: 0.5 for row in range(len(conversations))}
+
+def some(conversations):
+    return {0.1, 0.2, 0.3}
+
+def raw(conversations):
+    return b"abc"
+
+def lazy(conversations):
+    return (1 / (one["response"] != "7 7") for one in conversations)
+
+def together(conversations):
+    if len(conversations) > 1:
+        raise ValueError("real reason")
+    return [0.0]
+
+def slow_to_fail(conversations):
+    time.sleep(0.2)
+    raise ValueError("real reason")
 """
 
 
@@ -135,6 +165,14 @@ def zeros(conversations: list[dict[str, Any]]) -> list[float]:
         ("not_finite", r"the score \(nan\) of answer 1, to prompt 'asks for 7', must be a finite"),
         ("words", r"the score \('1\.0'\) of answer 0"),
         ("number", r"must give a list of 3 numbers, got float"),
+        ("ends", r"SystemExit \(3\) in .*, of answer 0"),
+        ("large", r"the score \(1e\+39\) of answer 0.*must be a finite number"),
+        ("huge", r"the score \(10+\) of answer 0.*must be a finite number"),
+        ("table", r"must give a list of 3 numbers, got dict"),
+        ("some", r"must give a list of 3 numbers, got set"),
+        ("raw", r"must give a list of 3 numbers, got bytes"),
+        ("lazy", r"ZeroDivisionError \(.*\) in .*, of answer 1, to prompt 'asks for 7'"),
+        ("together", r"ValueError \(real reason\) in .*, of answers 1 to 2 together"),
         (
             "fails",
             r"ZeroDivisionError \(.*\) in .*my rewards\.py:23, of answer 1, to prompt 'asks for 7'",
@@ -146,6 +184,32 @@ def test_what_a_function_does_wrong_is_said_with_its_name(file: Path, name: str,
         scored(f"{file}:{name}")
 
 
+def test_what_a_slow_function_fails_on_is_told_when_there_is_no_time_to_look(file: Path) -> None:
+    with pytest.raises(DataError, match=r"ValueError \(real reason\) in .*, of 768 answers"):
+        scored(f"{file}:slow_to_fail", seconds=1.0, rollouts=ROLLOUTS * 256)
+
+
+def test_a_module_that_ends_itself_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(DataError, match=r"script\.py cannot be imported: SystemExit \(0\)"):
+        check_source(f"{script}:f")
+
+
+def test_no_password_of_an_address_is_shown() -> None:
+    assert shown("https://me:secret@host:80/score?key=secret#x") == "https://host:80/score"
+    assert name_of(Path("https://me@host/a")) == "https://host/a"
+    assert shown("a/b.py:f") == "a/b.py:f"
+
+
+@pytest.mark.parametrize(
+    "address", ["http://host:999999/x", "http:///score", "https:/", "http:// foo/bar"]
+)
+def test_an_address_that_leads_nowhere_is_refused_at_the_door(address: str) -> None:
+    with pytest.raises(DataError, match="must be an address with a host"):
+        check_source(address)
+
+
 def test_a_function_that_hangs_meets_its_deadline(file: Path) -> None:
     with pytest.raises(ResourceError, match=r"hangs: .* 3 answers within 1 s.*phase_seconds"):
         scored(f"{file}:hangs", seconds=0.3)
@@ -154,7 +218,7 @@ def test_a_function_that_hangs_meets_its_deadline(file: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("{}:length", "has no function length; it has fails, hangs, lengths"),
+        ("{}:length", "has no function length; it has ends, fails, hangs"),
         ("{}:CONSTANT", "has no function CONSTANT"),
         ("no_such_file.py:f", "no_such_file.py does not exist"),
         ("no_such_package.module:f", "cannot be imported: ModuleNotFoundError"),
@@ -172,14 +236,16 @@ Reply = Callable[[dict[str, Any]], tuple[int, bytes]]
 
 
 @contextmanager
-def served(reply: Reply) -> Iterator[str]:
+def served(reply: Reply, seen: dict[str, str] | None = None) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/score"
+            (seen if seen is not None else {}).update(self.headers)
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             status, body = reply(asked)
             self.send_response(status)
             self.send_header("content-type", "application/json")
+            self.send_header("location", "/score")
             self.send_header("content-length", str(len(body)))
             self.send_header("retry-after-ms", "1")
             self.end_headers()
@@ -220,6 +286,7 @@ def test_an_endpoint_is_asked_in_batches_and_again_when_it_is_busy() -> None:
     [
         ((503, b"{}"), ResourceError, r"gave no scores, asked up to 4 times \(InternalServerError"),
         ((404, b"{}"), ResourceError, r"gave no scores.*NotFoundError"),
+        ((302, b"{}"), ResourceError, r"gave no scores.*302"),
         (
             (200, b"[1, 2, 3]"),
             DataError,
@@ -239,6 +306,16 @@ def test_what_an_endpoint_does_wrong_is_said_with_its_address(
         pytest.raises(error, match=rf"http://127.0.0.1:\d+/score: .*{told}|{told}"),
     ):
         scored(address)
+
+
+def test_an_endpoint_is_told_nothing_of_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ORG_ID", "PROJECT_ID", "API_KEY"):
+        monkeypatch.setenv(f"OPENAI_{name}", "account")
+    seen: dict[str, str] = {}
+    with served(lengths, seen) as address:
+        scored(address)
+    assert seen
+    assert "account" not in " ".join(seen.values())
 
 
 def test_an_endpoint_that_hangs_meets_the_deadline() -> None:
