@@ -31,6 +31,9 @@ class ArmConfig(Config):
     kind: Kind
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings laid over `common` of the kind, which lies over its `base`."""
+    start: str = ""
+    """An arm that stands before it: each seed goes on from the policy that this arm ended with, in
+    the built-in world. Left out, it starts as its settings say."""
     label: str = ""
     """Its name in plots and tables; empty takes the arm's own."""
     x: float | None = None
@@ -137,6 +140,19 @@ class StudyConfig(Config):
                 if arm not in self.arms:
                     hint = nearest(arm, self.arms) or f"arms: {', '.join(self.arms)}"
                     raise ValueError(f"{question.id}.{key} ({arm!r}) must be an arm; {hint}")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_are_made_before(self) -> Self:
+        before: list[str] = []
+        for name, arm in self.arms.items():
+            if arm.start and arm.start not in before:
+                hint = nearest(arm.start, before) or f"these do: {', '.join(before) or 'none'}"
+                raise ValueError(
+                    f"arms.{name}.start ({arm.start!r}) must be an arm that stands before it and "
+                    f"has no start itself; {hint}"
+                )
+            before += [] if arm.start else [name]
         return self
 
     @model_validator(mode="after")
