@@ -9,7 +9,7 @@ import pytest
 from equilibrate.study import summary_markdown, with_section
 from equilibrate.study.page import render
 from equilibrate.study.summary import claim_rule
-from tests.unit.study.studies import HARMS, plan, results, study, table, with_question
+from tests.unit.study.studies import HARMS, TREE, plan, results, study, table, with_question
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -84,6 +84,15 @@ def test_arms_that_start_from_different_bases_are_named():
     question = with_question()["questions"][0]
     apart = study(questions=[question | {"claims": []}])
     assert "## Different starts" not in summary_markdown(apart, plan(apart), made)
+
+
+def test_arms_that_go_on_from_another_are_meant_to_start_elsewhere():
+    config = study(arms=TREE["arms"] | {"many": TREE["arms"]["many"] | {"start": "few"}})
+    made = results(config, HARMS)
+    for run in plan(config):
+        if run.start:
+            made[run.key] = replace(made[run.key], base=table(harm=0.25), inputs=run.inputs)
+    assert "## Different starts" not in summary_markdown(config, plan(config), made)
 
 
 def test_a_study_without_results_says_so():
