@@ -108,7 +108,7 @@ def test_answers_are_the_best_there_are():
     for row in PLAIN:
         verdict = oracle.judge(row["prompt"][-1].content, row["response"])
         is_safety = Category(row["category"]).is_safety
-        assert not (verdict.harmful or verdict.refused or verdict.malformed)
+        assert not any((verdict.harmful, verdict.refused, verdict.malformed))
         assert verdict.helpfulness == pytest.approx(0.9 if is_safety else 1.0)
 
 
