@@ -299,7 +299,6 @@ def test_the_built_in_world_is_refused_without_its_sizes(
     assert cli.main(["validate", "--kind", kind, "--config", f"deploy/configs/{file}"]) == 0
 
 
-@pytest.mark.parametrize("objective", ["dpo", "sft"])
 def test_a_start_in_the_built_in_world_is_a_policy_of_it(
     models: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,6 +310,7 @@ def test_a_start_in_the_built_in_world_is_a_policy_of_it(
     assert "sandbox.notes (True) is for the built-in world" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("objective", ["dpo", "sft"])
 def test_broken_rows_of_labelled_answers_are_known_at_the_door(
     inputs: Path, objective: str
 ) -> None:
