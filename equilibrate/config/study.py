@@ -46,6 +46,8 @@ class Claim(Config):
     text: str
     figure: str = ""
     """The claim is about one figure of one arm against another arm."""
+    against_figure: str = ""
+    """Of `against`, where it is another one: an arm may so stand against itself."""
     front: tuple[str, str] | None = None
     """Or about the fronts of several arms: a harm and a value figure."""
     compare: Literal["area", "equal_harm"] = "area"
@@ -62,7 +64,7 @@ class Claim(Config):
 
     @property
     def figures(self) -> tuple[str, ...]:
-        return self.front or (self.figure,)
+        return self.front or tuple(filter(None, (self.figure, self.against_figure)))
 
 
 class Question(Config):
@@ -230,6 +232,11 @@ def _check_claim(claim: Claim, *, key: str) -> None:
         raise ValueError(
             f"{key}.of and against ({', '.join((*claim.of, *claim.against))}) must be one arm "
             "each for a figure; to compare several arms give front"
+        )
+    if claim.against_figure and (claim.front or len(set(groups)) > 1):
+        raise ValueError(
+            f"{key}.against_figure ({claim.against_figure!r}) must have the unit of figure; try "
+            f"{groups[0]} or {groups[0]}.CELL, and no front"
         )
     if claim.front and (groups[0] != "harm" or groups[1] not in ("helpfulness", "over_refusal")):
         raise ValueError(

@@ -77,6 +77,11 @@ def test_a_good_study():
             "Q1.claims.0.front (over_refusal, harm) must be a harm figure and one of helpfulness "
             "or over_refusal; try [harm, helpfulness.GENERAL]",
         ),
+        (
+            {"against_figure": "malformed"},
+            "Q1.claims.0.against_figure ('malformed') must have the unit of figure; try harm or "
+            "harm.CELL, and no front",
+        ),
     ],
 )
 def test_claims_are_checked(changes: dict, message: str):

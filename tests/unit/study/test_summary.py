@@ -116,6 +116,8 @@ def test_the_rule_of_a_claim_in_words():
     assert claim_rule(config, front) == (
         "harm / over_refusal: few; many rows against offline, expected higher by more than 2 points"
     )
+    pair = harm.model_copy(update={"against_figure": "harm.IHD"})
+    assert claim_rule(config, pair) == "harm: many rows against few at harm.IHD, expected lower"
     level = front.model_copy(update={"compare": "equal_harm"})
     assert claim_rule(config, level).startswith("harm / over_refusal at equal harm: few; many")
     same = harm.model_copy(update={"expect": "same", "margin": 5.0, "figure": "training.seconds"})
