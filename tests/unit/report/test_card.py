@@ -184,6 +184,6 @@ def test_a_start_in_the_built_in_world_is_no_input_of_the_user(run: Path) -> Non
     assert list(ingredients(run)) == []
     change(run / "results.json", base_model="", inputs=[])
     card = card_of(run)
-    assert "from a policy that was aligned in the built\\-in world by PPO" in card
+    assert "from a policy that was aligned in the built-in world by PPO" in card
     assert "All of it was written by equilibrate's built-in world, seed 3." in card
     assert "speaks the language of a built-in toy world" in card
