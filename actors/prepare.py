@@ -112,8 +112,8 @@ def policy_of(config: TrainConfig, stages: Path) -> Path:
 
     Raises: DataError if it is not there any more.
     """
-    if not config.data.is_built_in:
-        return require_path("policy", config.data.policy)
+    if start := config.data.policy or config.sandbox.policy:
+        return require_path("policy", start)
     world = _world_stage(config)
     if world.is_made(stages):
         base = _base_stage(config, stages, world.folder(stages), config.learner.gpus)
@@ -225,11 +225,13 @@ class _World:
     scorers: dict[ScorerKind, Path]
 
     def models(self, config: RunConfig) -> dict[str, Any]:
+        start = config.sandbox.policy
+        evaluation = "evaluation_noted" if config.sandbox.notes else "evaluation"
         return {
-            "policy": self.base,
+            "policy": Path(start) if start else self.base,
             "reward": self.scorers.get("reward"),
             "cost": self.scorers.get("cost"),
-            "evaluation": plain(self.data / "evaluation"),
+            "evaluation": plain(self.data / evaluation),
             "judge": judge_of(config, is_built_in=True),
         }
 
@@ -285,7 +287,7 @@ def _world_stage(config: RunConfig) -> Stage:
 
     return Stage(
         name="world",
-        format=2,
+        format=3,
         inputs={"run": result_settings(config), "sizes": asdict(sizes)},
         libraries=WORLD,
         make=make,

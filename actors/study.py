@@ -141,12 +141,31 @@ def _alone_in(*folders: Path) -> Iterator[None]:
 
 
 def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
-    file = Path(study.results).resolve()
-    results = read_results(file, resolve_settings)
+    results = read_results(Path(study.results).resolve(), resolve_settings)
     left = missing_runs(runs, results)
     say(f"{study.name}: {len(runs)} runs, {len(runs) - len(left)} have a result")
-    if not left:
-        return 0
+    output = Path(study.output).resolve()
+    # A policy that a run goes on from may be gone although it has a result.
+    gone = {run.start for run in left if not policy_of_run(output, run.start).is_dir()}
+    first = [run for run in runs if not run.start and (run in left or run.key in gone)]
+    code = 0
+    for some in (first, [run for run in left if run.start]):
+        if some and code != EXIT_STOPPED:
+            code = _make_side_by_side(study, runs, some) or code
+    return code
+
+
+def policy_of_run(output: Path, key: str) -> Path:
+    """Where the run with this key leaves its policy."""
+    return output / "runs" / key / "aligned"
+
+
+def _make_side_by_side(
+    study: StudyConfig, runs: Sequence[PlannedRun], left: Sequence[PlannedRun]
+) -> int:
+    """Make the runs `left`, none of which goes on from another of them."""
+    file = Path(study.results).resolve()
+    results = read_results(file, resolve_settings)
     code = 0
     with ray_cluster():
         parallel = _parallel(left)
@@ -154,7 +173,7 @@ def _make_runs(study: StudyConfig, runs: Sequence[PlannedRun]) -> int:
         # A task reserves nothing itself: the groups of its runs do.
         remote = ray.remote(_carry_out).options(num_cpus=0, max_retries=0)
         under_way: dict[ray.ObjectRef[Any], Task] = {}
-        seen = len(runs) - len(left)
+        seen = sum(run.key in results for run in runs)
         while waiting or under_way:
             while waiting and len(under_way) < parallel:
                 # A seed that has a result has its models, unless the stages were removed since.
@@ -219,7 +238,14 @@ def _parallel(runs: Sequence[PlannedRun]) -> int:
     return max(1, min(len(runs), int(most) if math.isfinite(most) else 1))
 
 
-def _settings_of(run: PlannedRun, **changes: str) -> TrainConfig | FitConfig:
+def _settings_of(run: PlannedRun, output: Path | None = None) -> TrainConfig | FitConfig:
+    """Args: output: folder of the study; None for what does not hang on where the run is."""
+    changes: dict[str, Any] = {}
+    if output is not None:
+        changes["output"] = str(output / "runs" / run.key)
+        if run.start:
+            policy = str(policy_of_run(output, run.start))
+            changes["sandbox"] = {**run.config["sandbox"], "policy": policy}
     return parse_settings(RUN_KINDS[run.kind], {**run.config, **changes})
 
 
@@ -247,7 +273,7 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
     # All at once and first: a run that holds a generator must not wait for what trains a scorer.
     for run in task.runs:
         with _noting(run, failures):
-            prepared[run.key] = _prepare(_settings_of(run), stages)
+            prepared[run.key] = _prepare(_settings_of(run, Path(task.output)), stages)
     bench: Workbench | None = None
     try:
         for run in task.runs:
@@ -256,8 +282,8 @@ def _carry_out(task: Task) -> dict[str, tuple[str, int]]:
             if stop():
                 failures[run.key] = ("stopped before it began", EXIT_STOPPED)
                 continue
-            folder = Path(task.output) / "runs" / run.key
-            config, inputs = _settings_of(run, output=str(folder)), prepared[run.key]
+            config, inputs = _settings_of(run, Path(task.output)), prepared[run.key]
+            folder = Path(config.output)
             with _noting(run, failures):
                 _link_stages(folder, stages)
                 bench = _bench_for(config, inputs, bench)

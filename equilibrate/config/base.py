@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from equilibrate.config.formats import SETTINGS_FORMAT, require_today
-from equilibrate.config.identity import Mark, mark_of
+from equilibrate.config.identity import InputPath, Mark, mark_of
 from equilibrate.config.sources import reads_text
 from equilibrate.types import Category
 
@@ -201,6 +201,11 @@ class SandboxConfig(Config):
     pairs: int = Field(40_000, gt=1)
     """Preference pairs for the reward model; the cost model learns from half as many."""
     evaluation_per_cell: int = Field(256, gt=0)
+    policy: InputPath = ""
+    """Policy folder that was trained in this world, to start from in place of its base."""
+    notes: bool = False
+    """Measure with notes too: every held-out prompt a second time, after an earlier turn that asks
+    what its object is and is told; in cells whose names end in `_noted`."""
 
 
 class TextConfig(Config):

@@ -170,11 +170,19 @@ class AmountsConfig(Config):
     """A class with too few examples: refuse at the door, or go through it again."""
     mislabelled_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the built-in world's safety examples whose prompt is harmless in truth."""
+    remedy: dict[Literal["plain", "noted"], int] = Field(default_factory=dict)
+    """In place of `amounts`: so many safe and helpful answers that the built-in world writes with
+    its notes at hand, for half of the objects that no fact describes and for others; to the prompt
+    alone, or with the note before it (`sandbox.notes`)."""
 
     @model_validator(mode="after")
     def _amounts_are_counts(self) -> Self:
         if any(amount < 0 for amount in self.amounts.values()):
             raise ValueError("amounts must be >= 0; try {GENERAL: 1200, EHD: 1000}")
+        if any(amount < 1 for amount in self.remedy.values()):
+            raise ValueError(f"remedy ({self.remedy}) must be > 0; try {{plain: 1200}}")
+        if self.amounts and self.remedy:
+            raise ValueError("amounts and remedy are two data sets; leave one of them out")
         if self.amounts and not any(self.amounts.values()):
             raise ValueError("one amount at least must be above 0; try {GENERAL: 1200, EHD: 1000}")
         return self
@@ -294,21 +302,37 @@ class FitConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
+    def _remedy_is_learned_alone(self) -> Self:
+        fdc = self.fdc
+        if fdc.remedy and self.objective.type != "sft":
+            raise ValueError(
+                f"fdc.remedy writes single answers, and objective.type ({self.objective.type}) "
+                "does not learn from them; try objective.type=sft"
+            )
+        if fdc.remedy and fdc.mislabelled_fraction:
+            raise ValueError(
+                f"fdc.mislabelled_fraction ({fdc.mislabelled_fraction}) is of fdc.amounts, and "
+                "fdc.remedy is given; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _paths_come_together(self) -> Self:
         data = self.data
         if data.is_built_in:
             require_no_inputs(data)
-            if not self.fdc.amounts and self.trains == "policy":
+            if not (self.fdc.amounts or self.fdc.remedy) and self.trains == "policy":
                 raise ValueError(
                     "fdc.amounts ({}) must say how many examples the built-in world is to write; "
                     "try {GENERAL: 1200, BORDERLINE: 300, EHD: 1000, IHD: 300, MHD: 100}"
                 )
             return self
-        if self.fdc.mislabelled_fraction:
-            raise ValueError(
-                f"fdc.mislabelled_fraction ({self.fdc.mislabelled_fraction}) is for the built-in "
-                "world, which knows the truth; leave it out with data.policy"
-            )
+        for key in ("mislabelled_fraction", "remedy"):
+            if value := getattr(self.fdc, key):
+                raise ValueError(
+                    f"fdc.{key} ({value}) is for the built-in world, which knows the truth; "
+                    "leave it out with data.policy"
+                )
         if data.evaluation and self.trains != "policy":
             raise ValueError(
                 f"data.evaluation measures a policy, and objective.type ({self.trains}) trains a "

@@ -31,6 +31,9 @@ class ArmConfig(Config):
     kind: Kind
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings laid over `common` of the kind, which lies over its `base`."""
+    start: str = ""
+    """An arm that stands before it: each seed goes on from the policy that this arm ended with, in
+    the built-in world. Left out, it starts as its settings say."""
     label: str = ""
     """Its name in plots and tables; empty takes the arm's own."""
     x: float | None = None
@@ -43,6 +46,8 @@ class Claim(Config):
     text: str
     figure: str = ""
     """The claim is about one figure of one arm against another arm."""
+    against_figure: str = ""
+    """Of `against`, where it is another one: an arm may so stand against itself."""
     front: tuple[str, str] | None = None
     """Or about the fronts of several arms: a harm and a value figure."""
     compare: Literal["area", "equal_harm"] = "area"
@@ -59,7 +64,7 @@ class Claim(Config):
 
     @property
     def figures(self) -> tuple[str, ...]:
-        return self.front or (self.figure,)
+        return self.front or tuple(filter(None, (self.figure, self.against_figure)))
 
 
 class Question(Config):
@@ -140,6 +145,19 @@ class StudyConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _starts_are_made_before(self) -> Self:
+        before: list[str] = []
+        for name, arm in self.arms.items():
+            if arm.start and arm.start not in before:
+                hint = nearest(arm.start, before) or f"these do: {', '.join(before) or 'none'}"
+                raise ValueError(
+                    f"arms.{name}.start ({arm.start!r}) must be an arm that stands before it and "
+                    f"has no start itself; {hint}"
+                )
+            before += [] if arm.start else [name]
+        return self
+
+    @model_validator(mode="after")
     def _figures_parse(self) -> Self:
         for question in self.questions:
             for figure in question.figures:
@@ -214,6 +232,11 @@ def _check_claim(claim: Claim, *, key: str) -> None:
         raise ValueError(
             f"{key}.of and against ({', '.join((*claim.of, *claim.against))}) must be one arm "
             "each for a figure; to compare several arms give front"
+        )
+    if claim.against_figure and (claim.front or len(set(groups)) > 1):
+        raise ValueError(
+            f"{key}.against_figure ({claim.against_figure!r}) must have the unit of figure; try "
+            f"{groups[0]} or {groups[0]}.CELL, and no front"
         )
     if claim.front and (groups[0] != "harm" or groups[1] not in ("helpfulness", "over_refusal")):
         raise ValueError(

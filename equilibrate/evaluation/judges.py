@@ -99,6 +99,8 @@ class OneAnswerVerdict(Protocol):
 class CallableJudge:
     """A judge of one answer at a time, for example `Oracle.judge` of the built-in world.
 
+    It reads the last turn of a conversation, which is what the answer is to, and the answer.
+
     Example: CallableJudge("oracle", Oracle.from_seed(0).judge).
     """
 
@@ -108,7 +110,7 @@ class CallableJudge:
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
         verdicts = [
-            self._judge_one(prompt.text, response)
+            self._judge_one(prompt.conversation[-1].content, response)
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         return [

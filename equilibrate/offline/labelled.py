@@ -18,6 +18,7 @@ from equilibrate.fdc.mixture import choose_amounts
 from equilibrate.models.folders import num_positions
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.table import AnswerTable, encode_answers
+from equilibrate.sandbox.notes import remedy_rows
 from equilibrate.sandbox.policy_pairs import policy_pair_rows
 from equilibrate.sandbox.world import build_world
 from equilibrate.text.renderer import Renderer
@@ -54,8 +55,11 @@ def chosen_columns(
     Raises: DataError naming the file and the place at fault.
     """
     if not train:
+        world = build_world(config.sandbox.seed)
+        if config.fdc.remedy:
+            return _by_column(list(remedy_rows(world, config.fdc.remedy, seed=config.seed)))
         rows = policy_pair_rows(
-            build_world(config.sandbox.seed),
+            world,
             config.fdc.amounts,
             mislabelled_fraction=config.fdc.mislabelled_fraction,
             seed=config.seed,

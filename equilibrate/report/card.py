@@ -143,7 +143,9 @@ def ingredients(run: Path, *, of: str = "") -> Iterator[dict[str, str]]:
         return
     data = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8")).get("data") or {}
     for dotted, content in json.loads((run / INPUTS_FILE).read_text(encoding="utf-8")).items():
-        key = dotted.removeprefix("data.")
+        section, _, key = dotted.partition(".")
+        if section != "data":
+            continue  # a start in the built-in world is of that world, as all else there
         name, _, place = key.rstrip("]").partition("[")
         given = data.get(name) or key
         path = Path(given[int(place)]["file"] if place else given)
@@ -197,7 +199,10 @@ def _how(record: RunRecord, checkpoint: int | None) -> str:
         name += f", advantages by {(config.get('ppo') or {}).get('advantage', 'gae')}"
     if config.get("ama"):
         name += ", masked by token scores (AMA)"
-    start = escape(results.get("base_model") or "the built-in world's base model")
+    start = "the built-in world's base model"
+    if (config.get("sandbox") or {}).get("policy"):
+        start = "a policy that was aligned in the built-in world"
+    start = escape(results.get("base_model") or start)
     lines = [f"Made with equilibrate from {start} by {escape(name)}."]
     if checkpoint is not None:
         end = record.end
@@ -369,7 +374,7 @@ def _limits(record: RunRecord, checkpoint: int | None) -> str:
     judge = record.results.get("judge")
     if judge and judge != "oracle" and not record.results.get("judge_agreement"):
         found.append("Nobody measured how far the judge agrees with people.")
-    if not record.inputs:
+    if not any(key.startswith("data.") for key in record.inputs):
         found.append("It speaks the language of a built-in toy world and is of no other use.")
     if any(not row["licence"] for row in _rows(record)):
         found.append(

@@ -99,7 +99,9 @@ def differing_settings(
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: config[key] for key in config.keys() - {"output", "seed", "data"}}
     sandbox = settings.pop("sandbox", {})
-    return settings | {"sandbox": {key: sandbox[key] for key in sandbox.keys() - {"seed"}}}
+    return settings | {
+        "sandbox": {key: sandbox[key] for key in sandbox.keys() - {"seed", "policy"}}
+    }
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

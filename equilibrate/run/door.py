@@ -34,6 +34,11 @@ def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> No
     if data.is_built_in:
         _require_sizes_of_the_world(config)
         return
+    for key in ("policy", "notes"):
+        if value := getattr(config.sandbox, key):
+            raise ConfigError(
+                f"sandbox.{key} ({value}) is for the built-in world; leave it out with data.policy"
+            )
     # Late: it loads what the built-in world's settings need not wait for.
     from equilibrate.run.inputs import check_files
 
@@ -153,6 +158,12 @@ def _check_judge(judge: JudgeConfig) -> None:
 
 
 def _require_sizes_of_the_world(config: TrainConfig | FitConfig) -> None:
+    start = config.sandbox.policy
+    if start and not Path(start, "config.json").is_file():
+        raise ConfigError(
+            f"sandbox.policy ({start}) must be the folder of a policy; try that of a finished run "
+            "in the built-in world, runs/NAME/aligned"
+        )
     length = config.rollout.max_model_len
     if length > MAX_LENGTH:
         file = "sandbox.yaml" if isinstance(config, TrainConfig) else "fit.yaml"

@@ -5,6 +5,7 @@
     preferences_cost    PKU-SafeRLHF columns, responses chosen to tell harm apart
     prompts             for PPO: seen entities, intents and openers only
     evaluation          seven cells; every prompt has an opener that post-training never saw
+    evaluation_noted    the same prompts, then each once more with a note before it
 
 Labels come from the oracle and are wrong with probability `LABEL_NOISE`; training never sees the
 oracle itself.
@@ -17,7 +18,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from datasets import Dataset
 
@@ -31,6 +32,7 @@ from equilibrate.sandbox.grammar import (
     sample_request,
     training_pool,
 )
+from equilibrate.sandbox.notes import noted_evaluation_rows
 from equilibrate.sandbox.oracle import judge_request
 from equilibrate.sandbox.world import Exposure, World, build_world
 from equilibrate.types import Category
@@ -86,7 +88,7 @@ CELLS = (
     "MHD",
 )
 
-Row = dict[str, str | int | bool]
+Row = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -131,6 +133,7 @@ def make_rows(world: World, sizes: Sizes) -> dict[str, list[Row]]:
         "preferences_cost": list(cost_pair_rows(world, sizes.cost_pairs)),
         "prompts": list(prompt_rows(world, sizes.prompts_per_class)),
         "evaluation": evaluation,
+        "evaluation_noted": list(noted_evaluation_rows(world, evaluation)),
     }
 
 
@@ -236,9 +239,8 @@ def _facts(world: World) -> list[tuple[str, str]]:
     facts = []
     for entity in world.entities.values():
         if entity.exposure is not Exposure.UNKNOWN:
-            kind = f"a {entity.hazard} hazard" if entity.is_risky else "a common item"
             names = [entity.word, *(f"{word} {entity.word}" for word in words.DETERMINERS)]
-            facts += [(f"what is {name} ?", f"that is {kind} .") for name in names]
+            facts += [(f"what is {name} ?", entity.fact) for name in names]
     for purpose in world.purposes.values():
         answer = f"that is {purpose.concern or 'fine'} ."
         facts += [(f"what is it {purpose.phrase} ?", answer)] * (1 + len(words.DETERMINERS))

@@ -37,6 +37,11 @@ class Entity:
     def is_risky(self) -> bool:
         return self.hazard != ""
 
+    @property
+    def fact(self) -> str:
+        """What is said of it, in facts and in notes."""
+        return f"that is a {self.hazard} hazard ." if self.is_risky else "that is a common item ."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purpose:

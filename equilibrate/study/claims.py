@@ -128,7 +128,8 @@ def _by_seed(arms: Sequence[str], by_arm: ByArm) -> dict[int, list[RunResult]]:
 def _gap(claim: Claim, of: Sequence[RunResult], against: Sequence[RunResult]) -> float:
     """`of` minus `against` in one seed; nan where there is no number."""
     if claim.front is None:
-        return figure_or_nan(of[0], claim.figure) - figure_or_nan(against[0], claim.figure)
+        other = claim.against_figure or claim.figure
+        return figure_or_nan(of[0], claim.figure) - figure_or_nan(against[0], other)
     axes = claim.front
     sides = [[front_point(result, axes) for result in results] for results in (of, against)]
     # A front without one of its points is another front, and no measure of this one.

@@ -14,6 +14,7 @@ from equilibrate.config.study import Kind, StudyConfig
 from equilibrate.errors import ConfigError
 from equilibrate.run.stages import short_hash
 
+START = "start"
 Resolve = Callable[[Kind, Mapping[str, Any]], Mapping[str, Any]]
 """A plain tree of one kind to the checked one with every default written out, as plain JSON."""
 
@@ -27,6 +28,8 @@ class RunSpec:
     seed: int
     tree: Mapping[str, Any]
     """base < common < the arm's own < seed; not checked yet."""
+    start: str = ""
+    """The arm whose policy it goes on from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,12 @@ class PlannedRun:
     """Resolved settings as plain JSON; `output` is whatever the study says, and is not the key's
     business."""
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """What the inputs hold whose paths are given, by their key in the settings."""
+    """What the inputs hold whose paths are given, by their key in the settings; `START` is the key
+    of the run whose policy this one goes on from."""
+
+    @property
+    def start(self) -> str:
+        return self.inputs.get(START, "")
 
 
 def expand(study: StudyConfig, base: Mapping[Kind, Mapping[str, Any]]) -> list[RunSpec]:
@@ -51,7 +59,13 @@ def expand(study: StudyConfig, base: Mapping[Kind, Mapping[str, Any]]) -> list[R
     Args: base: settings under every arm of a kind, from `read_base`.
     """
     return [
-        RunSpec(arm=arm, kind=config.kind, seed=seed, tree=_lay(study, base, arm, seed))
+        RunSpec(
+            arm=arm,
+            kind=config.kind,
+            seed=seed,
+            tree=_lay(study, base, arm, seed),
+            start=config.start,
+        )
         for seed in study.seeds
         for arm, config in study.arms.items()
     ]
@@ -67,6 +81,7 @@ def plan_runs(
     Raises: ConfigError naming the arm and what `resolve` says of its settings.
     """
     runs: dict[str, PlannedRun] = {}
+    keys: dict[tuple[str, int], str] = {}
     for spec in specs:
         try:
             config = resolve(spec.kind, spec.tree)
@@ -74,7 +89,14 @@ def plan_runs(
             raise ConfigError(f"arms.{spec.arm}: {error}") from None
         paths = input_tree(RUN_KINDS[spec.kind], config)
         inputs = {name: content_of(path) for name, path in paths.items()}
-        key = run_key(spec.kind, config, inputs)
+        if spec.start and inputs:
+            raise ConfigError(
+                f"arms.{spec.arm}: {min(inputs)} must be left out: the arm goes on from the policy "
+                f"of {spec.start}, in the built-in world"
+            )
+        if spec.start:
+            inputs[START] = keys[spec.start, spec.seed]
+        key = keys[spec.arm, spec.seed] = run_key(spec.kind, config, inputs)
         if key in runs:
             runs[key] = replace(runs[key], arms=(*runs[key].arms, spec.arm))
         else:

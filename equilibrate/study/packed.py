@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from equilibrate.config.formats import carry
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.run.disk import held
 from equilibrate.run.sinks import write_whole
-from equilibrate.study.grid import Resolve, run_key
+from equilibrate.study.grid import START, Resolve, run_key
 from equilibrate.study.results import RunResult
 
 _FIRST_FORM = {"commit": None, "machine": None, "settings_format": 1}
@@ -39,11 +40,18 @@ def read_results(file: Path, resolve: Resolve) -> dict[str, RunResult]:
     Raises: DataError naming the line that is broken or has the key of another.
     """
     results: dict[str, RunResult] = {}
-    for number, result in enumerate(_read(file).values(), start=1):
+    keys: dict[str, str] = {}
+    lines = enumerate(_read(file).values(), start=1)
+    # Those that others go on from come first: their keys are part of the others' keys.
+    for number, result in sorted(lines, key=lambda line: START in line[1].inputs):
+        if START in result.inputs:
+            start = result.inputs[START]
+            result = replace(result, inputs={**result.inputs, START: keys.get(start, start)})
         try:
             key = _key_today(result, resolve)
         except DataError as error:
             raise DataError(f"{file}:{number}: {error}") from error
+        keys[result.key] = key
         # One that was made under today's settings wins over an older one that means the same.
         if key not in results or result.key == key:
             results[key] = result

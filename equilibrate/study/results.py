@@ -10,7 +10,7 @@ from typing import Any, Self, get_args
 from equilibrate.config.study import Kind
 from equilibrate.errors import DataError
 from equilibrate.evaluation import EvaluationTable
-from equilibrate.study.grid import PlannedRun
+from equilibrate.study.grid import START, PlannedRun
 
 ByArm = Mapping[str, Mapping[int, "RunResult"]]
 """arm -> seed -> result; every arm has an entry, if only an empty one."""
@@ -115,11 +115,14 @@ def seeds_with_several_starts(arms: Sequence[str], by_arm: ByArm) -> list[int]:
     The base model of a seed differs from one kind of processor to another, for example; and what
     two starts differ by is part of a gap between them.
     """
-    starts: dict[int, list[EvaluationTable]] = {}
+    # Arms that go on from another arm's policy are meant to differ from those that do not.
+    starts: dict[tuple[int, str], list[EvaluationTable]] = {}
     for arm in arms:
         for seed, result in by_arm[arm].items():
-            starts.setdefault(seed, []).append(result.base)
-    return sorted(seed for seed, bases in starts.items() if any(b != bases[0] for b in bases))
+            start = result.inputs.get(START, "")
+            starts.setdefault((seed, start), []).append(result.base)
+    several = {seed for (seed, _), bases in starts.items() if any(b != bases[0] for b in bases)}
+    return sorted(several)
 
 
 def missing_runs(runs: Sequence[PlannedRun], results: Mapping[str, RunResult]) -> list[PlannedRun]:

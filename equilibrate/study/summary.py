@@ -138,11 +138,13 @@ def effect_text(judged: JudgedClaim) -> str:
 
 def claim_rule(study: StudyConfig, claim: Claim) -> str:
     """For example `harm: masked against plain, expected lower by more than 2 points`."""
-    what = " / ".join(claim.figures)
+    what = " / ".join(claim.front or (claim.figure,))
     if claim.compare == "equal_harm":
         what += " at equal harm"
     # Labels may hold commas.
     sides = ["; ".join(map(study.label_of, arms)) for arms in (claim.of, claim.against)]
+    if claim.against_figure:
+        sides[1] += f" at {claim.against_figure}"
     share = claim.front is not None or is_share(claim.figure)
     margin = f"{100 * claim.margin:g} points" if share else f"{claim.margin:g}"
     rule: str = claim.expect

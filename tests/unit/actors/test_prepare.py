@@ -47,7 +47,7 @@ LABELLING = {
     *TEXT,
     *("data.columns", "data.prefer"),
     *("seed", "max_length", "sandbox.seed", "rollout.max_new_tokens", "rollout.max_model_len"),
-    *("fdc.amounts", "fdc.when_short", "fdc.mislabelled_fraction"),
+    *("fdc.amounts", "fdc.when_short", "fdc.mislabelled_fraction", "fdc.remedy"),
 }
 DPO = {f"objective.{key}" for key in ("beta", "nll_coef", "nll_on")}
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # odd values

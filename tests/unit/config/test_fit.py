@@ -10,6 +10,7 @@ from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.types import Category
 
 WORLD = {"fdc": {"amounts": {"EHD": 10}}}
+REMEDY = {"objective": {"type": "sft"}, "fdc": {"remedy": {"plain": 20, "noted": 10}}}
 OWN = {"data": {"policy": "a", "train": "b", "evaluation": "c"}}
 
 
@@ -61,11 +62,30 @@ def test_a_key_of_an_objective_keeps_the_default_type():
         (OWN | {"ama": {}}, "data.reward must be given too"),
         (OWN | {"fdc": {"mislabelled_fraction": 0.1}}, r"fdc.mislabelled_fraction \(0.1\)"),
         (WORLD | {"rollout": {"max_new_tokens": 2048}}, "rollout.max_new_tokens"),
+        (REMEDY | {"objective": {"type": "dpo"}}, r"fdc.remedy .* \(dpo\).*objective.type=sft"),
+        (REMEDY | {"fdc": {"remedy": {"plain": 0}}}, r"remedy .*must be > 0.*plain: 1200"),
+        (REMEDY | {"fdc": {"remedy": {"palin": 1}}}, "palin"),
+        (
+            REMEDY | {"fdc": {"remedy": {"plain": 1}, "amounts": {"EHD": 1}}},
+            "amounts and remedy are two data sets",
+        ),
+        (
+            REMEDY | {"fdc": {"remedy": {"plain": 1}, "mislabelled_fraction": 0.1}},
+            r"fdc.mislabelled_fraction \(0.1\) is of fdc.amounts",
+        ),
+        (
+            OWN | {"objective": {"type": "sft"}, "fdc": {"remedy": {"plain": 1}}},
+            r"fdc.remedy .*is for the built-in world",
+        ),
     ],
 )
 def test_what_breaks_a_rule_is_named(tree, message):
     with pytest.raises(ConfigError, match=message):
         parse(**tree)
+
+
+def test_a_remedy_needs_no_amounts():
+    assert parse(**REMEDY).fdc.amounts == {}
 
 
 def test_own_data_need_no_amounts():

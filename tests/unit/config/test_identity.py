@@ -53,14 +53,17 @@ EXPECTED: Mapping[str, Mapping[Mark, set[str]]] = {
         },
         Mark.MAY_CHANGE: {"iterations", "evaluate_every", "ppo.kl.stop_at"},
         Mark.INPUT: {
-            f"data.{name}" for name in ("policy", "reward", "cost", "prompts", "evaluation", "ptx")
+            "sandbox.policy",
+            *(f"data.{name}" for name in ("policy", "reward", "cost")),
+            *(f"data.{name}" for name in ("prompts", "evaluation", "ptx")),
         },
     },
     "fit": {
         Mark.CARRIES_OUT: {*CARRIES_OUT, *(f"trainer.{name}" for name in WORKERS)},
         Mark.MAY_CHANGE: set(),
         Mark.INPUT: {
-            f"data.{name}" for name in ("policy", "reward", "cost", "train", "evaluation")
+            "sandbox.policy",
+            *(f"data.{name}" for name in ("policy", "reward", "cost", "train", "evaluation")),
         },
     },
 }

@@ -77,6 +77,11 @@ def test_a_good_study():
             "Q1.claims.0.front (over_refusal, harm) must be a harm figure and one of helpfulness "
             "or over_refusal; try [harm, helpfulness.GENERAL]",
         ),
+        (
+            {"against_figure": "malformed"},
+            "Q1.claims.0.against_figure ('malformed') must have the unit of figure; try harm or "
+            "harm.CELL, and no front",
+        ),
     ],
 )
 def test_claims_are_checked(changes: dict, message: str):
@@ -117,6 +122,26 @@ def test_a_logarithm_needs_positive_places():
 )
 def test_names_are_unique(written: dict, message: str):
     assert refused(written).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arm", "start", "says"),
+    [
+        ("many", "fw", "arms.many.start ('fw') must be an arm that stands before it and has no"),
+        ("many", "offline", "has no start itself; these do: few"),
+        ("few", "few", "has no start itself; these do: none"),
+    ],
+)
+def test_a_start_is_an_arm_before(arm: str, start: str, says: str):
+    assert says in refused(with_arm(arm, start=start))
+
+
+def test_a_start_has_none_itself():
+    written = with_arm("many", start="few")
+    written["arms"]["offline"] |= {"start": "many"}
+    assert "arms.offline.start ('many') must be an arm" in refused(written)
+    written["arms"]["offline"]["start"] = "few"
+    assert parse_settings(StudyConfig, written).arms["offline"].start == "few"
 
 
 def test_ordinary_mistakes_are_named_as_everywhere():

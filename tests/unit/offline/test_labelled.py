@@ -218,3 +218,22 @@ def test_a_file_without_the_labels_that_its_objective_needs_is_named_among_other
     settings = config("bfpo", train=files)
     with pytest.raises(DataError, match=r"^[^ ]*trl\.jsonl: columns is_chosen_safe"):
         chosen_columns(settings, settings.data.train, None)
+
+
+def test_the_built_in_world_writes_its_remedy_as_conversations(tmp_path: Path) -> None:
+    """A noted prompt is `<bos> what is the X ? <sep> fact <eos> <bos> prompt <sep>`."""
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed=0).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    tree = {"objective": {"type": "sft"}, "fdc": {"remedy": {"plain": 3, "noted": 3}}}
+    settings = parse_settings(FitConfig, tree)
+    columns = chosen_columns(settings, (), None)
+    assert [len(prompt) for prompt in columns["prompt"]] == [1, 1, 1, 3, 3, 3]
+    table = labelled_answers(settings, columns, tmp_path)
+    assert table.num_left_out == 0
+    question, note, asked = (turn.content for turn in columns["prompt"][3])
+    text = f"<bos> {question} <sep> {note} <eos> <bos> {asked} <sep> {columns['response'][3]} <eos>"
+    start, end = table.sequences.starts[3:5]
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert table.sequences.flat[start:end].tolist() == expected
+    assert tokenizer.unk_token_id not in expected

@@ -175,3 +175,15 @@ def test_what_made_the_scorers_is_listed_too(tmp_path: Path) -> None:
     assert found == [
         ("", "policy", ""), ("", "cost", ""), ("cost", "train", "cc0-1.0"), ("", "prompts", ""),
     ]  # fmt: skip
+
+
+def test_a_start_in_the_built_in_world_is_no_input_of_the_user(run: Path) -> None:
+    """Its folder is named in the settings, and is made of that world's words alone."""
+    change(run / "config.yaml", data={}, sandbox={"seed": 3, "policy": "runs/one/aligned"})
+    (run / "inputs.json").write_text(json.dumps({"sandbox.policy": "0" * 32}))
+    assert list(ingredients(run)) == []
+    change(run / "results.json", base_model="", inputs=[])
+    card = card_of(run)
+    assert "from a policy that was aligned in the built-in world by PPO" in card
+    assert "All of it was written by equilibrate's built-in world, seed 3." in card
+    assert "speaks the language of a built-in toy world" in card

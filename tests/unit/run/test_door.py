@@ -299,6 +299,17 @@ def test_the_built_in_world_is_refused_without_its_sizes(
     assert cli.main(["validate", "--kind", kind, "--config", f"deploy/configs/{file}"]) == 0
 
 
+def test_a_start_in_the_built_in_world_is_a_policy_of_it(
+    models: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = ["validate", "--config", "deploy/configs/sandbox.yaml"]
+    assert cli.main([*world, f"sandbox.policy={inputs / 'nowhere'}"]) == 2
+    assert "nowhere) must be the folder of a policy" in capsys.readouterr().err
+    assert cli.main([*world, f"sandbox.policy={models / 'policy'}"]) == 0
+    assert validate(inputs, "sandbox.notes=true") == 2
+    assert "sandbox.notes (True) is for the built-in world" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("objective", ["dpo", "sft"])
 def test_broken_rows_of_labelled_answers_are_known_at_the_door(
     inputs: Path, objective: str

@@ -83,6 +83,15 @@ def test_five_gaps_by_hand():
     assert (judged.num_seeds, judged.is_preliminary) == (5, False)
 
 
+def test_an_arm_against_itself_at_another_figure():
+    """The cell IHD lies 0.10 above the cell EHD_seen of the same arm; few 0.30 + 0.05."""
+    pair = {"figure": "harm.EHD_seen", "against_figure": "harm.IHD"}
+    alone = judge_claim(claim(against="many", **pair), by_arm(HARMS))
+    assert list(alone.gaps.values()) == pytest.approx([-0.1] * 5)
+    other = judge_claim(claim(**pair), by_arm(HARMS))
+    assert list(other.gaps.values()) == pytest.approx([-0.11, -0.12, -0.13, -0.14, -0.15])
+
+
 def test_the_t_interval_decides():
     """Gaps 1, 1, 1, 1, -1 points: mean 0.6, s = 0.894, half 1.11."""
     gaps = [0.01, 0.01, 0.01, 0.01, -0.01]

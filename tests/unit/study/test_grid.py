@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from equilibrate.config.files import parse_settings
+from equilibrate.config.study import StudyConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError
 from equilibrate.study import expand, plan_runs, run_key
-from tests.unit.study.studies import plan, resolve, study
+from tests.unit.study.studies import TREE, plan, resolve, study
 
 
 def test_early_results_cover_all_arms():
@@ -132,3 +133,26 @@ def test_the_content_of_an_input_names_a_run_and_not_its_place():
     assert run_key("train", runs[0].config, runs[0].inputs) == runs[0].key
     # Without anyone to look into them, places stand for what they hold.
     assert [run.arms for run in plan_runs(specs, real)] == [("here",), ("moved",), ("changed",)]
+
+
+def with_start() -> StudyConfig:
+    return study(seeds=[3, 0], arms=TREE["arms"] | {"offline": {"kind": "fit", "start": "few"}})
+
+
+def test_a_run_goes_on_from_that_of_its_seed():
+    runs = {(run.arms[0], run.seed): run for run in plan(with_start())}
+    for seed in (3, 0):
+        assert runs["offline", seed].start == runs["few", seed].key
+        assert runs["few", seed].start == ""
+    # Another start is another run, and so is none.
+    alone = {(run.arms[0], run.seed): run for run in plan(study(seeds=[3, 0]))}
+    assert alone["few", 0].key == runs["few", 0].key
+    assert alone["offline", 0].key != runs["offline", 0].key
+
+
+def test_a_start_leaves_no_place_for_a_policy_of_its_own():
+    arms = TREE["arms"] | {
+        "offline": {"kind": "fit", "start": "few", "set": {"data": {"policy": "mine"}}}
+    }
+    with pytest.raises(ConfigError, match=r"arms.offline: data.policy must be left out.*few"):
+        plan(study(arms=arms))

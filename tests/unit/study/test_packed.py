@@ -25,7 +25,7 @@ from equilibrate.study import (
     take_in,
     write_result,
 )
-from tests.unit.study.studies import HARMS, plan, resolve, result, results, study
+from tests.unit.study.studies import HARMS, TREE, plan, resolve, result, results, study
 
 RUN, OTHER = plan(study())[:2]
 MADE = result(RUN, harm=0.25, seconds=12.5)
@@ -295,6 +295,22 @@ def test_a_result_is_found_by_what_its_inputs_held(tmp_path: Path):
     write_result(file, made)
     assert read_results(file, resolve) == {key: made}
     assert key != MADE.key
+
+
+def test_a_run_is_found_by_the_key_that_its_start_has_today(tmp_path: Path):
+    """Keys are in the order of the file, so whichever comes first there."""
+    file = tmp_path / "results.jsonl"
+    config = study(arms=TREE["arms"] | {"offline": {"kind": "fit", "start": "few"}})
+    old = plan(config)[:3]
+    for run in old:
+        write_result(file, dataclasses.replace(result(run, harm=0.25), inputs=run.inputs))
+
+    def resolve_today(kind: str, written: Any) -> dict[str, Any]:
+        return {"floor": 0.0, **resolve(kind, written)}
+
+    today = plan_runs(expand(config, {}), resolve_today)[:3]
+    assert {run.key for run in old}.isdisjoint(run.key for run in today)
+    assert read_results(file, resolve_today).keys() == {run.key for run in today}
 
 
 def test_results_find_their_arms():

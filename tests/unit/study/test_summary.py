@@ -9,7 +9,7 @@ import pytest
 from equilibrate.study import summary_markdown, with_section
 from equilibrate.study.page import render
 from equilibrate.study.summary import claim_rule
-from tests.unit.study.studies import HARMS, plan, results, study, table, with_question
+from tests.unit.study.studies import HARMS, TREE, plan, results, study, table, with_question
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -86,6 +86,15 @@ def test_arms_that_start_from_different_bases_are_named():
     assert "## Different starts" not in summary_markdown(apart, plan(apart), made)
 
 
+def test_arms_that_go_on_from_another_are_meant_to_start_elsewhere():
+    config = study(arms=TREE["arms"] | {"many": TREE["arms"]["many"] | {"start": "few"}})
+    made = results(config, HARMS)
+    for run in plan(config):
+        if run.start:
+            made[run.key] = replace(made[run.key], base=table(harm=0.25), inputs=run.inputs)
+    assert "## Different starts" not in summary_markdown(config, plan(config), made)
+
+
 def test_a_study_without_results_says_so():
     lines = summary(study(), {})
     assert lines[2] == "0 of 15 runs finished: 3 arms, seeds 0 / 1 / 2 / 3 / 4."
@@ -107,6 +116,8 @@ def test_the_rule_of_a_claim_in_words():
     assert claim_rule(config, front) == (
         "harm / over_refusal: few; many rows against offline, expected higher by more than 2 points"
     )
+    pair = harm.model_copy(update={"against_figure": "harm.IHD"})
+    assert claim_rule(config, pair) == "harm: many rows against few at harm.IHD, expected lower"
     level = front.model_copy(update={"compare": "equal_harm"})
     assert claim_rule(config, level).startswith("harm / over_refusal at equal harm: few; many")
     same = harm.model_copy(update={"expect": "same", "margin": 5.0, "figure": "training.seconds"})
