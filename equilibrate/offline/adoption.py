@@ -50,8 +50,9 @@ SHOWN: Mapping[ScorerKind, tuple[str, ...]] = {
     "reward": ("num_pairs", "ranking_accuracy", "better_mean", "worse_mean", "score_std"),
     "cost": (
         *("num_pairs", "num_answers", "auc", "ranking_accuracy"),
-        *("sign_accuracy_before", "sign_accuracy", "unsafe_precision", "unsafe_recall", "safe_q05", "safe_q50", "safe_q95"),
-        *("unsafe_q05", "unsafe_q50", "unsafe_q95", "score_std"),
+        *("sign_accuracy_before", "sign_accuracy", "unsafe_precision", "unsafe_recall"),
+        *("safe_q05", "safe_q50", "safe_q95", "unsafe_q05", "unsafe_q50", "unsafe_q95"),
+        "score_std",
     ),
 }  # fmt: skip
 

@@ -81,8 +81,8 @@ def proposed_budget(journey: Journey) -> float | None:
     cost = Path(source)
     if journey.needs_budget and reads_text(source):
         raise ConfigError(
-            f"cost ({shown(source)}) is no folder and has no calibration, so no budget can be proposed; set "
-            "steps.align.constraint.budget"
+            f"cost ({shown(source)}) is no folder and has no calibration, so no budget can be "
+            "proposed; set steps.align.constraint.budget"
         )
     if not journey.needs_budget or not (cost.exists() or journey.config.cost):
         return None
