@@ -120,7 +120,8 @@ def split(
         say(f"left out: {count} {reason}")
     for file, source, of_file in zip(files, sources, rejected, strict=True):
         found = ", ".join(f"{name} {counts[file.file, name]}" for name in parts)
-        broken = f"; {len(of_file)} rows broken and left out" if len(of_file) else ""
+        rows_broken = "row" if len(of_file) == 1 else "rows"
+        broken = f"; {len(of_file)} {rows_broken} broken and left out" if len(of_file) else ""
         say(f"{file.file}: {source.recognised.name}; {found}{broken}")
     totals = {name: sum(counts[file.file, name] for file in files) for name in parts}
     say("in all: " + ", ".join(f"{name} {count}" for name, count in totals.items()))

@@ -172,6 +172,14 @@ def test_a_broken_row_stops_it_and_leaves_nothing_behind(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_broken_rows_within_the_limit_are_counted(tmp_path: Path) -> None:
+    rows = [_single(f"p{row}", "a", True) for row in range(9)]
+    file = _write(tmp_path / "rows.jsonl", [*rows, _single("q", "a", 7)])
+    parts = {"all": 1.0}
+    lines = _split(tmp_path / "out", file, parts=parts, max_rejected_fraction=0.2)
+    assert [line for line in lines if "all 9" in line][0].endswith("; 1 row broken and left out")
+
+
 def test_a_part_without_rows_is_refused_with_what_was_left_out(tmp_path: Path) -> None:
     file = _write(tmp_path / "rows.jsonl", [{"prompt": "p"}, {"prompt": "q"}])
     with pytest.raises(DataError, match=r"hold no row \(left out: 2 without an answer\)"):
