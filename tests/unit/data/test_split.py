@@ -177,7 +177,7 @@ def test_broken_rows_within_the_limit_are_counted(tmp_path: Path) -> None:
     file = _write(tmp_path / "rows.jsonl", [*rows, _single("q", "a", 7)])
     parts = {"all": 1.0}
     lines = _split(tmp_path / "out", file, parts=parts, max_rejected_fraction=0.2)
-    assert [line for line in lines if "all 9" in line][0].endswith("; 1 row broken and left out")
+    assert next(line for line in lines if "all 9" in line).endswith("; 1 row broken and left out")
 
 
 def test_a_part_without_rows_is_refused_with_what_was_left_out(tmp_path: Path) -> None:
