@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,9 +141,10 @@ class Renderer:
         """
         kept = self._without_end(token_ids)
         whole = self._decoded(kept)
-        ends = _streamed_ends(self.tokenizer.backend_tokenizer, kept, whole) or [
-            len(self._decoded(kept[:number]).rstrip("\ufffd")) for number in range(1, len(kept) + 1)
-        ]
+        ends = _streamed_ends(self.tokenizer.backend_tokenizer, kept, whole) or accumulate(
+            (len(self._decoded(kept[:end]).rstrip("\ufffd")) for end in range(1, len(kept) + 1)),
+            max,
+        )
         before, length = len(whole) - len(whole.lstrip()), len(whole.strip())
         inside = [min(max(end - before, 0), length) for end in ends]
         return [*inside, *[length] * (len(token_ids) - len(kept))]
