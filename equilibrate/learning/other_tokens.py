@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ class OtherTokens:
 
 
 def check_readable(
-    folder: str, text: TextConfig, prompts: Sequence[Prompt], max_new_tokens: int
+    folder: str | Path, text: TextConfig, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> None:
     """Refuse a scorer that could not read the prompts, and answers of so many of its own tokens.
 

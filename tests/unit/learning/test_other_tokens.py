@@ -220,6 +220,17 @@ def test_of_a_word_all_bytes_are_read(
     assert counted(bytes_for_words, rollout_of(policy, said, is_cut=is_cut)) == expected
 
 
+def test_white_space_that_it_puts_before_an_answer_is_no_part_of_it(
+    bytes_for_words: dict[str, Path], tmp_path: Path
+) -> None:
+    """As of Llama 2: the prompt ends without the space that an answer begins with."""
+    loose = TURNS.replace("m['role'] + ' ' + m", "m['role'] + '  ' + m").replace("ant '", "ant'")
+    folders = bytes_for_words | {"reward": byte_level(tmp_path / "reward", loose)}
+    said = rollout_of(Renderer(folders["policy"]), "red cat")
+    # Two spaces and 3 bytes, 4 more, and the end.
+    assert counted(folders, said) == [5, 9, 10]
+
+
 def test_turns_and_answer_are_written_by_its_own_template(
     words_for_bytes: dict[str, Path],
 ) -> None:
