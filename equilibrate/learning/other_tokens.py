@@ -33,16 +33,16 @@ class OtherTokens:
         folder: str,
         kind: ScorerKind,
         accelerator: Accelerator,
-        *,
-        policy: Renderer,
+        policy: str,
         text: TextConfig | None,
         max_tokens: int,
     ) -> None:
-        """Args: max_tokens: padded tokens of one forward pass. Raises: DataError."""
+        """Args: policy: its folder. max_tokens: padded tokens of one forward pass.
+        Raises: DataError."""
         self._folder = folder
         self._scorer = load_scorer(folder, kind, accelerator)
         self._renderer = Renderer(folder, text)
-        self._policy = policy
+        self._policy = Renderer(policy, text)
         self._num_positions = num_positions(folder)
         self._max_tokens = max_tokens
         self._device = accelerator.torch_device

@@ -48,29 +48,23 @@ class ScoringWorker:
     ) -> None:
         """Args:
         reward, cost, reference: model folders; without reward or cost every token scores 0. Reward
-            and cost may have tokenizers of their own, see `OtherTokens`, or be sources that read
-            text: then only the last token of a response scores.
+            and cost may have other tokens (`OtherTokens`), or be sources that read text: then only
+            the last token of a response scores.
         max_tokens_per_batch: padded tokens of one forward pass.
         temperature: the one that samples the rollouts; log-probs are those of that distribution.
         deadline_seconds: of one call of `score`.
-        text: how conversations are written for scorers with a tokenizer of their own.
+        text: how conversations are written for other tokens.
         """
         self._accelerator = Accelerator(device, dtype)
         self._accelerator.prepare(threads=cpu_threads)
         sources: dict[ScorerKind, str] = {"reward": reward, "cost": cost}
-        self._texts: dict[ScorerKind, TextScorer] = {}
-        self._others: dict[ScorerKind, OtherTokens] = {}
+        self._texts, self._others = dict[ScorerKind, TextScorer](), dict[ScorerKind, OtherTokens]()
         for kind, source in sources.items():
             if reads_text(source):
                 self._texts[kind] = TextScorer(source, seconds=deadline_seconds)
             elif reads_what_is_said(reference, source):
                 self._others[kind] = OtherTokens(
-                    source,
-                    kind,
-                    self._accelerator,
-                    policy=Renderer(reference, text),
-                    text=text,
-                    max_tokens=max_tokens_per_batch,
+                    source, kind, self._accelerator, reference, text, max_tokens_per_batch
                 )
         self._renderer = Renderer(reference, text) if self._texts else None
         self._reward, self._cost = (

@@ -23,10 +23,13 @@ from transformers import (
 )
 
 from equilibrate.config.base import TextConfig
+from equilibrate.config.files import parse_settings
+from equilibrate.config.fit import FitConfig
 from equilibrate.errors import DataError
 from equilibrate.learning.other_tokens import OtherTokens, check_readable
 from equilibrate.learning.scoring import ScoringWorker
 from equilibrate.models.device import Accelerator
+from equilibrate.run.inputs import check_files
 from equilibrate.text.plain import Start
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import (
@@ -139,7 +142,7 @@ def rollout_of(
 
 
 def other(folders: dict[str, Path], **changes: Any) -> OtherTokens:
-    arguments = {"policy": Renderer(folders["policy"]), "text": None, "max_tokens": 4096}
+    arguments = {"policy": str(folders["policy"]), "text": None, "max_tokens": 4096}
     return OtherTokens(str(folders["reward"]), "reward", CPU, **{**arguments, **changes})
 
 
@@ -375,3 +378,10 @@ def test_the_door_knows_the_prompts_that_it_cannot_read(
         DataError, match=r"reward: its model has 15 positions, of which prompt 'row 7' takes 8"
     ):
         check_readable(str(short), TextConfig(), [prompt("a"), prompt("red cat b")], 8)
+
+
+def test_answers_that_are_given_it_does_not_score(words_for_bytes: dict[str, Path]) -> None:
+    data = {name: str(folder) for name, folder in words_for_bytes.items()} | {"train": "x.jsonl"}
+    config = parse_settings(FitConfig, {"data": data, "objective": {"type": "dpo"}})
+    with pytest.raises(DataError, match=r"data\.reward \(.* is 'user' there, .*e \(dpo\) learns"):
+        check_files(config, None)

@@ -383,44 +383,17 @@ def test_other_settings_of_a_step_are_refused_once_its_model_was_used(inputs: Pa
         check_journey(changed)
 
 
-def with_other_tokens(scorer: Path) -> None:
-    """Another word, and a template of one question and its answer."""
-    vocabulary = (scorer / "tokenizer.json").read_text().replace('"lamp"', '"lampe"')
-    (scorer / "tokenizer.json").write_text(vocabulary)
-    template = (scorer / "chat_template.jinja").read_text()
-    refusal = "{% if messages | length > 2 %}{{ raise_exception('none') }}{% endif %}"
-    (scorer / "chat_template.jinja").write_text(refusal + template)
-
-
 def test_a_scorer_with_other_tokens_reads_every_prompt_at_the_door(
     inputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with_other_tokens(inputs / "cost")
+    words, template = (inputs / "cost" / n for n in ("tokenizer.json", "chat_template.jinja"))
+    words.write_text(words.read_text().replace('"lamp"', '"lampe"'))
+    refusal = "{% if messages | length > 2 %}{{ raise_exception('') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
     assert validate(inputs) == 0
-    config = json.loads((inputs / "cost" / "config.json").read_text())
-    edited = config | {"max_position_embeddings": 1030}
-    (inputs / "cost" / "config.json").write_text(json.dumps(edited))
-    assert validate(inputs, "rollout.max_new_tokens=1000") == 0
-    assert validate(inputs, "rollout.max_new_tokens=1028") == 3
-    assert "cost: its model has 1030 positions, of which prompt" in capsys.readouterr().err
-    roles = ("user", "assistant", "user")
-    turns = [{"role": role, "content": "how ?"} for role in roles]
+    turns = [{"role": role, "content": "how ?"} for role in ("user", "assistant", "user")]
     write_rows(inputs / "prompts", [{"prompt": turns, "category": "GENERAL"}])
-    assert validate(inputs, "rollout.max_new_tokens=1000") == 3
+    assert validate(inputs) == 3
     assert (
-        "cost: its chat template refuses a conversation of user, assistant, user"
-        in capsys.readouterr().err
+        "cost: its chat template refuses a conversation of user, assis" in capsys.readouterr().err
     )
-
-
-def test_a_scorer_with_other_tokens_is_not_asked_about_given_answers(inputs: Path) -> None:
-    with_other_tokens(inputs / "cost")
-    write_rows(inputs / "pairs", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
-    data = {n: str(inputs / n) for n in ("policy", "reward", "cost", "evaluation")}
-    data["train"] = str(inputs / "pairs")
-    config = parse_settings(FitConfig, {"data": data, "objective": {"type": "dpo"}, "ama": {}})
-    with pytest.raises(DataError, match=r"data\.cost \(.*'lampe' there, .*objective\.type \(dpo\)"):
-        check_inputs(config, inputs)
-    data["train"] = str(inputs / "prompts")
-    config = parse_settings(FitConfig, {"data": data, "objective": {"type": "ars"}})
-    check_inputs(config, inputs)
