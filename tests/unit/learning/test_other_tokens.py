@@ -1,5 +1,4 @@
-"""A scorer with another tokenizer: what it reads, and which of its scores a token of the policy
-gets."""
+"""A scorer with another tokenizer: what it reads, and which scores the policy's tokens get."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -270,8 +270,7 @@ def test_beyond_its_positions_it_reads_nothing_and_says_so(
     assert long[-8:].tolist() == [8, 8, 9, 9, 9, 9, 9, 9]
     assert "1 of 2 answers are longer than its 9 positions" in caplog.text
     scorer._num_positions = 3
-    (nothing,) = scorer.score([rollout_of(policy, "a b")])
-    assert set(nothing.tolist()) == {3.0}
+    assert set(scorer.score([rollout_of(policy, "a b")])[0].tolist()) == {3.0}
 
 
 PARTS = [*"abredct .?\n", "é", "你", "好", "🙂", "👩‍👩‍👧", "<end>"]
@@ -384,4 +383,17 @@ def test_answers_that_are_given_it_does_not_score(words_for_bytes: dict[str, Pat
     data = {name: str(folder) for name, folder in words_for_bytes.items()} | {"train": "x.jsonl"}
     config = parse_settings(FitConfig, {"data": data, "objective": {"type": "dpo"}})
     with pytest.raises(DataError, match=r"data\.reward \(.* is 'user' there, .*e \(dpo\) learns"):
+        check_files(config, None)
+
+
+def test_every_prompt_is_read_at_the_door(bytes_for_words: dict[str, Path], tmp_path: Path) -> None:
+    row = {"messages": [{"role": turn.role, "content": turn.content} for turn in TALK]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row | {"category": "GENERAL"}))
+    data = {name: str(folder) for name, folder in bytes_for_words.items()}
+    data |= {"train": str(tmp_path / "x.jsonl"), "cost": data["reward"]}
+    config = parse_settings(FitConfig, {"data": data, "objective": {"type": "ars"}})
+    with (
+        patch("equilibrate.run.inputs.check_models"),  # one folder is no scorer of both kinds
+        pytest.raises(DataError, match=r"reward: its chat template refuses .*\(no system\)"),
+    ):
         check_files(config, None)

@@ -381,19 +381,3 @@ def test_other_settings_of_a_step_are_refused_once_its_model_was_used(inputs: Pa
     check_journey(journey_of(inputs))
     with pytest.raises(ConfigError, match=r"step reward .*seed \(2\) must stay what it was"):
         check_journey(changed)
-
-
-def test_a_scorer_with_other_tokens_reads_every_prompt_at_the_door(
-    inputs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words, template = (inputs / "cost" / n for n in ("tokenizer.json", "chat_template.jinja"))
-    words.write_text(words.read_text().replace('"lamp"', '"lampe"'))
-    refusal = "{% if messages | length > 2 %}{{ raise_exception('') }}{% endif %}"
-    template.write_text(refusal + template.read_text())
-    assert validate(inputs) == 0
-    turns = [{"role": role, "content": "how ?"} for role in ("user", "assistant", "user")]
-    write_rows(inputs / "prompts", [{"prompt": turns, "category": "GENERAL"}])
-    assert validate(inputs) == 3
-    assert (
-        "cost: its chat template refuses a conversation of user, assis" in capsys.readouterr().err
-    )
