@@ -167,7 +167,8 @@ def counted(folders: dict[str, Path], rollout: Rollout) -> list[int]:
     (scores,) = scorer.score([rollout])
     (length,) = map(len, Renderer(folders["reward"]).prompts([rollout.messages]))
     assert scores[~rollout.response_mask].tolist() == [length] * int((~rollout.response_mask).sum())
-    return (scores[rollout.response_mask] - length).astype(int).tolist()
+    numbers: list[int] = (scores[rollout.response_mask] - length).astype(int).tolist()
+    return numbers
 
 
 @pytest.mark.parametrize(
