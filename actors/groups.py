@@ -180,7 +180,7 @@ class WorkerGroups:
         return self._worker("rollout", index, make, environment)
 
     def _start_scoring_worker(self, index: int) -> Worker[ScoringWorker]:
-        config = only(self._config, *SCORED_BY, "rollout.temperature")
+        config = only(self._config, *SCORED_BY, "rollout.temperature", "text")
         inputs = self._inputs
         make = partial(
             ScoringWorker,
@@ -193,6 +193,7 @@ class WorkerGroups:
             max_tokens_per_batch=config.scoring.max_tokens_per_batch,
             temperature=config.rollout.temperature,
             deadline_seconds=self._config.deadline("score"),
+            text=config.text,
         )
         return self._worker("scoring", index, make, ENVIRONMENT)
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from actors.engine import DeepSpeedModel, export_model, join_group, model_weights
 from actors.weights import PackedWeights, pack_weights
 from equilibrate.config.base import TextConfig
-from equilibrate.config.sources import reads_text
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.learning.average import WeightAverage
 from equilibrate.learning.parity import parity_gap, require_parity
@@ -41,6 +40,7 @@ from equilibrate.ppo.batches import Indices, ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
 from equilibrate.seeds import derive_seed
 from equilibrate.text.renderer import Renderer, load_tokenizer
+from equilibrate.text.vocabulary import reads_what_is_said
 from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch, UpdateMetrics
 
 
@@ -49,8 +49,8 @@ class LearnerSettings:
     """What a learner rank needs to know of a run."""
 
     policy: str
-    """Model folders; the critics start as the reward and cost models. Where these are no folders
-    they start as the policy, with a head of their own."""
+    """Model folders; the critics start as the reward and cost models. Where these read no tokens of
+    the policy they start as the policy, with a head of their own."""
     reward: str
     """Empty: no critic."""
     cost: str
@@ -114,8 +114,8 @@ class LearnerWorker:
             )
 
     def _trained_critic(self, folder: str, kind: Literal["reward", "cost"]) -> DeepSpeedModel:
-        if reads_text(folder):
-            start = self._settings.policy
+        start = self._settings.policy
+        if reads_what_is_said(start, folder):
             pad = load_tokenizer(start).pad_token_id
             seed = derive_seed(self._settings.seed, kind == "cost")
             critic = new_scorer(start, kind, self._accelerator, seed=seed, pad_token_id=pad)

@@ -34,6 +34,7 @@ from equilibrate.run.stages import Stage, library_versions, run_stage, short_has
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
+from equilibrate.text.vocabulary import other_tokens
 from equilibrate.types import ScorerKind
 
 BASE_LR = 2e-3
@@ -103,7 +104,9 @@ def prepare_inputs(config: TrainConfig, stages: Path, announce: Announce) -> Inp
         inputs = Inputs(**models, ptx=world.data / "base", prompts=prompts)
     else:
         prompts = require_files("prompts", data.prompts)
-        inputs = Inputs(**_models(config), ptx=_existing("ptx", data.ptx), prompts=prompts)
+        inputs = Inputs(
+            **_models(config, announce), ptx=_existing("ptx", data.ptx), prompts=prompts
+        )
     return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
 
@@ -139,7 +142,7 @@ def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> F
             inputs = FitInputs(**models | {"evaluation": ()}, ptx=None, train=pairs, prompts=())
     else:
         train = require_files("train", data.train)
-        inputs = FitInputs(**_models(config), ptx=None, train=train, prompts=())
+        inputs = FitInputs(**_models(config, announce), ptx=None, train=train, prompts=())
     return replace(inputs, shared_base=shared_base(config, inputs, stages))
 
 
@@ -182,8 +185,15 @@ def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
     return stages / f"answers-of-base-{short_hash(depends)}.json"
 
 
-def _models(config: TrainConfig | FitConfig) -> dict[str, Any]:
+def _models(config: TrainConfig | FitConfig, announce: Announce) -> dict[str, Any]:
     data = config.data
+    for kind in SCORERS:
+        scorer = getattr(data, kind)
+        if not reads_text(scorer) and (difference := other_tokens(data.policy, scorer)):
+            announce(
+                f"data.{kind}: {scorer} has a tokenizer of its own ({difference}); it reads the "
+                "decoded answers, and its critic starts as the policy"
+            )
     return {
         "policy": require_path("policy", data.policy),
         "reward": _scorer("reward", data.reward),

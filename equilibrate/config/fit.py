@@ -139,7 +139,7 @@ class FitDataConfig(InputsConfig):
     """Model folder to start from; a scorer gets its weights and a head of its own."""
     reward: InputPath = ""
     """Folder of a causal model with one label, its sidecar and the policy's tokenizer; for ars also
-    what reads text, as `train` takes it."""
+    one of another tokenizer and what reads text, as `train` takes them."""
     cost: InputPath = ""
     """Likewise."""
     train: InputFiles = ()

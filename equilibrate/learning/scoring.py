@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from equilibrate.config.base import TextConfig
 from equilibrate.config.sources import reads_text
 from equilibrate.errors import DataError
+from equilibrate.learning.other_tokens import OtherTokens
 from equilibrate.learning.sources import TextScorer
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.ppo.batches import token_budget_batches
 from equilibrate.preference.spans import end_scores
 from equilibrate.text.renderer import Renderer
+from equilibrate.text.vocabulary import reads_what_is_said
 from equilibrate.types import FloatArray, Rollout, ScoredRollout, ScorerKind
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -41,26 +44,32 @@ class ScoringWorker:
         max_tokens_per_batch: int,
         temperature: float,
         deadline_seconds: float = 600.0,
+        text: TextConfig | None = None,
     ) -> None:
         """Args:
         reward, cost, reference: model folders; without reward or cost every token scores 0. Reward
-            and cost may be sources that read text: then only the last token of a response scores.
+            and cost may have other tokens (`OtherTokens`), or be sources that read text: then only
+            the last token of a response scores.
         max_tokens_per_batch: padded tokens of one forward pass.
         temperature: the one that samples the rollouts; log-probs are those of that distribution.
         deadline_seconds: of one call of `score`.
+        text: how conversations are written for other tokens.
         """
         self._accelerator = Accelerator(device, dtype)
         self._accelerator.prepare(threads=cpu_threads)
         sources: dict[ScorerKind, str] = {"reward": reward, "cost": cost}
-        self._texts = {
-            kind: TextScorer(source, seconds=deadline_seconds)
-            for kind, source in sources.items()
-            if reads_text(source)
-        }
-        self._renderer = Renderer(reference) if self._texts else None
+        self._texts, self._others = dict[ScorerKind, TextScorer](), dict[ScorerKind, OtherTokens]()
+        for kind, source in sources.items():
+            if reads_text(source):
+                self._texts[kind] = TextScorer(source, seconds=deadline_seconds)
+            elif reads_what_is_said(reference, source):
+                self._others[kind] = OtherTokens(
+                    source, kind, self._accelerator, reference, text, max_tokens_per_batch
+                )
+        self._renderer = Renderer(reference, text) if self._texts else None
         self._reward, self._cost = (
             load_scorer(source, kind, self._accelerator)
-            if source and kind not in self._texts
+            if source and kind not in {*self._texts, *self._others}
             else None
             for kind, source in sources.items()
         )
@@ -86,7 +95,11 @@ class ScoringWorker:
         for rows in token_budget_batches(lengths, self._max_tokens):
             batch = [rollouts[row] for row in rows]
             scored.update(zip(rows.tolist(), self._score_batch(batch), strict=True))
-        return self._with_texts([scored[row] for row in range(len(rollouts))], began)
+        found = [scored[row] for row in range(len(rollouts))]
+        for kind, other in self._others.items():
+            token_scores = zip(found, other.score(rollouts), strict=True)
+            found = [_with_scores(one, kind, float(of[-1]), of) for one, of in token_scores]
+        return self._with_texts(found, began)
 
     def _with_texts(self, scored: list[ScoredRollout], began: float) -> list[ScoredRollout]:
         for kind, scorer in self._texts.items():
@@ -132,6 +145,12 @@ class ScoringWorker:
 def _with_verdict(scored: ScoredRollout, kind: ScorerKind, verdict: float) -> ScoredRollout:
     of_tokens = np.zeros(len(scored.rollout.token_ids), np.float32)
     of_tokens[-1] = verdict
+    return _with_scores(scored, kind, verdict, of_tokens)
+
+
+def _with_scores(
+    scored: ScoredRollout, kind: ScorerKind, verdict: float, of_tokens: FloatArray
+) -> ScoredRollout:
     if kind == "reward":
         return replace(scored, reward=verdict, token_rewards=of_tokens)
     return replace(scored, cost=verdict, token_costs=of_tokens)

@@ -26,12 +26,13 @@ _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpa
 
 
 def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Path = "") -> None:
-    """`check_folder` of all models of a run, and that the scorers can read the policy's tokens.
+    """`check_folder` of all models of a run, and that the scorers can read the policy's tokens, or
+    have a tokenizer of their own.
 
     Args: reward, cost: empty for none.
-    Raises: DataError, as `check_folder`; or naming both folders and what differs.
+    Raises: DataError, as `check_folder`; or naming both folders.
     """
-    from equilibrate.text.vocabulary import require_same_tokens
+    from equilibrate.text.vocabulary import other_tokens, require_tokenizers
 
     sampled = check_folder(policy, "policy")
     scorers: list[tuple[str | Path, Role]] = [(reward, "reward"), (cost, "cost")]
@@ -39,8 +40,8 @@ def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Pat
         if not folder:
             continue
         num_rows = check_folder(folder, role)
-        require_same_tokens(policy, folder)
-        if num_rows < sampled:
+        require_tokenizers(policy, folder)
+        if num_rows < sampled and not other_tokens(policy, folder):
             raise DataError(
                 f"{folder}: its model knows tokens 0 to {num_rows - 1}, the policy {policy} can "
                 f"sample 0 to {sampled - 1}; call resize_token_embeddings({sampled}) on the {role} "

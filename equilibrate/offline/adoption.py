@@ -33,7 +33,7 @@ from equilibrate.offline.labelled import labelled_answers, naming, readable_colu
 from equilibrate.offline.scorer_loss import ScorerLoss
 from equilibrate.offline.table import AnswerTable, Rows
 from equilibrate.ppo.batches import passes_of_rank
-from equilibrate.text.vocabulary import has_tokenizer, require_same_tokens
+from equilibrate.text.vocabulary import has_tokenizer, other_tokens, require_tokenizers
 from equilibrate.types import ScorerKind, is_unsafe
 
 NOTE_FILE = "equilibrate_scorer.json"
@@ -90,7 +90,7 @@ def adopt(
         head is read; or that the model ranks answers no better than chance.
     """
     found = read_foreign(source, kind, **asdict(reading))
-    start = _start(source, policy)
+    start = _start(source, policy, say)
     config = _config(kind, data, start, settings, num_positions(source))
     note = _note(source, kind, data, policy, reading, config)
     if _is_there(out, source, note, say):
@@ -184,11 +184,14 @@ def _check(folder: Path, kind: ScorerKind, policy: Path | None) -> None:
         check_models(policy=policy, **{kind: folder})
 
 
-def _start(source: Path, policy: Path | None) -> Path:
-    """The folder that answers are read with."""
+def _start(source: Path, policy: Path | None, say: Callable[[str], None]) -> Path:
+    """The folder that answers are read with, as training reads them."""
     if policy is not None:
-        require_same_tokens(policy, source)
-        return policy
+        require_tokenizers(policy, source)
+        if not (difference := other_tokens(policy, source)):
+            return policy
+        say(f"{source}: reads answers in tokens of its own, not in those of {policy}: {difference}")
+        return source
     if not has_tokenizer(source):
         raise DataError(f"{source}: holds no tokenizer; copy the one it was trained with beside it")
     return source

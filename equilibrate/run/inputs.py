@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from equilibrate.config.fit import ArsConfig, FitConfig
@@ -13,8 +13,10 @@ from equilibrate.data.columns import require_text
 from equilibrate.data.records import said
 from equilibrate.data.rows import RejectedRows, check_disjoint, prompt_key
 from equilibrate.data.tables import SFT_COLUMNS, load_table
+from equilibrate.errors import DataError
 from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
+from equilibrate.learning.other_tokens import check_readable
 from equilibrate.learning.sources import check_source
 from equilibrate.models.folders import check_models, check_positions, check_sampled
 from equilibrate.offline.labelled import chosen_columns, naming
@@ -22,7 +24,8 @@ from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import SCORERS, require_files, require_path
 from equilibrate.run.folder import read_fitting
 from equilibrate.text.renderer import Renderer
-from equilibrate.types import Category, Conversation, Prompt, as_conversation
+from equilibrate.text.vocabulary import other_tokens
+from equilibrate.types import Category, Conversation, Prompt, ScorerKind, as_conversation
 
 
 def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
@@ -42,19 +45,41 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     samplers = [policy] if samples_to_learn or data.evaluation else []
     for folder in samplers:
         check_sampled(folder, config.device)
-    for folder in (*samplers, *(scorers.values() if samples_to_learn else ())):
+    others = _with_other_tokens(config, policy, scorers)
+    readers = [folder for folder in scorers.values() if samples_to_learn and folder not in others]
+    for folder in (*samplers, *readers):
         check_positions(folder, config.rollout.max_model_len)
-    training: list[Prompt] = []
     if isinstance(config, TrainConfig):
         training = _prompts(config, run, require_files("prompts", config.data.prompts))
+    else:
+        training = _check_answers(config, run, require_files("train", config.data.train))
+    for folder in others:
+        check_readable(folder, config.text, training, config.rollout.max_new_tokens)
+    if isinstance(config, TrainConfig):
         make_sampler(config, training)
         if config.data.ptx:
             training += _check_texts(require_path("ptx", config.data.ptx))
-    else:
-        training = _check_answers(config, run, require_files("train", config.data.train))
     if data.evaluation:
         held_out = _prompts(config, run, require_files("evaluation", data.evaluation))
         check_disjoint(training, held_out)
+
+
+def _with_other_tokens(
+    config: TrainConfig | FitConfig, policy: Path, scorers: Mapping[ScorerKind, Path]
+) -> list[Path]:
+    """The scorers that read decoded answers, which are those that are sampled."""
+    others = []
+    for kind, folder in scorers.items():
+        if difference := other_tokens(policy, folder):
+            if isinstance(config, FitConfig) and not isinstance(config.objective, ArsConfig):
+                raise DataError(
+                    f"data.{kind} ({folder}) reads other tokens than {policy} ({difference}), so "
+                    f"only answers that are sampled, and objective.type ({config.objective.type}) "
+                    "learns from given ones; give a scorer that was trained with the policy's "
+                    "tokenizer, or leave it out"
+                )
+            others.append(folder)
+    return others
 
 
 def make_sampler(config: TrainConfig, prompts: Sequence[Prompt]) -> FdcSampler:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from equilibrate.config.align import Journey
 from equilibrate.config.fit import FitConfig
-from equilibrate.config.sources import reads_text
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError
 from equilibrate.models.folders import Role
@@ -72,7 +71,8 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
     if config.ppo.has_critics:
         wanted = ["", ""] if data.is_built_in else [data.reward, *filter(None, [data.cost])]
         # A critic starts as the policy where its scorer is none.
-        folders = [data.policy if reads_text(source) else source for source in wanted]
+        start = _there(data.policy, unmade)
+        folders = [data.policy if _is_no_start(start, source) else source for source in wanted]
         scorers = [_Model.of(folder, "reward", unmade) for folder in folders]
     stage, averages = config.learner.zero_stage, config.learner.average_decay > 0
     checkpoint = sum(model.state(stage) for model in (policy, *scorers))
@@ -160,7 +160,7 @@ class _Model:
     def of(cls, folder: str, role: Role, unmade: str) -> _Model:
         if not folder:
             return cls(weights=WORLD_WEIGHTS, texts=0)
-        path = Path(folder if Path(folder).exists() or not unmade else unmade)
+        path = _there(folder, unmade)
         # Late: the built-in world's settings need not wait for it.
         from equilibrate.models.skeleton import build_empty
 
@@ -174,6 +174,17 @@ class _Model:
 
     def state(self, zero_stage: int) -> int:
         return STATE_BYTES[zero_stage] * self.weights
+
+
+def _there(folder: str, unmade: str) -> Path:
+    return Path(folder if Path(folder).exists() or not unmade else unmade)
+
+
+def _is_no_start(policy: Path, scorer: str) -> bool:
+    """Whether a critic starts as the policy."""
+    from equilibrate.text.vocabulary import reads_what_is_said  # late: as above
+
+    return reads_what_is_said(policy, scorer)
 
 
 def _world_bytes(config: TrainConfig | FitConfig) -> int:

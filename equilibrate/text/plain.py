@@ -61,6 +61,12 @@ class PlainText:
             )
         return found
 
+    def ends(self, start: Start, text: str) -> list[int]:
+        """Characters of a text up to the end of each of its tokens; one of several tokens counts
+        for all of them."""
+        backend = self._backends[start]
+        return [end for _, end in backend.encode(text, add_special_tokens=False).offsets]
+
 
 def _without_control(tree: dict[str, Any], control: Mapping[str, int]) -> dict[str, Any]:
     """The same tokenizer under whose names for control tokens no text can be written.

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from equilibrate.config.base import TextConfig
@@ -131,12 +132,49 @@ class Renderer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a response, without what ends it, special tokens and white space around it."""
+        return self._decoded(self._without_end(token_ids)).strip()
+
+    def decoded_ends(self, token_ids: Sequence[int]) -> list[int]:
+        """How many characters of `decode(token_ids)` are there after each token.
+
+        A character of several tokens is there after the last of them.
+        """
+        kept = self._without_end(token_ids)
+        whole = self._decoded(kept)
+        ends = _streamed_ends(self.tokenizer.backend_tokenizer, kept, whole) or accumulate(
+            (len(self._decoded(kept[:end]).rstrip("\ufffd")) for end in range(1, len(kept) + 1)),
+            max,
+        )
+        before, length = len(whole) - len(whole.lstrip()), len(whole.strip())
+        inside = [min(max(end - before, 0), length) for end in ends]
+        return [*inside, *[length] * (len(token_ids) - len(kept))]
+
+    def answer_ends(
+        self, conversation: str | Conversation, response: str, *, has_end: bool = True
+    ) -> list[int]:
+        """How many characters of a response have been read after each token of its text.
+
+        Args: response: without white space around it, as `decode` gives it.
+        Returns: for each token of what `answers` makes of it, but for its end; 0 or less while the
+            response has not begun, more than its length for what the template puts behind it.
+        """
+        turns = as_conversation(conversation)
+        form = self._template.reply(roles_of(turns))
+        start = _start_after(self._prompt(turns))
+        piece, _ = _reply(form, start, "", self._cut(response), has_end)[0]
+        assert not isinstance(piece, int)
+        return [end - len(form.before) for end in self._plain.ends(*piece)]
+
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def _without_end(self, token_ids: Sequence[int]) -> list[int]:
         kept = list(token_ids)
         # Here as well: not every end is declared special.
         while kept and kept[-1] in self._ends:
             kept.pop()
-        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
-        return text.strip()
+        return kept
 
     def _prompt(self, conversation: Conversation) -> list[_Piece]:
         if not conversation or conversation[-1].role == "assistant":
@@ -201,6 +239,24 @@ def _reply(form: ReplyForm, start: Start, given: str, response: str, has_end: bo
         response = (response.rstrip() if form.slot.trims_right else response) + form.after
     pieces.append(((start, before + response), True))
     return [*pieces, (form.end_id, True)] if has_end else pieces
+
+
+def _streamed_ends(backend: Any, token_ids: Sequence[int], whole: str) -> list[int]:
+    """Characters of `whole` that are there after each token, decoded one by one; none where that
+    does not come to the same text."""
+    stream = DecodeStream(skip_special_tokens=True)
+    text, ends = "", []
+    try:
+        for number in token_ids:
+            text += stream.step(backend, number) or ""
+            ends.append(len(text))
+    except Exception as error:  # the library has no class for it
+        if "prefix" not in str(error):
+            raise
+        # Sampled bytes that are no character, which SentencePiece's decoder counts anew each time.
+        return []
+    # A character that was cut off is never given, and stands in the text as one that is unknown.
+    return ends if whole.startswith(text) and not whole[len(text) :].strip("\ufffd") else []
 
 
 def end_ids_of(folder: str | Path) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from equilibrate.config.sources import reads_text
 from equilibrate.errors import DataError
 from equilibrate.text.renderer import load_tokenizer
 
@@ -35,19 +36,24 @@ def largest_id(folder: str | Path) -> int:
     return max(load_tokenizer(folder).get_vocab().values(), default=-1)
 
 
-def require_same_tokens(policy: str | Path, scorer: str | Path) -> None:
-    """A scorer reads the policy's token ids, so each must be the same token to both.
-
-    Raises: DataError naming both folders and the first token, or piece of text, that differs.
-    """
+def require_tokenizers(policy: str | Path, scorer: str | Path) -> None:
+    """Raises: DataError naming the folder without one."""
     for folder in (policy, scorer):
         if not has_tokenizer(folder):
             raise DataError(
                 f"{folder}: has no tokenizer, so nobody can tell whether {scorer} reads the tokens "
                 f"of {policy} as they are meant; copy the one it was trained with beside it"
             )
+
+
+def other_tokens(policy: str | Path, scorer: str | Path) -> str:
+    """What tells the tokenizers of two folders apart: the first token, or piece of text, that
+    differs; empty where each id is the same token to both, where a folder has no tokenizer, and
+    where there is no scorer."""
+    if not (scorer and has_tokenizer(policy) and has_tokenizer(scorer)):
+        return ""
     if all(_is_same_file(policy, scorer, name) for name in TOKENIZER_FILES):
-        return
+        return ""
     ours, theirs = load_tokenizer(policy), load_tokenizer(scorer)
     our_tokens, their_tokens = (
         {index: token for token, index in tokenizer.get_vocab().items()}
@@ -56,17 +62,15 @@ def require_same_tokens(policy: str | Path, scorer: str | Path) -> None:
     for index in range(max([*our_tokens, *their_tokens], default=-1) + 1):
         ours_here, theirs_here = our_tokens.get(index), their_tokens.get(index)
         if ours_here != theirs_here:
-            raise DataError(
-                f"{scorer} reads the token ids of {policy}, and token {index} is "
-                f"{_shown(theirs_here)} there, {_shown(ours_here)} here; give a scorer that was "
-                "trained with the policy's tokenizer"
-            )
-    for text in PROBES:
-        if _ids(ours, text) != _ids(theirs, text):
-            raise DataError(
-                f"{scorer} and {policy} have the same tokens and cut text differently, for example "
-                f"{text!r}; give a scorer that was trained with the policy's tokenizer"
-            )
+            return f"token {index} is {_shown(theirs_here)} there, {_shown(ours_here)} here"
+    different = next((text for text in PROBES if _ids(ours, text) != _ids(theirs, text)), "")
+    return f"the same tokens cut {different!r} differently" if different else ""
+
+
+def reads_what_is_said(policy: str | Path, scorer: str | Path) -> bool:
+    """Whether a scorer takes decoded answers and not the policy's tokens, so that no critic can
+    start from it."""
+    return reads_text(scorer) or bool(other_tokens(policy, scorer))
 
 
 def _shown(token: str | None) -> str:

@@ -36,6 +36,14 @@ def write_policy(folder: Path) -> Path:
     return folder
 
 
+def write_other_policy(folder: Path) -> Path:
+    """With another word in its vocabulary."""
+    write_policy(folder)
+    vocabulary = (folder / "tokenizer.json").read_text().replace('"lamp"', '"lampe"')
+    (folder / "tokenizer.json").write_text(vocabulary)
+    return folder
+
+
 def write_source(folder: Path, name: str = "value_head", *, bias: float = 3.0) -> Path:
     """A policy's trunk with a head as OpenRLHF saved it in 2023: with a bias, and normalised."""
     write_policy(folder)
@@ -194,6 +202,19 @@ def test_a_reward_model_is_measured_on_all_pairs(world: dict[str, Any], tmp_path
     assert sidecar.calibration["num_pairs"] == len(world["asked"]) / 2
 
 
+def test_for_a_policy_with_other_tokens_it_is_measured_in_its_own(
+    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, other = write_pairs(tmp_path / "pairs.jsonl", world), write_other_policy(tmp_path / "p")
+    given = (world["source"], "--kind", "reward", "--data", pairs)
+    assert run(*given, "--out", tmp_path / "alone") == 0
+    capsys.readouterr()
+    assert run(*given, "--out", tmp_path / "reward", "--policy", other) == 0
+    assert "in tokens of its own" in (said := capsys.readouterr().out)
+    assert "is 'lamp' there, 'lampe' here" in said
+    assert read_sidecar(tmp_path / "reward") == read_sidecar(tmp_path / "alone")
+
+
 def test_a_model_that_is_turned_round_is_named_and_turned_by_asking(
     world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,9 +232,7 @@ def test_wrong_things_are_refused_before_a_weight_is_written(
 ) -> None:
     everything_safe = write_labels(tmp_path / "safe.jsonl", world, np.full(len(PROMPTS) * 8, True))
     pairs = write_pairs(tmp_path / "pairs.jsonl", world)
-    other = write_policy(tmp_path / "other")
-    vocabulary = (other / "tokenizer.json").read_text().replace('"lamp"', '"lampe"')
-    (other / "tokenizer.json").write_text(vocabulary)
+    other = write_other_policy(tmp_path / "other")
     bare = write_source(tmp_path / "bare")
     for file in bare.glob("token*"):
         file.unlink()
@@ -222,7 +241,7 @@ def test_wrong_things_are_refused_before_a_weight_is_written(
         (world["source"], "cost", everything_safe, (), "holds no unsafe answer"),
         (world["source"], "reward", everything_safe, (), f"{everything_safe}: column 'response_0'"),
         (world["source"], "cost", pairs, (), f"{pairs}: column 'safer_response_id'"),
-        (world["source"], "reward", pairs, ("--policy", other), "'lampe' here"),
+        (world["source"], "reward", pairs, ("--policy", bare), "bare: has no tokenizer"),
         (bare, "reward", pairs, (), "holds no tokenizer"),
         (other, "reward", pairs, (), "holds no head that gives a score"),
         (world["source"], "reward", pairs, ("--label", "good"), "has one label"),

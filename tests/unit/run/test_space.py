@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from equilibrate import cli
 from equilibrate.config.align import AlignConfig, Journey
@@ -182,3 +183,16 @@ def test_a_run_of_the_command_line_is_refused_before_anything_starts(
     with pytest.raises(ResourceError) as error:
         require_space(config)
     assert error.value.exit_code == 4
+
+
+def test_a_critic_that_cannot_start_from_its_scorer_is_as_large_as_the_policy(
+    models: Path, tmp_path: Path
+) -> None:
+    cost = tmp_path / "cost"
+    config = LlamaConfig(**TINY_LLAMA | {"num_hidden_layers": 3}, num_labels=1)
+    LlamaForSequenceClassification(config).save_pretrained(cost)
+    data = {"policy": str(models / "policy"), "reward": str(models / "reward"), "cost": str(cost)}
+    settings = train_config(models, data=data | {"prompts": "p"})
+    assert space_of(settings).writing == 12 * (TRUNK + (TRUNK + 32) + (TRUNK + LAYER + 32))
+    build_tokenizer().save_pretrained(cost)
+    assert space_of(settings).writing == 12 * (TRUNK + 2 * (TRUNK + 32))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
+from equilibrate.text.plain import Start
 from equilibrate.text.renderer import Renderer, end_ids_of
 from equilibrate.types import Conversation, Message
 from tests.unit.text.folders import CORPUS, FOLDERS, TAKES_NO_SYSTEM
@@ -185,3 +187,62 @@ def test_given_text_and_response_are_the_answer(renderer):
 def test_decoding_gives_the_answer_back_without_its_end(renderer):
     (answer,) = renderer.answers([QUESTION], [ANSWER])
     assert renderer.decode(answer.token_ids[answer.prompt_length :]) == ANSWER
+
+
+SAID = (
+    ANSWER,
+    " it  is\n\nfine ",
+    "naïve 日本 🙂👩‍👩‍👧",
+    "</s> <|im_end|> x",
+    "日本日本",
+    "",
+    " \n",
+)
+
+
+def test_ends_of_what_is_decoded_grow_with_each_token(renderer):
+    """Against decoding each prefix alone."""
+    for said in SAID:
+        ids = renderer._plain.encode([(Start.TURN, said)])[Start.TURN, said]
+        whole = renderer.tokenizer.decode(ids, skip_special_tokens=True)
+        before = len(whole) - len(whole.lstrip())
+        lengths = [len(complete(renderer, ids[: number + 1])) for number in range(len(ids))]
+        # SentencePiece's decoder takes characters back while a next one is not whole.
+        expected = [
+            min(max(0, length - before), len(whole.strip())) for length in accumulate(lengths, max)
+        ]
+        assert renderer.decoded_ends(ids) == expected
+        assert renderer.decoded_ends([*ids, renderer._ends[0]]) == [*expected, len(whole.strip())]
+
+
+def complete(renderer, ids: list[int]) -> str:
+    return renderer.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+
+
+def test_any_ids_have_ends_within_their_text(renderer):
+    """A policy may sample bytes that are no character, and control tokens between them."""
+    rng = random.Random(0)
+    for _ in range(300):
+        ids = [rng.randrange(len(renderer.tokenizer)) for _ in range(rng.randint(0, 20))]
+        text, ends = renderer.decode(ids), renderer.decoded_ends(ids)
+        assert len(ends) == len(ids)
+        assert all(0 <= end <= len(text) for end in ends)
+        assert not ids or not text[ends[-1] :].strip("\ufffd \n\t")
+
+
+def test_ends_of_an_answer_are_those_of_its_tokens(renderer):
+    for said in map(str.strip, SAID):
+        for has_end in (True, False):
+            (answer,) = renderer.answers([QUESTION], [said], has_end=[has_end])
+            ids = answer.token_ids[answer.prompt_length : len(answer.token_ids) - has_end]
+            ends = renderer.answer_ends(QUESTION, said, has_end=has_end)
+            assert len(ends) == len(ids)
+            assert ends == sorted(ends)
+            assert not said or ends[-1] >= len(said)
+            # A token is no further than its text, and not behind it but in a run of characters of
+            # which SentencePiece writes each byte.
+            written = renderer.decoded_ends(ids)
+            inside = [min(max(0, end), len(said)) for end in ends]
+            assert all(end >= there for end, there in zip(inside, written, strict=True))
+            whole = [end for end, there in zip(inside, written, strict=True) if end == there]
+            assert not said or whole[-1] == len(said)
