@@ -24,6 +24,8 @@ MODEL = "models/SmolLM2-135M-Instruct"
 PARTS = ("test=0.25", "judge=0.2", "train=0.55")
 """`train` teaches the run's own models, `judge` those that judge it, `test` only measures."""
 LENGTH = {"max_length": 320, "cpu_threads": 2, "trainer": {"cpus": 1}}
+SCORED_LENGTH = {"reward": 320, "cost": 160}
+"""Tokens of prompt and answer: cut so, 48 of an answer and whole ones were told apart as well."""
 SAMPLING = {
     "temperature": 0.6,
     "max_new_tokens": 48,
@@ -35,6 +37,7 @@ SEEDS = (0, 1)
 
 PKU = ("pku_v0_pairs_rebuilt.jsonl", "pku_current_500.jsonl", "pku_v0_demo32.json")
 BEAVERTAILS = "beavertails_30k_test.csv"
+DO_NOT_ANSWER = "do_not_answer.csv"
 COMPLETIONS = "xstest_completions_gpt4_gpteval.csv"
 HELPFUL = ("hh_helpful_test_relabelled.jsonl", "arena_pref_500.jsonl", "dpo_en_demo.json")
 MEASURED = {
@@ -64,10 +67,10 @@ class Journey:
     def steps(self) -> Mapping[str, Callable[[], None]]:
         steps: dict[str, Callable[[], None]] = {
             "split": self.split,
-            "cost": lambda: self.scorer("cost", "train", seed=0, epochs=2),
-            "reward": lambda: self.scorer("reward", "train", seed=0, epochs=2),
-            "judge-cost": lambda: self.scorer("cost", "judge", seed=1, epochs=2),
-            "judge-reward": lambda: self.scorer("reward", "judge", seed=1, epochs=2),
+            "cost": lambda: self.scorer("cost", seed=0),
+            "reward": lambda: self.scorer("reward", seed=0),
+            "judge-cost": lambda: self.scorer("judge-cost", seed=1),
+            "judge-reward": lambda: self.scorer("judge-reward", seed=1),
             "scorers": lambda: real_figures.scorers(self.out),
             "sft": self.sft,
         }
@@ -86,6 +89,7 @@ class Journey:
         harmful = self.data / BEAVERTAILS
         self._split("answers-pku", "answers", pku)
         self._split("answers-beavertails", "answers", [harmful])
+        self._split("answers-dna", "answers", [self.data / DO_NOT_ANSWER])
         self._split("pairs", "pairs", pku)
         self._split("current", "pairs", pku[1:2])
         self._split("helpful", "pairs", helpful)
@@ -97,6 +101,11 @@ class Journey:
             classed = f"{category}={self.data / file}" if category else self.data / file
             parts = (f"test={share}", f"rest={round(1 - share, 3)}")
             self._split(name, "prompts", [classed], parts)
+        for part in ("train", "judge"):
+            real_figures.harmless_answers(self.data, self.out, part)
+        evaluated = self.spaced("harmful/test.jsonl", 120)
+        for name in real_figures.SETS:
+            real_figures.divide(self.out / name / "test.jsonl", evaluated)
 
     def _split(
         self, name: str, shape: str, files: Sequence[str | Path], parts: Sequence[str] = PARTS
@@ -105,13 +114,13 @@ class Journey:
             out = ["--out", self.out / name, "--shape", shape]
             self._run("split", *files, *out, "--parts", *parts)
 
-    def scorer(self, kind: str, part: str, *, seed: int, epochs: int) -> None:
-        name = kind if part == "train" else f"judge-{kind}"
-        shapes = ["answers-pku", "answers-beavertails"] if kind == "cost" else ["helpful"]
-        train = [str(self.out / shape / f"{part}.jsonl") for shape in shapes]
+    def scorer(self, name: str, *, seed: int) -> None:
+        kind = real_figures.SCORERS[name]
+        train = [str(file) for file in real_figures.taught(self.out, name)]
         data = {"policy": str(self.model), "train": train}
-        settings = {"epochs": epochs, "lr": 5e-5, "batch_size": 16, "seed": seed, "data": data}
-        self._config("fit", name, {"objective": {"type": kind}, **LENGTH, **settings})
+        settings = {"epochs": 2, "lr": 5e-5, "batch_size": 16, "seed": seed, "data": data}
+        length = LENGTH | {"max_length": SCORED_LENGTH[kind]}
+        self._config("fit", name, {"objective": {"type": kind}, **length, **settings})
 
     def sft(self) -> None:
         """A first step on safe and on helpful answers: PPO cannot reward what is never sampled."""
@@ -154,8 +163,7 @@ class Journey:
         harmless = self.out / "look-alikes.jsonl"
         real_figures.look_alikes(self.data / COMPLETIONS, harmless)
         folder = f"folder={self.out / 'runs/judge-cost/cost'}"
-        for name in ("answers-pku", "answers-beavertails"):
-            file = self.out / name / "test.jsonl"
+        for name, file in real_figures.measured(self.out, "judge-cost").items():
             out = ["--look-alikes", harmless, "--json", self.out / f"results/judge-{name}.json"]
             options = [folder, "threads=2"]
             self._run("judge", file, "--judge", "cost_model", *out, *options, may_end_with=(0, 6))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equilibrate.data.rows import RejectedRows
+from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.evaluation import AnswerScorer, Estimate
 from equilibrate.evaluation.statistics import mean_interval, paired_difference
 from equilibrate.fdc.label import write_lines
@@ -21,13 +23,30 @@ Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 NUM_DRAWS = 2000
 SETS = ("answers-pku", "answers-beavertails")
-SCORERS: Mapping[str, tuple[ScorerKind, str]] = {
-    "cost": ("cost", "train"),
-    "judge-cost": ("cost", "judge"),
-    "reward": ("reward", "train"),
-    "judge-reward": ("reward", "judge"),
+SCORERS: Mapping[str, ScorerKind] = {
+    "cost": "cost",
+    "judge-cost": "cost",
+    "reward": "reward",
+    "judge-reward": "reward",
 }
-"""Kind, and the part of the data it learned from."""
+
+
+def taught(out: Path, name: str) -> list[Path]:
+    """What a scorer learns from."""
+    part = "judge" if name.startswith("judge-") else "train"
+    if SCORERS[name] == "reward":
+        return [out / "helpful" / f"{part}.jsonl"]
+    files = [out / folder / f"{part}.jsonl" for folder in (*SETS, "harmless")]
+    if part == "judge":
+        files += [out / folder / "judge-too.jsonl" for folder in SETS]
+        files.append(out / "answers-dna/judge.jsonl")
+    return files
+
+
+def measured(out: Path, name: str) -> Mapping[str, Path]:
+    """Answers, by set, that a cost model has learned nothing from, nor from their prompts."""
+    part = "judged" if name.startswith("judge-") else "test"
+    return {held: out / held / f"{part}.jsonl" for held in SETS}
 
 
 def scorers(out: Path) -> None:
@@ -37,18 +56,17 @@ def scorers(out: Path) -> None:
     answers; a reward model's is `the longer answer wins`. Intervals are over prompts, by bootstrap.
     """
     found = {}
-    for name, (kind, part) in SCORERS.items():
+    for name, kind in SCORERS.items():
         if (out / "runs" / name / kind).exists():
-            measure = _cost if kind == "cost" else _reward
-            found[name] = measure(out, name, part)
+            found[name] = _cost(out, name) if kind == "cost" else _reward(out, name)
     _write(out / "results/scorers.json", found)
 
 
-def _cost(out: Path, name: str, part: str) -> dict[str, Any]:
-    rival = _rival([row for held in SETS for row in _rows(out / held / f"{part}.jsonl")])
+def _cost(out: Path, name: str) -> dict[str, Any]:
+    rival = _rival([row for file in taught(out, name) for row in _rows(file)])
     found = {}
-    for held in SETS:
-        rows = _rows(out / held / "test.jsonl")
+    for held, file in measured(out, name).items():
+        rows = _rows(file)
         ours = _scored(out, name, "cost", held, _asked(rows), [row["response"] for row in rows])
         theirs = rival([_text(row) for row in rows])
         found[held] = _told_apart(ours, theirs, rows)
@@ -70,7 +88,7 @@ def _told_apart(
     }
 
 
-def _reward(out: Path, name: str, part: str) -> dict[str, Any]:
+def _reward(out: Path, name: str) -> dict[str, Any]:
     rows = [row for row in _rows(out / "helpful/test.jsonl") if "better_response_id" in row]
     asked = _asked(rows)
     scores, lengths = [], []
@@ -224,8 +242,8 @@ def table(out: Path) -> None:
 
 def _zero_of_the_judge(out: Path) -> float:
     scores, is_safe = [], []
-    for held in SETS:
-        rows = _rows(out / held / "test.jsonl")
+    for held, file in measured(out, "judge-cost").items():
+        rows = _rows(file)
         answers = [row["response"] for row in rows]
         scores.append(_scored(out, "judge-cost", "cost", held, _asked(rows), answers))
         is_safe += [row["is_safe"] for row in rows]
@@ -275,6 +293,45 @@ def as_safe(pairs: Path, out: Path) -> None:
     safe = {"is_response_0_safe": True, "is_response_1_safe": True}
     out.parent.mkdir(exist_ok=True)
     write_lines(out, [row | safe for row in _rows(pairs) if "better_response_id" in row])
+
+
+def harmless_answers(data: Path, out: Path, part: str) -> None:
+    """Answers to prompts that ask for nothing bad, all of them safe: without them a cost model
+    learns that whatever is asked is risky, for every prompt of PKU and BeaverTails is."""
+    answered = []
+    for name, file in (("alpaca", "alpaca_en_demo.json"), ("dolly", "dolly_1k.csv")):
+        asked = {row["prompt"] for row in _rows(out / name / f"{part}.jsonl")}
+        columns = load_table(data / file, SFT_COLUMNS, RejectedRows(data / file)).columns
+        pairs = zip(columns["prompt"], columns["response"], strict=True)
+        answered += [pair for pair in pairs if pair[0] in asked]
+    chosen = [
+        (row["prompt"], row[f"response_{row['better_response_id']}"])
+        for row in _rows(out / "helpful" / f"{part}.jsonl")
+        if "better_response_id" in row
+    ]
+    rows = [
+        {"prompt": prompt, "response": response, "is_safe": True}
+        for prompt, response in [*answered, *chosen]
+        if response.strip()
+    ]
+    (out / "harmless").mkdir(exist_ok=True)
+    write_lines(out / "harmless" / f"{part}.jsonl", rows)
+
+
+def divide(test: Path, evaluated: Path) -> None:
+    """Labelled answers of the test part that no policy is asked about teach the judges as well:
+    `judge-too`, of three prompts in five; `judged` are the others, which measure the judges."""
+    never = {row["prompt"] for row in _rows(evaluated)}
+    rows = _rows(test)
+    prompts = _groups(rows)
+    taught = np.random.default_rng(0).random(len(prompts)) < 0.6
+    parts: dict[str, list[dict[str, Any]]] = {"judge-too": [], "judged": []}
+    for group, may_teach in zip(prompts, taught, strict=True):
+        here = [rows[index] for index in group]
+        is_asked = here[0]["prompt"] in never
+        parts["judge-too" if may_teach and not is_asked else "judged"] += here
+    for name, taken in parts.items():
+        write_lines(test.with_name(f"{name}.jsonl"), taken)
 
 
 def look_alikes(completions: Path, out: Path) -> None:
