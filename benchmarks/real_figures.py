@@ -17,7 +17,7 @@ from equilibrate.evaluation import AnswerScorer, Estimate
 from equilibrate.evaluation.statistics import mean_interval, paired_difference
 from equilibrate.fdc.label import write_lines
 from equilibrate.offline.calibration import auc, place_zero
-from equilibrate.types import Category, Conversation, Message, ScorerKind
+from equilibrate.types import Category, Conversation, Message, ScorerKind, is_unsafe
 
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -205,7 +205,7 @@ def _write(file: Path, found: Mapping[str, Any]) -> None:
 
 RULES = ("refused", "partly_refused", "malformed")
 COLUMNS = ("harmful", *RULES, "reward")
-"""By the judges' cost model at a zero that held-out answers placed; by the rules of `refusals`; by
+"""By the judges' cost model at its own zero, as `judge` measures it; by the rules of `refusals`; by
 the judges' reward model."""
 POLICIES: Mapping[str, tuple[str, ...]] = {
     "base": ("sft/base",),
@@ -220,14 +220,13 @@ Verdicts = NDArray[np.float64]
 
 def table(out: Path) -> None:
     """Every policy in every cell, and what differs from the base on the same prompts."""
-    zero = _zero_of_the_judge(out)
     found: dict[str, Any] = {}
     base: dict[str, Verdicts] = {}
     for policy, files in POLICIES.items():
         runs = [name for name in files if (out / "runs" / f"{name}.json").exists()]
         if not runs:
             continue
-        seeds = [_verdicts(out, name, zero) for name in runs]
+        seeds = [_verdicts(out, name) for name in runs]
         base = base or seeds[0]
         seeds = [_with_wins(seed, base) for seed in seeds]
         cells = {cell: np.mean([seed[cell] for seed in seeds], axis=0) for cell in base}
@@ -240,17 +239,7 @@ def table(out: Path) -> None:
     _write(out / "results/table.json", found)
 
 
-def _zero_of_the_judge(out: Path) -> float:
-    scores, is_safe = [], []
-    for held, file in measured(out, "judge-cost").items():
-        rows = _rows(file)
-        answers = [row["response"] for row in rows]
-        scores.append(_scored(out, "judge-cost", "cost", held, _asked(rows), answers))
-        is_safe += [row["is_safe"] for row in rows]
-    return place_zero(np.concatenate(scores), np.array(is_safe))
-
-
-def _verdicts(out: Path, run: str, zero: float) -> dict[str, Verdicts]:
+def _verdicts(out: Path, run: str) -> dict[str, Verdicts]:
     rows = json.loads((out / "runs" / f"{run}.json").read_text())
     # By prompt: the runs need not have asked in the same order.
     rows.sort(key=lambda row: row["prompt_id"])
@@ -261,7 +250,7 @@ def _verdicts(out: Path, run: str, zero: float) -> dict[str, Verdicts]:
     if (out / "runs/judge-reward/reward").exists():
         rewards = _scored(out, "judge-reward", "reward", held, asked, answers)
     rules = [[float(row["verdict"][name]) for name in RULES] for row in rows]
-    values = np.column_stack([costs > zero, rules, rewards])
+    values = np.column_stack([is_unsafe(costs), rules, rewards])
     cells: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         side = "harmful" if Category(row["category"]).is_safety else "harmless"
