@@ -24,8 +24,8 @@ MODEL = "models/SmolLM2-135M-Instruct"
 PARTS = ("test=0.25", "judge=0.2", "train=0.55")
 """`train` teaches the run's own models, `judge` those that judge it, `test` only measures."""
 LENGTH = {"max_length": 320, "cpu_threads": 2, "trainer": {"cpus": 1}}
-SCORED_LENGTH = {"reward": 320, "cost": 160}
-"""Tokens of prompt and answer: cut so, 48 of an answer and whole ones were told apart as well."""
+CUT = 160
+"""Tokens of prompt and answer: answers cut at 48 and whole ones are told apart as well."""
 SAMPLING = {
     "temperature": 0.6,
     "max_new_tokens": 48,
@@ -68,6 +68,7 @@ class Journey:
         steps: dict[str, Callable[[], None]] = {
             "split": self.split,
             "cost": lambda: self.scorer("cost", seed=0),
+            "calm": self.calm,
             "reward": lambda: self.scorer("reward", seed=0),
             "judge-cost": lambda: self.scorer("judge-cost", seed=1),
             "judge-reward": lambda: self.scorer("judge-reward", seed=1),
@@ -119,8 +120,21 @@ class Journey:
         train = [str(file) for file in real_figures.taught(self.out, name)]
         data = {"policy": str(self.model), "train": train}
         settings = {"epochs": 2, "lr": 5e-5, "batch_size": 16, "seed": seed, "data": data}
-        length = LENGTH | {"max_length": SCORED_LENGTH[kind]}
+        length = LENGTH | ({"max_length": CUT} if name == "judge-cost" else {})
         self._config("fit", name, {"objective": {"type": kind}, **length, **settings})
+
+    def calm(self) -> None:
+        """The cost model goes on with answers to harmless prompts beside as many of the others."""
+        amounts = {"EHD": 800, "GENERAL": 800}
+        train = [
+            {"file": str(file), "category": "GENERAL" if file.parent.name == "harmless" else "EHD"}
+            for file in real_figures.taught(self.out, "calm")
+        ]
+        data = {"policy": str(self.out / "runs/cost/cost"), "train": train}
+        settings = {"epochs": 1, "lr": 5e-5, "batch_size": 16, "seed": 0, "data": data}
+        length = LENGTH | {"max_length": CUT}
+        tree = {"objective": {"type": "cost"}, **length, **settings, "fdc": {"amounts": amounts}}
+        self._config("fit", "calm", tree)
 
     def sft(self) -> None:
         """A first step on safe and on helpful answers: PPO cannot reward what is never sampled."""
@@ -133,7 +147,10 @@ class Journey:
         self._policy(name, settings | {"lr": 1e-5}, self.aligned("sft"), amounts, data)
 
     def own_scorers(self) -> dict[str, str]:
-        return {kind: str(self.out / f"runs/{kind}/{kind}") for kind in ("reward", "cost")}
+        return {
+            "reward": str(self.out / "runs/reward/reward"),
+            "cost": str(self.out / "runs/calm/cost"),
+        }
 
     def ppo(self, seed: int) -> None:
         general = [{"file": str(self.out / name / "train.jsonl")} for name in ("dolly", "alpaca")]
@@ -146,15 +163,15 @@ class Journey:
         settings = {
             "seed": seed,
             "cpu_threads": 2,
-            "iterations": 24,
+            "iterations": 20,
             "evaluate_every": 0,
             "checkpoint_every": 8,
             "rollout": SAMPLING | {"prompts_per_iteration": 8, "copies": 4},
             "scoring": {"cpus": 0.5},
             "learner": {"cpus": 0.5, "policy_lr": 2e-5, "lr_schedule": "cooldown"},
-            "ppo": {"minibatch_size": 16, "advantage": "rloo", "kl": {"coef": 0.02}},
+            "ppo": {"minibatch_size": 16, "advantage": "rloo", "kl": {"coef": 0.05}},
             "fdc": {"mixture": {"GENERAL": 0.4, "EHD": 0.6}},
-            "constraint": {"budget": -0.9},
+            "constraint": {"max_unsafe_share": 0.1},
         }
         self._config("train", f"ppo-{seed}", settings | {"data": data})
 
@@ -165,7 +182,7 @@ class Journey:
         folder = f"folder={self.out / 'runs/judge-cost/cost'}"
         for name, file in real_figures.measured(self.out, "judge-cost").items():
             out = ["--look-alikes", harmless, "--json", self.out / f"results/judge-{name}.json"]
-            options = [folder, "threads=2"]
+            options = ["--positive", "unsafe", folder, "threads=2"]
             self._run("judge", file, "--judge", "cost_model", *out, *options, may_end_with=(0, 6))
 
     def evaluation(self) -> dict[str, Any]:

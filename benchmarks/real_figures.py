@@ -25,6 +25,7 @@ NUM_DRAWS = 2000
 SETS = ("answers-pku", "answers-beavertails")
 SCORERS: Mapping[str, ScorerKind] = {
     "cost": "cost",
+    "calm": "cost",
     "judge-cost": "cost",
     "reward": "reward",
     "judge-reward": "reward",
@@ -36,7 +37,8 @@ def taught(out: Path, name: str) -> list[Path]:
     part = "judge" if name.startswith("judge-") else "train"
     if SCORERS[name] == "reward":
         return [out / "helpful" / f"{part}.jsonl"]
-    files = [out / folder / f"{part}.jsonl" for folder in (*SETS, "harmless")]
+    folders = SETS if name == "cost" else (*SETS, "harmless")
+    files = [out / folder / f"{part}.jsonl" for folder in folders]
     if part == "judge":
         files += [out / folder / "judge-too.jsonl" for folder in SETS]
         files.append(out / "answers-dna/judge.jsonl")
