@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from equilibrate.data.readers import read_rows
-from equilibrate.data.records import checked, text
+from equilibrate.data.records import checked, has, text
 from equilibrate.data.rows import RejectedRows, prompt_key, shown
 from equilibrate.errors import DataError
 from equilibrate.fdc.classifier import require_library
@@ -20,6 +21,12 @@ Notes = Mapping[str, str]
 
 PLAIN_TEXT = (".txt", ".md")
 """Endings of files whose paragraphs are notes."""
+_BREAK = re.compile(
+    r"\n\s*\n|^[ \t]*(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$", re.MULTILINE
+)
+"""Between paragraphs: an empty line, or one that Markdown draws as a rule."""
+_HEADINGS = re.compile(r"(?:\s*#{1,6}(?:[ \t].*)?)+|.*\n=+")
+"""A paragraph of Markdown that only says what the next ones are about."""
 FLOOR = 0.1
 """Cosine below which a note does not concern a prompt. Chosen on 13 invented notes and 27 invented
 prompts in three languages: each right note is above it, and of 14 prompts without one, 1 has a
@@ -39,11 +46,11 @@ _SIZES = {False: (4, 5), True: (1, 2)}
 def read_notes(file: Path) -> tuple[Notes, int]:
     """The notes of a file, and how many were copies of an earlier one.
 
-    Of plain text each paragraph is a note, with its number as id; of any other file each row, by
-    `text` and `id` (a row without one has its number).
+    Of plain text each paragraph is a note, with its number as id, headings and rules of Markdown
+    aside; of any other file each row, by `text` and `id` (a row without one has its number).
 
-    Raises: DataError naming the rows that hold no text, or an id that names two notes; or if there
-        is no note.
+    Raises: DataError naming the rows that hold no text, or an id that names two notes; or if the
+        file cannot be read, or has no note.
     """
     found: dict[str, str] = {}
     seen: set[str] = set()
@@ -52,11 +59,19 @@ def read_notes(file: Path) -> tuple[Notes, int]:
     is_plain = file.suffix.lower() in PLAIN_TEXT
     for num_rows, (where, row) in enumerate(_paragraphs(file) if is_plain else read_rows(file), 1):
         try:
+            if isinstance(row, DataError):
+                raise row
+            if not isinstance(row, dict):
+                raise DataError(f"({shown(row)}) must be an object with `text`")
             name, note = _note(row, str(num_rows))
             if (key := prompt_key(note)) in seen:
                 continue
             if name in found:
-                raise DataError(f"id ({shown(name)}) names an earlier note with another text")
+                what = "id" if has(row, "id") else "its number"
+                raise DataError(
+                    f"{what} ({shown(name)}) names an earlier note with another text; give each "
+                    "note an id of its own"
+                )
         except DataError as error:
             rejected.add(where, str(error))
             continue
@@ -71,13 +86,9 @@ def read_notes(file: Path) -> tuple[Notes, int]:
     return found, num_rows - len(found)
 
 
-def _note(row: object, number: str) -> tuple[str, str]:
-    if isinstance(row, DataError):
-        raise row
-    if not isinstance(row, dict):
-        raise DataError(f"({shown(row)}) must be an object with `text`")
-    name = row.get("id")
-    return (number if name is None else checked(str(name), "id")), text(row, "text").strip()
+def _note(row: Mapping[str, Any], number: str) -> tuple[str, str]:
+    name = checked(str(row["id"]), "id") if has(row, "id") else number
+    return name, text(row, "text").strip()
 
 
 def _paragraphs(file: Path) -> Iterator[tuple[str, object]]:
@@ -85,7 +96,11 @@ def _paragraphs(file: Path) -> Iterator[tuple[str, object]]:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{file}: must be UTF-8 text") from None
-    for number, part in enumerate(filter(str.strip, re.split(r"\n\s*\n", content)), 1):
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    parts = (part.strip() for part in _BREAK.split(content))
+    notes = (part for part in parts if part and not _HEADINGS.fullmatch(part))
+    for number, part in enumerate(notes, 1):
         yield f"{file}: paragraph {number}", {"text": part}
 
 

@@ -44,6 +44,11 @@ def test_a_note_itself_is_nearest_and_no_more_come_than_are_wanted() -> None:
     assert (found[0], len(found)) == ("1", 2)
 
 
+def test_of_equal_notes_the_first_ones_come() -> None:
+    notes = {str(number): NOTES["lye"] for number in range(300)}
+    assert list(Retriever(notes).find([NOTES["lye"]], 3)) == [["0", "1", "2"]]
+
+
 @given(st.lists(st.text(max_size=40), max_size=6), st.integers(1, 6))
 def test_more_notes_than_there_are_and_any_text_do_no_harm(prompts: list[str], num: int) -> None:
     found = list(Retriever(NOTES).find(prompts, num))
@@ -57,12 +62,25 @@ def test_rows_and_paragraphs_are_notes(tmp_path: Path) -> None:
     rows.write_text('{"id": 7, "text": " a b "}\n{"text": "c"}\n{"id": "x", "text": "A  B"}\n')
     # The third is the first again.
     assert read_notes(rows) == ({"7": "a b", "2": "c"}, 1)
-    table.write_text("id,text\nl,lye burns\n")
-    assert read_notes(table) == ({"l": "lye burns"}, 0)
+    table.write_text("id,text\nl,lye burns\n,acid burns\n")
+    assert read_notes(table) == ({"l": "lye burns", "2": "acid burns"}, 0)
     for ending in ("txt", "MD"):
         plain = tmp_path / f"n.{ending}"
         plain.write_text("\ufefflye\nburns\n \n\n河豚\n", encoding="utf-8")
         assert read_notes(plain) == ({"1": "lye\nburns", "2": "河豚"}, 0)
+
+
+def test_headings_and_rules_are_no_notes(tmp_path: Path) -> None:
+    file = tmp_path / "n.md"
+    file.write_text(
+        "# Kitchen\n## Lye ##\n\nlye burns\n---\n\n### Gas\ngas kills\n* * *\n\nSea\n===\n\n#\n\n"
+        "#1 of poisons\n___\n-- no rule\n"
+    )
+    wanted = ["lye burns", "### Gas\ngas kills", "#1 of poisons", "-- no rule"]
+    assert read_notes(file) == ({str(n): text for n, text in enumerate(wanted, 1)}, 0)
+    file.write_text("# Kitchen\n\n---\n")
+    with pytest.raises(DataError, match="must hold notes"):
+        read_notes(file)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +91,11 @@ def test_rows_and_paragraphs_are_notes(tmp_path: Path) -> None:
             r"n.jsonl:2: id \('1'\) names",
         ),
         ('{"id": 1, "text": " "}\n', r"n.jsonl:1: text \(' '\) must not be empty"),
-        ('{"id": "", "text": "a"}\n', r"n.jsonl:1: id \(''\) must not be empty"),
+        (
+            '{"id": 2, "text": "a"}\n{"text": "b"}\n',
+            r"n.jsonl:2: its number \('2'\) names an earlier note .*; give each note an id",
+        ),
+        ('{"id": " ", "text": "a"}\n', r"n.jsonl:1: id \(' '\) must not be empty"),
         ('{"prompt": "a"}\n', r"n.jsonl:1: needs the key 'text'; the row has 'prompt'"),
         ('["a"]\n', "must be an object with `text`"),
         ("lye burns\n", "must be one JSON object"),
@@ -94,6 +116,14 @@ def test_plain_text_must_be_utf_8(tmp_path: Path) -> None:
     file.write_bytes("ртуть".encode("cp1251"))
     with pytest.raises(DataError, match=r"n\.txt: must be UTF-8 text"):
         read_notes(file)
+
+
+@pytest.mark.parametrize("name", ["n.txt", "n.jsonl", "n.csv"])
+def test_a_file_that_is_not_there_is_the_same_error_whatever_its_kind(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(DataError, match=rf"{name}: cannot be read \(No such file"):
+        read_notes(tmp_path / name)
 
 
 def test_the_library_is_named_where_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
