@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,9 +144,9 @@ def _check_label(options: LabelOptions) -> None:
 
 
 def require_price(price: tuple[float, float]) -> None:
-    """Raises: ConfigError for a negative one."""
-    if min(price) < 0:
-        raise ConfigError(f"--price {price} must be two numbers >= 0")
+    """Raises: ConfigError for a negative one, or what is no number."""
+    if not all(math.isfinite(amount) and amount >= 0 for amount in price):
+        raise ConfigError(f"--price {price} must be two numbers >= 0; try 0.5 1.5")
 
 
 def _read(file: Path, column: str = "") -> list[Row]:

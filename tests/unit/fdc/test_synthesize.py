@@ -139,7 +139,7 @@ def test_what_got_no_answer_is_an_error_and_is_asked_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("equilibrate.fdc.asking.FIRST_WAIT_SECONDS", 0.0)
-    with pytest.raises(ResourceError, match="1 questions got no answer; the same command"):
+    with pytest.raises(ResourceError, match="1 question got no answer; the same command"):
         mhd(job(tmp_path), lambda *_: Writer(MERGED, mute=MERGED["poison?+joke?"]))
     assert len(read(tmp_path / "m.jsonl")) == 1
     rest = Writer(MERGED)
@@ -176,7 +176,7 @@ def test_wrong_options_and_files_are_named(tmp_path: Path) -> None:
     options.ehd_file.write_text('{"prompt": "a", "category": "IHD"}\n')
     with pytest.raises(DataError, match="must hold prompts of class EHD"):
         mhd(options, lambda *_: Writer(MERGED))
-    arguments = ["fdc", "synthesize", "mhd", "e", "i", "--out", "e"]
+    arguments = ["fdc", "synthesize", "mhd", "e.jsonl", "i", "--out", "e.jsonl"]
     assert cli.main([*arguments, "--endpoint", "http://x", "--model", "m"]) == 2
 
 
