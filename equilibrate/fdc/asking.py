@@ -182,11 +182,14 @@ class Asker(Generic[Said]):
     ) -> None:
         self._endpoint = endpoint
         self._replies = replies
-        self._read = lambda reply: read(spoken(reply))
+        self._read_spoken = read
         self._reply_tokens = reply_tokens
         self._wait = wait
         self._lock = threading.Lock()
         self._num_silent = 0
+
+    def _read(self, reply: str) -> Said:
+        return self._read_spoken(spoken(reply))
 
     def known(self, question: str) -> Said | None:
         """What was said before; None if never asked, or if the reply cannot be read today."""
