@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,27 @@ def test_wrong_options_and_files_are_named(tmp_path: Path) -> None:
         mhd(options, lambda *_: Writer(MERGED))
     arguments = ["fdc", "synthesize", "mhd", "e.jsonl", "i", "--out", "e.jsonl"]
     assert cli.main([*arguments, "--endpoint", "http://x", "--model", "m"]) == 2
+
+
+def test_files_of_any_format_are_read_and_broken_rows_told(tmp_path: Path) -> None:
+    options = job(tmp_path, max_rejected=0.5)
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in ("poison?", "acid?", "")]
+    options.ehd_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert mhd(options, lambda *_: Writer(MERGED)) == 0
+    assert len(read(tmp_path / "m.jsonl")) == 2
+    left = read(tmp_path / "m.rejected.jsonl")
+    assert left[0]["where"] == f"{options.ehd_file}:3"
+    assert len(left) == 3
+
+
+@pytest.mark.parametrize("name", ["rejected", "asked"])
+def test_nothing_written_beside_is_an_input(tmp_path: Path, name: str) -> None:
+    options = job(tmp_path)
+    taken = options.beside(name)
+    taken.write_bytes(before := options.ihd_file.read_bytes())
+    with pytest.raises(ConfigError, match="must not be an input"):
+        mhd(replace(options, ihd_file=taken), lambda *_: Writer(MERGED))
+    assert taken.read_bytes() == before
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 90), st.integers(0, 9))
