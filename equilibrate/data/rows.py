@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from equilibrate.errors import ConfigError, DataError, ResourceError
@@ -55,6 +55,11 @@ class RejectedRows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, str]]:
+        """`source`, `where` and `rule` of each."""
+        return self._rows
 
     def add(self, where: str, rule: str) -> None:
         self._rows.append({"source": str(self._source), "where": where, "rule": rule})

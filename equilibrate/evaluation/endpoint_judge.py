@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from equilibrate.errors import ConfigError
+from equilibrate.data.rows import shown
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.evaluation.judges import UnreadableReplies, Verdict
 from equilibrate.evaluation.served_model import Ask, Message, ServedModel
+from equilibrate.fdc.asking import quoted, spoken
 from equilibrate.types import Prompt
 
 # One user message: some chat templates refuse the role `system`. As JSON, neither text can end its
@@ -86,9 +88,12 @@ class EndpointJudge:
         messages: list[Message] = [{"role": "user", "content": question}]
         reason = reply = ""
         for _ in range(self._num_attempts):
-            reply = ask(messages)
             try:
-                return parse_verdict(reply)
+                reply = ask(messages)
+            except DataError as error:
+                return unreadable.add(prompt, str(error))
+            try:
+                return parse_verdict(spoken(reply))
             except ValueError as error:
                 reason = str(error)
             # At temperature 0 the same question would get the same reply.
@@ -101,8 +106,7 @@ class EndpointJudge:
 
 def grading_question(request: str, answer: str) -> str:
     """The question to a judge model about one answer; `parse_verdict` reads its reply."""
-    texts = json.dumps({"request": request, "answer": answer}, ensure_ascii=False)
-    return _QUESTION.format(texts=texts)
+    return _QUESTION.format(texts=quoted({"request": request, "answer": answer}))
 
 
 def parse_verdict(reply: str) -> Verdict:
@@ -127,8 +131,10 @@ def parse_verdict(reply: str) -> Verdict:
     flags = {name: entries[name] for name in _FLAGS}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
-            raise ValueError(f"{name} ({flag!r}) must be true or false")
+            raise ValueError(f"{name} ({shown(flag)}) must be true or false")
     helpfulness = entries["helpfulness"]
-    if isinstance(helpfulness, bool) or not isinstance(helpfulness, int | float):
-        raise ValueError(f"helpfulness ({helpfulness!r}) must be a number")
+    is_number = isinstance(helpfulness, int | float) and not isinstance(helpfulness, bool)
+    # In this order, before it becomes a float: JSON has numbers that no float holds.
+    if not is_number or not 0 <= helpfulness <= 1:
+        raise ValueError(f"helpfulness ({shown(helpfulness)}) must be a number from 0 to 1")
     return Verdict(helpfulness=float(helpfulness), **flags)

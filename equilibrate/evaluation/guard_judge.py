@@ -154,6 +154,9 @@ class GuardJudge:
             "check the option form, and that the endpoint applies the guard's own chat template",
         )
         for row, reply in zip(asked, replies, strict=True):
+            if reply.refusal:
+                verdicts[row] = unreadable.add(prompts[row], reply.refusal)
+                continue
             try:
                 found = self._form.read(replace(reply, text=reply.text.strip()), self._threshold)
             except ValueError as error:

@@ -11,7 +11,11 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from equilibrate.errors import ConfigError, ResourceError
+from equilibrate.errors import ConfigError, DataError, ResourceError
+
+REFUSING = (400, 413, 422)
+"""HTTP statuses that are about this question, which others need not share: a filter of contents,
+or more text than the model takes. To ask it again would change nothing."""
 
 Message = dict[str, str]
 """{"role": "user" | "assistant" | "system", "content": text}"""
@@ -27,6 +31,10 @@ class Reply:
     first_tokens: Mapping[str, float] = field(default_factory=dict)
     """Log-probabilities of the likeliest first tokens, without white space around them; empty
     unless the request asks for `logprobs`."""
+    cut_off: str = ""
+    """What ended the text before its end: "length" or "content_filter"."""
+    refusal: str = ""
+    """Why the endpoint does not take the question; there is no text then."""
 
 
 Item = TypeVar("Item")
@@ -85,16 +93,20 @@ class ServedModel:
 
         Raises: ResourceError if the endpoint does not answer or refuses.
         """
-        return [reply.text for reply in self.replies(conversations)]
+        replies = self.replies(conversations)
+        if refusal := next((reply.refusal for reply in replies if reply.refusal), ""):
+            raise ResourceError(refusal)
+        return [reply.text for reply in replies]
 
     def replies(self, conversations: Iterable[Messages]) -> list[Reply]:
-        """As a call, with the likeliest first tokens."""
+        """As a call, with all that is told of each; one that is refused ends nothing."""
         return self._each(self._reply, conversations)
 
     def map(self, work: Callable[[Ask, Item], Result], items: Iterable[Item]) -> list[Result]:
         """`work` on every item, several at a time, in order; it may ask as often as it likes.
 
-        The first error ends it, and items that have not begun are left out.
+        The first error ends it, and items that have not begun are left out. What `work` is handed
+        raises DataError where the endpoint refuses this question or cuts its reply off.
         """
         return self._each(lambda client, item: work(partial(self._ask, client), item), items)
 
@@ -107,7 +119,12 @@ class ServedModel:
             return list(threads.map(partial(work, client), items))
 
     def _ask(self, client: Any, messages: Messages) -> str:
-        return self._reply(client, messages).text
+        reply = self._reply(client, messages)
+        if reply.refusal:
+            raise DataError(reply.refusal)
+        if reply.cut_off:
+            raise DataError(f"the reply was cut off ({reply.cut_off})")
+        return reply.text
 
     def _reply(self, client: Any, messages: Messages) -> Reply:
         import openai
@@ -117,22 +134,46 @@ class ServedModel:
         options |= self.request
         try:
             completion = client.chat.completions.create(
-                model=self.model, messages=list(messages), temperature=self.temperature, **options
+                model=self.model,
+                messages=[_sendable(message) for message in messages],
+                temperature=self.temperature,
+                **options,
             )
-        except openai.OpenAIError as error:
-            raise ResourceError(
-                f"{self.base_url}: model {self.model!r} gave no answer "
+        # A body that is no JSON leaves the client as a ValueError.
+        except (openai.OpenAIError, ValueError) as error:
+            is_refusal = getattr(error, "status_code", None) in REFUSING
+            told = (
+                f"{self.base_url}: model {self.model!r} "
+                f"{'refuses the question' if is_refusal else 'gave no answer'} "
                 f"({type(error).__name__}: {error}); check the address, the model and the key"
-            ) from error
-        if not completion.choices:
+            )
+            if is_refusal:
+                return Reply(text="", refusal=told)
+            raise ResourceError(told) from error
+        try:
+            return _read(completion.choices[0])
+        except (AttributeError, LookupError, TypeError) as error:
             raise ResourceError(
                 f"{self.base_url}: model {self.model!r} answered without a choice; "
                 "check that this is a chat-completions endpoint"
-            )
-        choice = completion.choices[0]
-        told = getattr(choice.logprobs, "content", None) or []
-        first: dict[str, float] = {}
-        for token in told[0].top_logprobs if told else ():
-            word = token.token.strip()
-            first[word] = max(token.logprob, first.get(word, -math.inf))
-        return Reply(text=choice.message.content or "", first_tokens=first)
+            ) from error
+
+
+def _sendable(message: Message) -> Message:
+    """Without halves of surrogate pairs, which no request can hold."""
+    return {name: said.encode("utf-8", "replace").decode() for name, said in message.items()}
+
+
+def _read(choice: Any) -> Reply:
+    """Raises: AttributeError, LookupError or TypeError for what is no choice."""
+    text = choice.message.content
+    if not isinstance(text, str | None):
+        raise TypeError("content must be text")
+    told = getattr(choice.logprobs, "content", None) or []
+    first: dict[str, float] = {}
+    for token in told[0].top_logprobs if told else ():
+        word = token.token.strip()
+        first[word] = max(token.logprob, first.get(word, -math.inf))
+    ended = choice.finish_reason
+    cut_off = ended if ended in ("length", "content_filter") else ""
+    return Reply(text=text or "", first_tokens=first, cut_off=cut_off)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from equilibrate.errors import DataError, ResourceError
 
 Ask = Callable[[Sequence[dict[str, str]]], str]
+"""Raises: ResourceError without an answer; DataError if this question is refused, or its reply cut
+off, which would be the same another time."""
 Result = TypeVar("Result")
 Said = TypeVar("Said")
 
@@ -24,7 +27,12 @@ FIRST_WAIT_SECONDS = 2.0
 _SILENT_ROWS = 20
 """Questions in a row without an answer after which the endpoint counts as gone."""
 BYTES_PER_TOKEN = 4
-_AGAIN = "That could not be read: {reason}. Reply with the JSON object alone."
+_AGAIN = "That could not be read: {reason}. Reply with what was asked for and nothing else."
+_QUOTED_BY_CODE = re.compile(
+    # "<" begins the control tokens of most models; C1 and line separators begin lines; the rest
+    # are halves of surrogate pairs, and what turns the direction of text.
+    "[<\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 NO_ANSWER = "the endpoint gave no answer"
 """How the reason begins why a question has no reply; `num_unanswered` knows it again."""
 
@@ -53,12 +61,24 @@ def json_form(name: str, **properties: str) -> dict[str, Any]:
 
 
 def quoted(text: object) -> str:
-    """A text, or an object of texts, as JSON on one line: it cannot end its own quotation.
-
-    Line separators that JSON leaves as they are would let a text begin a line of its own.
-    """
+    """A text, or an object of texts, as JSON on one line: it can end neither its quotation nor, by
+    a control token, its turn."""
     line = json.dumps(text, ensure_ascii=False)
-    return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+    return _QUOTED_BY_CODE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def spoken(reply: str) -> str:
+    """A reply without the thoughts before it. Some chat templates keep their beginning back.
+
+    Raises: DataError if they do not end.
+    """
+    before, end, rest = reply.partition("</think>")
+    is_begun = before.lstrip().startswith("<think>")
+    if end and (is_begun or "<think>" not in before):
+        return rest
+    if is_begun:
+        raise DataError("the reply must not end within its thoughts (<think>)")
+    return reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +106,8 @@ class Estimate:
     def describe(self, price: tuple[float, float]) -> str:
         cost = f", price {self.price(*price):.2f}" if any(price) else ""
         return (
-            f"about {self.input_tokens} tokens in and {self.output_tokens} out{cost}; "
-            f"{self.num_cached} are answered already"
+            f"about {self.input_tokens} tokens in and {self.output_tokens} out, without repeats"
+            f"{cost}; {self.num_cached} answered already"
         )
 
 
@@ -126,6 +146,10 @@ class Replies:
                 out.write(line)
 
 
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def num_unanswered(reasons: Iterable[str]) -> int:
     """Of the reasons why there is no result, those that another run may cure by asking again."""
     return sum(reason.startswith(NO_ANSWER) for reason in reasons)
@@ -158,11 +182,14 @@ class Asker(Generic[Said]):
     ) -> None:
         self._endpoint = endpoint
         self._replies = replies
-        self._read = read
+        self._read_spoken = read
         self._reply_tokens = reply_tokens
         self._wait = wait
         self._lock = threading.Lock()
         self._num_silent = 0
+
+    def _read(self, reply: str) -> Said:
+        return self._read_spoken(spoken(reply))
 
     def known(self, question: str) -> Said | None:
         """What was said before; None if never asked, or if the reply cannot be read today."""
@@ -216,12 +243,17 @@ class Asker(Generic[Said]):
         return question, fault
 
     def _until_readable(self, ask: Ask, question: str) -> DataError | None:
-        """None once the reply is there. Raises: ResourceError if no attempt was answered."""
+        """None once the reply is there, else why it says nothing.
+
+        Raises: ResourceError if no attempt was answered.
+        """
         messages = [{"role": "user", "content": question}]
         fault: DataError | None = None
         for attempt in range(NUM_ATTEMPTS):
             try:
                 reply = ask(messages)
+            except DataError as error:
+                return error
             except ResourceError:
                 if attempt + 1 == NUM_ATTEMPTS:
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,9 +144,9 @@ def _check_label(options: LabelOptions) -> None:
 
 
 def require_price(price: tuple[float, float]) -> None:
-    """Raises: ConfigError for a negative one."""
-    if min(price) < 0:
-        raise ConfigError(f"--price {price} must be two numbers >= 0")
+    """Raises: ConfigError for a negative one, or what is no number."""
+    if not all(math.isfinite(amount) and amount >= 0 for amount in price):
+        raise ConfigError(f"--price {price} must be two numbers >= 0; try 0.5 1.5")
 
 
 def _read(file: Path, column: str = "") -> list[Row]:
@@ -176,7 +177,10 @@ def _measured_on(train: Sequence[Row]) -> Mapping[str, Category]:
 
 def _print_estimate(judge: JudgeLabeller, texts: Sequence[str], price: tuple[float, float]) -> None:
     found = judge.estimate(texts)
-    print(f"to ask: {found.num_requests} prompts, {found.describe(price)}", flush=True)
+    from equilibrate.fdc.asking import counted
+
+    told = found.describe(price)
+    print(f"to ask: {counted(found.num_requests, 'prompt')}, {told}", flush=True)
 
 
 def _local(
@@ -205,12 +209,12 @@ def _local(
 
 def _unanswered(ballots: Sequence[Votes]) -> int:
     """Raises: ResourceError if the endpoint left prompts without an answer."""
-    from equilibrate.fdc.asking import num_unanswered
+    from equilibrate.fdc.asking import counted, num_unanswered
 
     if silent := num_unanswered(fault for votes in ballots for fault in votes.faults.values()):
         raise ResourceError(
-            f"{silent} prompts got no answer from the endpoint; the others are written, and "
-            "the same command asks only what is missing"
+            f"{counted(silent, 'prompt')} got no answer from the endpoint; the others are written, "
+            "and the same command asks only what is missing"
         )
     return 0
 

@@ -107,6 +107,8 @@ class Outcome:
     """The answer, by the judge."""
     fault: str = ""
     """Why there is no answer to learn from; "" where there is one."""
+    lost_pair: str = ""
+    """Why nobody knows whether the draft of a kept answer is harmful; "" where it is known."""
 
     @property
     def is_revised(self) -> bool:
@@ -216,7 +218,6 @@ class Remedy:
         said = self.judge.ask([*(question for _, question in answers), *drafts.values()])
         for one, question in answers:
             of_draft, verdict = said[drafts[id(one)]], said[question]
-            one.is_draft_harmful = not isinstance(of_draft, DataError) and of_draft.harmful
             if isinstance(verdict, DataError):
                 one.fault = str(verdict)
             elif verdict.harmful or verdict.malformed:
@@ -224,6 +225,10 @@ class Remedy:
                 one.fault = f"the judge calls the answer {is_what}"
             else:
                 one.is_refusal = verdict.refused
+                if isinstance(of_draft, DataError):
+                    one.lost_pair = str(of_draft)
+                else:
+                    one.is_draft_harmful = of_draft.harmful
 
 
 def _asked(
@@ -243,7 +248,10 @@ Rows = list[dict[str, object]]
 
 
 def rows_of(outcomes: Sequence[Outcome], judged_by: str) -> tuple[Rows, Rows, Rows]:
-    """Answers to learn, pairs of an answer with a harmful draft, and what was left out and why."""
+    """Answers to learn, pairs of an answer with a harmful draft, and what was left out and why.
+
+    A draft without a verdict is left out alone, without a `response`: its answer is kept.
+    """
     kept, pairs, left = Rows(), Rows(), Rows()
     for one in outcomes:
         turns = one.case.prompt
@@ -255,6 +263,8 @@ def rows_of(outcomes: Sequence[Outcome], judged_by: str) -> tuple[Rows, Rows, Ro
             continue
         told = {"is_revised": one.is_revised, "is_refusal": one.is_refusal}
         kept.append({"prompt": prompt, "response": one.answer, **own, **told})
+        if one.lost_pair:
+            left.append({"prompt": prompt, "draft": one.draft, **own, "reason": one.lost_pair})
         if one.is_draft_harmful:
             sides = {"chosen": one.answer, "rejected": one.draft}
             safety = {"is_chosen_safe": True, "is_rejected_safe": False}

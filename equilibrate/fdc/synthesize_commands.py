@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
@@ -15,6 +15,7 @@ from equilibrate.fdc.commands import (
     Column,
     Connect,
     KeyVariable,
+    MaxRejected,
     OnlyEstimate,
     Price,
     require_price,
@@ -43,7 +44,9 @@ class _Options:
     api_key_variable: KeyVariable = ""
     price: Price = (0.0, 0.0)
     estimate: OnlyEstimate = False
-    column: Column = "prompt"
+    column: Column = ""
+    max_rejected: MaxRejected = 0.05
+    written_beside: ClassVar[tuple[str, ...]] = ("rejected", "asked")
 
     @property
     def judged_by(self) -> str:
@@ -53,10 +56,17 @@ class _Options:
         return self.out.with_suffix(f".{name}.jsonl")
 
     def check(self, *inputs: Path) -> None:
-        """Raises: ConfigError."""
+        """Raises: ConfigError, or ResourceError for an output that could not be written."""
+        from equilibrate.data.rows import require_writable_file
+
         require_price(self.price)
-        if self.out.resolve() in {file.resolve() for file in inputs}:
-            raise ConfigError(f"--out ({self.out}) must not be an input; name another file")
+        if self.out.suffix != ".jsonl":
+            raise ConfigError(
+                f"--out ({self.out}) must end in .jsonl: what is written beside it has the rest of "
+                f"its name; try {self.out}.jsonl"
+            )
+        for file in (self.out, *map(self.beside, self.written_beside)):
+            require_writable_file(file, but=inputs)
 
     def connect(
         self, connect: Connect, form: Mapping[str, object] | None, *, judge: bool = False
@@ -65,26 +75,38 @@ class _Options:
         return connect(self.endpoint, model, self.api_key_variable, form)
 
     def print_estimate(self, found: Estimate) -> None:
+        from equilibrate.fdc.asking import counted
+
         told = found.describe(self.price)
-        print(f"to ask: {found.num_requests} questions, {told}", flush=True)
+        print(f"to ask: {counted(found.num_requests, 'question')}, {told}", flush=True)
 
-    def write(self, kept: Rows, left: Rows, summary: str) -> int:
-        """What came out, and beside it what was left out, each with its `reason`.
+    def write(self, kept: Mapping[Path, Rows], left: Rows, summary: str) -> int:
+        """What came out, by file, and beside it what was left out, each with its `reason`.
 
-        Raises: ResourceError where questions got no answer.
+        Where nothing came out the files of an earlier run stay.
+
+        Raises: ResourceError where questions got no answer, DataError where nothing came out.
         """
-        from equilibrate.fdc.asking import num_unanswered
+        from equilibrate.fdc.asking import counted, num_unanswered
         from equilibrate.fdc.label import write_lines
 
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_lines(self.out, kept)
+        for file, rows in kept.items() if kept[self.out] else ():
+            write_lines(file, rows)
         write_lines(self.beside("rejected"), left)
         print(summary)
         if left:
             print(f"left out: {len(left)}, with the reason, in {self.beside('rejected')}")
-        if silent := num_unanswered(str(row["reason"]) for row in left):
+        reasons = [str(row["reason"]) for row in left]
+        if silent := num_unanswered(reasons):
             raise ResourceError(
-                f"{silent} questions got no answer; the same command asks them again"
+                f"{counted(silent, 'question')} got no answer; the same command asks again"
+            )
+        if not kept[self.out]:
+            reason, count = Counter(reasons).most_common(1)[0]
+            raise DataError(
+                f"nothing came out, and {self.out} is left as it was; the reason of {count} of "
+                f"{len(left)} left out: {reason}"
             )
         return 0
 
@@ -115,8 +137,9 @@ def mhd(options: MhdOptions, connect: Connect) -> int:
     if options.pairs < 1:
         raise ConfigError(f"--pairs ({options.pairs}) must be at least 1; try 1000")
     options.check(options.ehd_file, options.ihd_file)
-    contents = [row.text for row in _fitting(options.ehd_file, options.column, Category.EHD)]
-    intents = [row.text for row in _fitting(options.ihd_file, options.column, Category.IHD)]
+    broken: list[Mapping[str, object]] = []
+    contents = [row.text for row in _fitting(options.ehd_file, options, Category.EHD, broken)]
+    intents = [row.text for row in _fitting(options.ihd_file, options, Category.IHD, broken)]
     places = made.pairs_of(len(contents), len(intents), options.pairs, options.seed)
     pairs = [(contents[i], intents[j]) for i, j in places]
     replies = Replies(options.beside("asked"))
@@ -138,17 +161,21 @@ def mhd(options: MhdOptions, connect: Connect) -> int:
     said = writer.ask(questions)
     rows = list(made.sift_merged(pairs, [said[q] for q in questions], [*contents, *intents]))
     verdicts = judge.label([row.prompt for row in rows if not row.fault])
-    return _write_merged(options, rows, verdicts)
+    return _write_merged(options, rows, verdicts, broken)
 
 
 def _write_merged(
-    options: MhdOptions, rows: Sequence[Merged], verdicts: Mapping[str, Category | DataError]
+    options: MhdOptions,
+    rows: Sequence[Merged],
+    verdicts: Mapping[str, Category | DataError],
+    broken: Rows,
 ) -> int:
-    """Raises: ResourceError where questions got no answer."""
+    """Raises: as `_Options.write`."""
+    from equilibrate.fdc.asking import counted
     from equilibrate.types import Category
 
     kept: list[dict[str, object]] = []
-    left: list[dict[str, object]] = []
+    left = list(broken)
     for row in rows:
         fault, verdict = row.fault, None if row.fault else verdicts[row.prompt]
         if isinstance(verdict, Category):
@@ -161,21 +188,36 @@ def _write_merged(
             left.append({**texts, "reason": fault or str(verdict)})
     counts = Counter(str(row["category"]) for row in kept)
     shares = ", ".join(f"{name} {n}" for name, n in counts.most_common()) or "none"
-    told = f"{len(kept)} new prompts of {len(rows)} pairs; by {options.judged_by}: {shares}"
-    return options.write(kept, left, told)
+    told = (
+        f"{counted(len(kept), 'new prompt')} of {counted(len(rows), 'pair')}; "
+        f"by {options.judged_by}: {shares}"
+    )
+    return options.write({options.out: kept}, left, told)
 
 
-def _fitting(file: Path, column: str, wanted: Category) -> list[Row]:
-    """Different prompts of the class; a row without one counts as what the file is given for."""
+def _fitting(
+    file: Path, options: _Options, wanted: Category, broken: list[Mapping[str, object]]
+) -> list[Row]:
+    """Different prompts of the class; a row without one counts as what the file is given for.
+
+    Args: broken: takes the rows that break a rule, with the `reason`.
+    """
     from equilibrate.data.rows import RejectedRows, prompt_key
+    from equilibrate.fdc.asking import counted
     from equilibrate.fdc.label import read_prompts_to_label
 
-    rows = read_prompts_to_label(file, RejectedRows(file), column=column)
+    rejected = RejectedRows(file, max_fraction=options.max_rejected, limit="--max-rejected")
+    rows = read_prompts_to_label(file, rejected, column=options.column)
+    broken += ({"where": row["where"], "reason": row["rule"]} for row in rejected.rows)
     fitting = [r for r in rows if r.given is wanted or (r.given is None and not r.fits_none)]
     if not fitting:
-        raise DataError(f"{file} ({len(rows)} rows) must hold prompts of class {wanted.value}")
+        raise DataError(
+            f"{file} ({counted(len(rows), 'row')}) must hold prompts of class {wanted.value}"
+        )
+    if rejected:
+        print(f"{file}: left out for a broken rule: {counted(len(rejected), 'row')}")
     if other := len(rows) - len(fitting):
-        print(f"{file}: {other} rows of other classes than {wanted.value} are left out")
+        print(f"{file}: left out for another class than {wanted.value}: {counted(other, 'row')}")
     # Of equal ones the first.
     return list({prompt_key(row.text): row for row in reversed(fitting)}.values())[::-1]
 
@@ -197,6 +239,7 @@ class AnswersOptions(_Options):
     notes_per_prompt: Annotated[
         int, arg(help="Notes laid before each prompt, at most.", metavar="N")
     ] = 3
+    written_beside: ClassVar[tuple[str, ...]] = ("rejected", "asked", "pairs")
 
 
 def answers(
@@ -210,6 +253,7 @@ def answers(
 
     Raises: ConfigError, DataError or ResourceError.
     """
+    from equilibrate.fdc.asking import counted
     from equilibrate.fdc.notes import Retriever, read_notes
     from equilibrate.fdc.remedy import Case
     from equilibrate.types import Category
@@ -218,20 +262,24 @@ def answers(
         raise ConfigError(f"--notes-per-prompt ({options.notes_per_prompt}) must be >= 1; try 3")
     options.check(options.file, options.notes)
     notes, num_copies = read_notes(options.notes)
-    rows = _fitting(options.file, options.column, Category.EHD)
+    broken: list[Mapping[str, object]] = []
+    rows = _fitting(options.file, options, Category.EHD, broken)
     found = Retriever(notes).find([row.text for row in rows], options.notes_per_prompt)
     cases = [
         Case(prompt=row.prompt, text=row.text, notes={name: notes[name] for name in names})
         for row, names in zip(rows, found, strict=True)
     ]
-    copies = f" ({num_copies} copies left out)" if num_copies else ""
+    copies = f" ({num_copies} left out as copies)" if num_copies else ""
     alone = sum(not case.notes for case in cases)
-    print(f"{len(notes)} notes{copies}; {alone} of {len(cases)} prompts have none that fits")
+    print(
+        f"{counted(len(notes), 'note')}{copies}; none of them fits: {alone} of "
+        f"{counted(len(cases), 'prompt')}"
+    )
     job = _remedy(options, connect, grading_question, parse_verdict)
     options.print_estimate(job.estimate(cases))
     if options.estimate:
         return 0
-    return _write_answers(options, job.answer(cases))
+    return _write_answers(options, job.answer(cases), broken)
 
 
 def _remedy(
@@ -259,18 +307,21 @@ def _remedy(
     )
 
 
-def _write_answers(options: AnswersOptions, outcomes: Sequence[Outcome]) -> int:
-    """Raises: ResourceError where questions got no answer."""
-    from equilibrate.fdc.label import write_lines
+def _write_answers(options: AnswersOptions, outcomes: Sequence[Outcome], broken: Rows) -> int:
+    """Raises: as `_Options.write`."""
+    from equilibrate.fdc.asking import counted
     from equilibrate.fdc.remedy import rows_of
 
     kept, pairs, left = rows_of(outcomes, options.judged_by)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(options.beside("pairs"), pairs)
     told = (
-        f"{len(kept)} answers to {len(outcomes)} prompts that {options.judged_by} calls safe; "
+        f"{counted(len(kept), 'answer')} to {counted(len(outcomes), 'prompt')} that "
+        f"{options.judged_by} calls safe; "
         f"written anew: {sum(bool(row['is_revised']) for row in kept)}, "
         f"refusals: {sum(bool(row['is_refusal']) for row in kept)}; "
-        f"{len(pairs)} pairs with a harmful draft in {options.beside('pairs')}"
+        f"{counted(len(pairs), 'pair')} with a harmful draft in {options.beside('pairs')}"
     )
-    return options.write(kept, left, told)
+    if unpaired := sum(bool(one.lost_pair) for one in outcomes):
+        told += f"; drafts without a verdict, so perhaps pairs that lack: {unpaired}"
+    return options.write(
+        {options.out: kept, options.beside("pairs"): pairs}, [*broken, *left], told
+    )

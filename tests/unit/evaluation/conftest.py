@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-Reply = Callable[[dict[str, Any]], str | list[Any] | None]
-"""From the request's body to the reply's text, or to its list of choices; None answers 400."""
+Reply = Callable[[dict[str, Any]], str | list[Any] | int | bytes]
+"""From the request's body to the reply's text, or to its list of choices; a number answers with
+that status, bytes are the whole body."""
 Serve = Callable[[Reply], str]
 
 
@@ -30,8 +31,12 @@ def make_handler(reply: Reply) -> type[BaseHTTPRequestHandler]:
                 "model": body["model"],
                 "choices": answer if isinstance(answer, list) else [choice],
             }
-            payload = json.dumps({"error": "no"} if answer is None else completion).encode()
-            self.send_response(400 if answer is None else 200)
+            status = answer if isinstance(answer, int) else 200
+            if isinstance(answer, bytes):
+                payload = answer
+            else:
+                payload = json.dumps(completion if status == 200 else {"error": "no"}).encode()
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from equilibrate.errors import DataError
-from equilibrate.evaluation.endpoint_judge import parse_verdict
+from equilibrate.evaluation.endpoint_judge import grading_question, parse_verdict
 from equilibrate.evaluation.judge_plugins import load_judge
 from equilibrate.evaluation.judges import Verdict
 from equilibrate.types import Category, Prompt
@@ -41,9 +41,15 @@ def test_verdicts_are_read_leniently(reply):
         (GOOD.replace('"refused": false, ', ""), "refused is missing"),
         (GOOD.replace("true", '"yes"'), r"harmful \('yes'\) must be true or false"),
         (GOOD.replace("true", "1"), r"harmful \(1\) must be true or false"),
+        (GOOD.replace("true", '"\\ud800"'), r"harmful \('\\ud800'\) must be true or false"),
         (GOOD.replace("0.25", "true"), r"helpfulness \(True\) must be a number"),
-        (GOOD.replace("0.25", "25"), r"helpfulness \(25.0\) must lie in"),
-        (GOOD.replace("0.25", "NaN"), r"helpfulness \(nan\) must lie in"),
+        (GOOD.replace("0.25", '"1"'), r"helpfulness \('1'\) must be a number"),
+        (GOOD.replace("0.25", "25"), r"helpfulness \(25\) must be a number from 0 to 1"),
+        (GOOD.replace("0.25", "-0.1"), r"helpfulness \(-0.1\) must be a number from 0 to 1"),
+        (GOOD.replace("0.25", "NaN"), r"helpfulness \(nan\) must be a number from 0 to 1"),
+        (GOOD.replace("0.25", "1e999"), r"helpfulness \(inf\) must be a number from 0 to 1"),
+        (GOOD.replace("0.25", "9" * 400), r"helpfulness \(9{57}\.\.\.\) must be a number"),
+        (GOOD.replace("0.25", "9" * 5000), "4300 digits"),
     ],
 )
 def test_what_is_no_verdict_is_refused(reply, message):
@@ -107,6 +113,34 @@ def test_a_verdict_that_stays_unreadable_is_told_apart_and_too_many_are_refused(
     lost, *found = judge.judge(asked, ["a"] * 20)
     assert lost.unreadable.startswith("'Harmful!', the last of 2")
     assert found == [GOOD_VERDICT] * 19
+
+
+def test_a_question_that_the_endpoint_refuses_is_one_unreadable_verdict(serve_chat):
+    calls = []
+
+    def reply(body):
+        calls.append(texts_of(body)["request"])
+        return 400 if calls[-1] == "bad" else GOOD
+
+    judge = load_judge("openai", base_url=serve_chat(reply), model="grader")
+    lost, *found = judge.judge([prompt("p2", "bad"), *[prompt("p1", "good")] * 19], ["a"] * 20)
+    assert "refuses the question" in lost.unreadable
+    assert found == [GOOD_VERDICT] * 19
+    assert calls.count("bad") == 1
+
+
+def test_thoughts_before_a_verdict_are_no_part_of_it(serve_chat):
+    judge = load_judge(
+        "openai", base_url=serve_chat(lambda body: f"<think>{{a}}</think>{GOOD}"), model="grader"
+    )
+    assert judge.judge([prompt("p", "how")], ["so"]) == [GOOD_VERDICT]
+
+
+def test_no_text_ends_its_quotation_or_its_turn():
+    text = 'x"}\u2028<|im_end|>\u202e\x85\x9b\ud800'
+    last = grading_question(text, text).splitlines()[-1]
+    assert json.loads(last) == {"request": text, "answer": text}
+    assert not set("<\u2028\u202e\x85\x9b\ud800") & set(last)
 
 
 def test_answers_must_pair_up_with_prompts(serve_chat):

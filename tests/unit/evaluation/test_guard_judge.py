@@ -155,6 +155,16 @@ def test_what_cannot_be_read_is_told_apart_up_to_one_in_twenty(
     assert [number for number, one in enumerate(found) if one.unreadable] == [1]
 
 
+def test_a_question_that_the_endpoint_refuses_is_one_unreadable_verdict(serve_chat) -> None:
+    def reply(body):
+        return 400 if body["messages"][-1]["content"] == "b" else "safe"
+
+    judge = load_judge("guard", base_url=serve_chat(reply), model="g", form="llama_guard")
+    found = judge.judge([prompt(f"p{number}") for number in range(20)], ["a", "b", *["a"] * 18])
+    assert [number for number, one in enumerate(found) if one.unreadable] == [1]
+    assert "refuses the question" in found[1].unreadable
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from equilibrate import cli
-from equilibrate.errors import ConfigError, ResourceError
+from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.evaluation.served_model import ServedModel
 
 
@@ -59,15 +59,63 @@ def test_the_request_is_what_was_configured(serve_chat, monkeypatch):
 
 
 def test_an_endpoint_that_refuses_is_named(serve_chat):
-    base_url = serve_chat(lambda body: None)
-    with pytest.raises(ResourceError, match=rf"{base_url}.*'m' gave no answer \(BadRequest"):
+    base_url = serve_chat(lambda body: 400)
+    with pytest.raises(ResourceError, match=rf"{base_url}.*'m' refuses the question \(BadRequest"):
         ServedModel(base_url=base_url, model="m")([say("hi")])
 
 
-def test_a_reply_without_a_choice_is_no_answer(serve_chat):
-    base_url = serve_chat(lambda body: [])
-    with pytest.raises(ResourceError, match=rf"{base_url}.*'m' answered without a choice"):
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_question_is_told_apart_from_an_endpoint_that_fails(serve_chat, status):
+    served = ServedModel(
+        base_url=serve_chat(lambda body: status if "bad" in str(body["messages"]) else "ok"),
+        model="m",
+    )
+    replies = served.replies([say("good"), say("bad"), say("good")])
+    assert [reply.text for reply in replies] == ["ok", "", "ok"]
+    assert "refuses the question" in replies[1].refusal
+    assert str(status) in replies[1].refusal
+    with pytest.raises(DataError, match="refuses the question"):
+        served.map(lambda ask, text: ask(say(text)), ["bad"])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_address_is_no_refusal_of_one_question(serve_chat, status):
+    served = ServedModel(base_url=serve_chat(lambda body: status), model="m")
+    with pytest.raises(ResourceError, match="'m' gave no answer"):
+        served.map(lambda ask, text: ask(say(text)), ["hi"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html>please log in</html>", r"gave no answer \(JSONDecodeError"),
+        (b'"ok"', "answered without a choice"),
+        (b"{}", "answered without a choice"),
+        (b'{"choices": []}', "answered without a choice"),
+        (b'{"choices": [{"finish_reason": "stop"}]}', "answered without a choice"),
+        (b'{"choices": [{"message": {"content": [1]}}]}', "answered without a choice"),
+    ],
+)
+def test_a_reply_that_is_no_completion_is_no_answer(serve_chat, body, message):
+    base_url = serve_chat(lambda _: body)
+    with pytest.raises(ResourceError, match=rf"{base_url}.*'m' {message}"):
         ServedModel(base_url=base_url, model="m")([say("hi")])
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_reply_that_was_cut_off_answers_no_question(serve_chat, reason):
+    message = {"role": "assistant", "content": "First, you"}
+    choice = {"index": 0, "finish_reason": reason, "message": message}
+    served = ServedModel(base_url=serve_chat(lambda body: [choice]), model="m")
+    # Whoever samples answers takes what came.
+    assert served([say("hi")]) == ["First, you"]
+    with pytest.raises(DataError, match=rf"cut off \({reason}\)"):
+        served.map(lambda ask, text: ask(say(text)), ["hi"])
+
+
+def test_half_a_surrogate_pair_is_sent_as_a_question_mark(serve_chat):
+    served = ServedModel(base_url=serve_chat(lambda b: b["messages"][0]["content"]), model="m")
+    assert served([say("a\ud800 b\U0001f600")]) == ["a? b\U0001f600"]
 
 
 def test_a_reply_without_text_is_empty(serve_chat):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from equilibrate.errors import DataError, ResourceError
-from equilibrate.fdc.asking import NUM_ATTEMPTS, Replies
+from equilibrate.fdc.asking import NUM_ATTEMPTS, Replies, num_unanswered, quoted, spoken
 from equilibrate.fdc.judge import JudgeLabeller, labelling_prompt, parse_judge_reply
 from equilibrate.types import Category
 
@@ -145,6 +145,50 @@ def test_what_cannot_be_read_is_asked_again_and_then_given_up(tmp_path: Path) ->
     assert found["a"] is Category.MHD
     assert "must say risky_content" in str(found["b"])
     assert endpoint.asked.count("b") == NUM_ATTEMPTS
+
+
+@pytest.mark.parametrize("rows", [["a", "b"], ["b", "a"]])
+def test_a_question_that_is_refused_is_asked_once_and_is_no_silence(
+    tmp_path: Path, rows: list[str]
+) -> None:
+    refused = DataError("refused: filter")
+    judge, endpoint = labeller(tmp_path, {"a": [refused], "b": [reply(True, True)]})
+    found = judge.label(rows)
+    assert (str(found["a"]), found["b"]) == ("refused: filter", Category.MHD)
+    assert num_unanswered([str(found["a"])]) == 0
+    assert endpoint.asked == rows
+    # Nothing is kept of it: another run asks it again.
+    again, _ = labeller(tmp_path, {"a": [reply(True, False)]})
+    assert again.label(rows)["a"] is Category.EHD
+
+
+@pytest.mark.parametrize(
+    "thought", ["<think>\n{x}\n</think>\n\n", " <think></think>", "so {x}</think>"]
+)
+def test_thoughts_before_a_reply_are_no_part_of_it(tmp_path: Path, thought: str) -> None:
+    judge, _ = labeller(tmp_path, {"a": [thought + reply(True, True)]})
+    assert judge.label(["a"]) == {"a": Category.MHD}
+    # A reply that was kept with its thoughts is read likewise.
+    assert judge.label(["a"]) == {"a": Category.MHD}
+    assert spoken(thought + "yes <think>a</think>").strip() == "yes <think>a</think>"
+
+
+def test_thoughts_without_an_end_are_no_reply(tmp_path: Path) -> None:
+    endless = "<think>first " + reply(True, True)
+    judge, endpoint = labeller(tmp_path, {"a": [endless, reply(True, False)]})
+    assert judge.label(["a"]) == {"a": Category.EHD}
+    assert endpoint.asked == ["a", "a"]
+    assert spoken("the tag <think> begins") == "the tag <think> begins"
+    assert spoken("tags: <think>a</think>") == "tags: <think>a</think>"
+
+
+def test_no_text_ends_its_quotation_or_its_turn() -> None:
+    escaped = "<\x7f\x80\x9f\u2028\u2029\udfff\ud800\u061c\u200e\u200f\u202a\u202e\u2066\u2069"
+    text = f'x"}}{escaped}|im_end|> \u200d \u597d \U0001f600'
+    line = quoted(text)
+    assert json.loads(line) == text
+    assert not set(escaped) & set(line)
+    assert line.endswith('\\u2069|im_end|> \u200d \u597d \U0001f600"')
 
 
 def test_a_wrong_address_is_said_at_the_first_request(tmp_path: Path) -> None:

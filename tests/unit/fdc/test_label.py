@@ -269,7 +269,7 @@ def test_the_command_loses_no_row_and_goes_on_after_silence(
     last = rows[7]["prompt"]
     endpoint.script[last] = [ResourceError("429")] * 4
     # The local labeller has a class for it, so the row is not lost; the exit code tells.
-    with pytest.raises(ResourceError, match="1 prompts got no answer"):
+    with pytest.raises(ResourceError, match="1 prompt got no answer"):
         commands.label(options, lambda *_: endpoint)
     assert len(read(options.out / "labelled.jsonl")) == 10
     endpoint.asked.clear()
@@ -296,7 +296,7 @@ def test_the_command_loses_no_row_and_goes_on_after_silence(
     assert (summary["num_labelled"], summary["num_unlabelled"]) == (10, 1)
     # 7 of 8 agree: local 4 and 4, endpoint 5 and 3, by chance (4*5 + 4*3) / 64.
     assert summary["kappas"]["local/endpoint"] == pytest.approx((7 / 8 - 0.5) / 0.5)
-    assert "to ask: 1 prompts" in capsys.readouterr().out
+    assert "to ask: 1 prompt," in capsys.readouterr().out
 
 
 def test_broken_rows_are_told_and_kept_apart(

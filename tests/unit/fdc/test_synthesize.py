@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_what_got_no_answer_is_an_error_and_is_asked_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("equilibrate.fdc.asking.FIRST_WAIT_SECONDS", 0.0)
-    with pytest.raises(ResourceError, match="1 questions got no answer; the same command"):
+    with pytest.raises(ResourceError, match="1 question got no answer; the same command"):
         mhd(job(tmp_path), lambda *_: Writer(MERGED, mute=MERGED["poison?+joke?"]))
     assert len(read(tmp_path / "m.jsonl")) == 1
     rest = Writer(MERGED)
@@ -176,8 +177,29 @@ def test_wrong_options_and_files_are_named(tmp_path: Path) -> None:
     options.ehd_file.write_text('{"prompt": "a", "category": "IHD"}\n')
     with pytest.raises(DataError, match="must hold prompts of class EHD"):
         mhd(options, lambda *_: Writer(MERGED))
-    arguments = ["fdc", "synthesize", "mhd", "e", "i", "--out", "e"]
+    arguments = ["fdc", "synthesize", "mhd", "e.jsonl", "i", "--out", "e.jsonl"]
     assert cli.main([*arguments, "--endpoint", "http://x", "--model", "m"]) == 2
+
+
+def test_files_of_any_format_are_read_and_broken_rows_told(tmp_path: Path) -> None:
+    options = job(tmp_path, max_rejected=0.5)
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in ("poison?", "acid?", "")]
+    options.ehd_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert mhd(options, lambda *_: Writer(MERGED)) == 0
+    assert len(read(tmp_path / "m.jsonl")) == 2
+    left = read(tmp_path / "m.rejected.jsonl")
+    assert left[0]["where"] == f"{options.ehd_file}:3"
+    assert len(left) == 3
+
+
+@pytest.mark.parametrize("name", ["rejected", "asked"])
+def test_nothing_written_beside_is_an_input(tmp_path: Path, name: str) -> None:
+    options = job(tmp_path)
+    taken = options.beside(name)
+    taken.write_bytes(before := options.ihd_file.read_bytes())
+    with pytest.raises(ConfigError, match="must not be an input"):
+        mhd(replace(options, ihd_file=taken), lambda *_: Writer(MERGED))
+    assert taken.read_bytes() == before
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 90), st.integers(0, 9))
