@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.errors import EquilibrateError, ResourceError, WorkerLostError
 from equilibrate.models.device import Accelerator
-from equilibrate.models.loading import load_policy
+from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.models.new_scorer import new_scorer
-from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.models.sidecar import ScorerSidecar, is_scorer, read_sidecar, write_sidecar
 from equilibrate.offline.table import load_answers
 from equilibrate.offline.training import OfflineTraining, Progress, batch_loss
 from equilibrate.report import installed_versions
@@ -229,7 +230,8 @@ def _train(
     found = training.measure()
     export_model(model, out, tokenizer=start)
     if config.trains != "policy" and dist.get_rank() == 0:
-        write_sidecar(out, ScorerSidecar(kind=config.trains, calibration=found))
+        before = read_sidecar(start) if is_scorer(start) else ScorerSidecar(kind=config.trains)
+        write_sidecar(out, replace(before, calibration=found))
     return figures | found
 
 
@@ -247,6 +249,8 @@ def _step_log(file: Path, start: int) -> Iterator[Callable[[Mapping[str, float]]
 def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:
     if config.trains == "policy":
         return load_policy(start, accelerator)
+    if is_scorer(start):
+        return load_scorer(start, config.trains, accelerator)
     pad = load_tokenizer(start).pad_token_id
     return new_scorer(start, config.trains, accelerator, seed=config.seed, pad_token_id=pad)
 

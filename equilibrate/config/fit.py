@@ -136,7 +136,8 @@ class FitDataConfig(InputsConfig):
     """Inputs; every empty path is made by the built-in world."""
 
     policy: InputPath = ""
-    """Model folder to start from; a scorer gets its weights and a head of its own."""
+    """Model folder to start from; a scorer gets its weights and a head of its own, or goes on from
+    a scorer of its kind."""
     reward: InputPath = ""
     """Folder of a causal model with one label, its sidecar and the policy's tokenizer; for ars also
     one of another tokenizer and what reads text, as `train` takes them."""

@@ -66,6 +66,11 @@ def write_sidecar(folder: Path, sidecar: ScorerSidecar) -> None:
     (folder / SIDECAR_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def is_scorer(folder: str | Path) -> bool:
+    """Whether a model folder says of itself that it is a reward or cost model."""
+    return (Path(folder) / SIDECAR_FILE).is_file()
+
+
 def read_sidecar(folder: Path, *, kind: ScorerKind | None = None) -> ScorerSidecar:
     """Read it back.
 

@@ -18,7 +18,8 @@ from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
 from equilibrate.learning.other_tokens import check_readable
 from equilibrate.learning.sources import check_source
-from equilibrate.models.folders import check_models, check_positions, check_sampled
+from equilibrate.models.folders import check_folder, check_models, check_positions, check_sampled
+from equilibrate.models.sidecar import is_scorer
 from equilibrate.offline.labelled import chosen_columns, naming
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import SCORERS, require_files, require_path
@@ -40,7 +41,11 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     }
     for source in filter(reads_text, sources.values()):
         check_source(source)
-    check_models(policy=policy, **scorers)
+    trains = config.trains if isinstance(config, FitConfig) else "policy"
+    if trains != "policy" and is_scorer(policy):
+        check_folder(policy, trains)  # it goes on
+    else:
+        check_models(policy=policy, **scorers)
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
     samplers = [policy] if samples_to_learn or data.evaluation else []
     for folder in samplers:

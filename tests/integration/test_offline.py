@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from actors.offline import train_on_cluster
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.errors import NumericsError, ResourceError
-from equilibrate.models.sidecar import read_sidecar
+from equilibrate.models.sidecar import ScorerSidecar, read_sidecar, write_sidecar
 from equilibrate.offline.labelled import labelled_answers
 from tests.integration.learners import step_error
 
@@ -189,6 +190,23 @@ def test_a_cost_model_learns_from_answers_that_are_labelled_one_by_one(tied_llam
     assert figures["ranking_accuracy"] == 1.0
     assert figures["safe_mean"] < 0 < figures["unsafe_mean"]
     assert read_sidecar(out, kind="cost").calibration["num_answers"] == figures["num_answers"]
+
+
+def test_a_scorer_goes_on_from_a_scorer_in_its_units(trained, tmp_path):
+    start, out = tmp_path / "start", tmp_path / "out"
+    shutil.copytree(trained["cost"][0], start)
+    write_sidecar(start, ScorerSidecar(kind="cost", scale=2.0, bias=0.5, threshold=0.25))
+    before = weights(start)
+    figures = train(settings("cost", steps=1, lr=1e-6), start, out)
+    after = weights(out)
+    # No fresh head: one step of 1e-6 moves no weight by more, with Adam's first step and decay.
+    assert after.keys() == before.keys()
+    assert all(np.abs(after[name] - before[name]).max() < 1e-5 for name in before)
+    found = read_sidecar(out, kind="cost")
+    assert (found.scale, found.bias, found.threshold) == (2.0, 0.5, 0.25)
+    assert found.calibration["safe_mean"] == figures["safe_mean"]
+    scores = trained["cost"][1]
+    assert figures["safe_mean"] == pytest.approx(2.0 * scores["safe_mean"] + 0.25, abs=1e-3)
 
 
 def test_a_saved_scorer_gives_the_score_at_the_last_token(trained, tied_llama, tmp_path):
