@@ -93,8 +93,7 @@ def adopt(
     start = _start(source, policy, say)
     config = _config(kind, data, start, settings, num_positions(source))
     note = _note(source, kind, data, policy, reading, config)
-    if _is_there(out, source, note, say):
-        _check(out, kind, policy)
+    if _is_there(out, source, note, say, policy):
         return
     table = _table(config, data, start, say)
     halves = _halves(kind, table, config.seed, data)
@@ -133,7 +132,13 @@ def described(sidecar: ScorerSidecar) -> list[str]:
     return lines
 
 
-def _is_there(out: Path, source: Path, note: Mapping[str, Any], say: Callable[[str], None]) -> bool:
+def _is_there(
+    out: Path,
+    source: Path,
+    note: Mapping[str, Any],
+    say: Callable[[str], None],
+    policy: Path | None,
+) -> bool:
     """Raises: DataError if `out` lies in the source or holds something else."""
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise DataError(f"{out}: lies in {source}, which is only read; give another --out")
@@ -144,6 +149,7 @@ def _is_there(out: Path, source: Path, note: Mapping[str, Any], say: Callable[[s
             f"{out}: exists, is not empty and was not made by this command of these files; give "
             "another --out, or remove it first"
         )
+    _check(out, note["kind"], policy)
     say(f"{out} is there already, made by the same command of the same files")
     return True
 

@@ -325,20 +325,6 @@ def test_broken_rows_of_labelled_answers_are_known_at_the_door(
     assert "chosen (None)" in (inputs / "rejected.jsonl").read_text()
 
 
-def test_a_scorer_goes_on_from_one_of_its_kind_alone(models: Path, inputs: Path) -> None:
-    rows = [{"prompt": f"p {row}", "response": "a", "is_safe": bool(row % 2)} for row in range(40)]
-    write_rows(inputs / "labels.jsonl", rows)
-
-    def config(start: str) -> FitConfig:
-        data = {"policy": str(inputs / start), "train": str(inputs / "labels.jsonl")}
-        return parse_settings(FitConfig, {"data": data, "objective": {"type": "cost"}})
-
-    check_inputs(config("cost"), inputs)
-    check_inputs(config("policy"), inputs)
-    with pytest.raises(DataError, match=r"kind \('reward'\) must be 'cost'"):
-        check_inputs(config("reward"), inputs)
-
-
 def test_prompts_whose_answers_are_sampled_are_read_as_prompts(inputs: Path) -> None:
     data = {n: str(inputs / n) for n in ("policy", "reward", "cost", "evaluation")}
     data["train"] = str(inputs / "prompts")
