@@ -182,6 +182,8 @@ def _there(folder: str, unmade: str) -> Path:
 
 def _is_no_start(policy: Path, scorer: str) -> bool:
     """Whether a critic starts as the policy."""
+    if not scorer:
+        return False
     from equilibrate.text.vocabulary import reads_what_is_said  # late: as above
 
     return reads_what_is_said(policy, scorer)
