@@ -125,6 +125,11 @@ def text_fault(value: object, *, may_be_empty: bool = False) -> str:
     return ""
 
 
+def counted(number: int, thing: str) -> str:
+    """For example `1 row`, `2 rows`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def shown(value: object) -> str:
     """The beginning of a value, for a message."""
     text = ascii(value[:60] if isinstance(value, str) else value)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from equilibrate.config.inputs import MAX_SHARE, MIN_SHARE, InputFile, named_twice
 from equilibrate.data.recognition import Entry, Source, parse_label, records_of
 from equilibrate.data.records import Ids, Kind, Record, named_by, said
-from equilibrate.data.rows import RejectedRows, prompt_key, words_of
+from equilibrate.data.rows import RejectedRows, counted, prompt_key, words_of
 from equilibrate.data.tables import rows_of
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.types import Category
@@ -120,8 +120,7 @@ def split(
         say(f"left out: {count} {reason}")
     for file, source, of_file in zip(files, sources, rejected, strict=True):
         found = ", ".join(f"{name} {counts[file.file, name]}" for name in parts)
-        rows_broken = "row" if len(of_file) == 1 else "rows"
-        broken = f"; {len(of_file)} {rows_broken} broken and left out" if len(of_file) else ""
+        broken = f"; {counted(len(of_file), 'row')} broken and left out" if of_file else ""
         say(f"{file.file}: {source.recognised.name}; {found}{broken}")
     totals = {name: sum(counts[file.file, name] for file in files) for name in parts}
     say("in all: " + ", ".join(f"{name} {count}" for name, count in totals.items()))

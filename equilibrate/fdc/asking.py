@@ -146,10 +146,6 @@ class Replies:
                 out.write(line)
 
 
-def counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
 def num_unanswered(reasons: Iterable[str]) -> int:
     """Of the reasons why there is no result, those that another run may cure by asking again."""
     return sum(reason.startswith(NO_ANSWER) for reason in reasons)

@@ -177,7 +177,7 @@ def _measured_on(train: Sequence[Row]) -> Mapping[str, Category]:
 
 def _print_estimate(judge: JudgeLabeller, texts: Sequence[str], price: tuple[float, float]) -> None:
     found = judge.estimate(texts)
-    from equilibrate.fdc.asking import counted
+    from equilibrate.data.rows import counted
 
     told = found.describe(price)
     print(f"to ask: {counted(found.num_requests, 'prompt')}, {told}", flush=True)
@@ -209,7 +209,8 @@ def _local(
 
 def _unanswered(ballots: Sequence[Votes]) -> int:
     """Raises: ResourceError if the endpoint left prompts without an answer."""
-    from equilibrate.fdc.asking import counted, num_unanswered
+    from equilibrate.data.rows import counted
+    from equilibrate.fdc.asking import num_unanswered
 
     if silent := num_unanswered(fault for votes in ballots for fault in votes.faults.values()):
         raise ResourceError(

@@ -75,7 +75,7 @@ class _Options:
         return connect(self.endpoint, model, self.api_key_variable, form)
 
     def print_estimate(self, found: Estimate) -> None:
-        from equilibrate.fdc.asking import counted
+        from equilibrate.data.rows import counted
 
         told = found.describe(self.price)
         print(f"to ask: {counted(found.num_requests, 'question')}, {told}", flush=True)
@@ -87,7 +87,8 @@ class _Options:
 
         Raises: ResourceError where questions got no answer, DataError where nothing came out.
         """
-        from equilibrate.fdc.asking import counted, num_unanswered
+        from equilibrate.data.rows import counted
+        from equilibrate.fdc.asking import num_unanswered
         from equilibrate.fdc.label import write_lines
 
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,7 @@ def _write_merged(
     broken: Rows,
 ) -> int:
     """Raises: as `_Options.write`."""
-    from equilibrate.fdc.asking import counted
+    from equilibrate.data.rows import counted
     from equilibrate.types import Category
 
     kept: list[dict[str, object]] = []
@@ -202,8 +203,7 @@ def _fitting(
 
     Args: broken: takes the rows that break a rule, with the `reason`.
     """
-    from equilibrate.data.rows import RejectedRows, prompt_key
-    from equilibrate.fdc.asking import counted
+    from equilibrate.data.rows import RejectedRows, counted, prompt_key
     from equilibrate.fdc.label import read_prompts_to_label
 
     rejected = RejectedRows(file, max_fraction=options.max_rejected, limit="--max-rejected")
@@ -253,7 +253,7 @@ def answers(
 
     Raises: ConfigError, DataError or ResourceError.
     """
-    from equilibrate.fdc.asking import counted
+    from equilibrate.data.rows import counted
     from equilibrate.fdc.notes import Retriever, read_notes
     from equilibrate.fdc.remedy import Case
     from equilibrate.types import Category
@@ -309,7 +309,7 @@ def _remedy(
 
 def _write_answers(options: AnswersOptions, outcomes: Sequence[Outcome], broken: Rows) -> int:
     """Raises: as `_Options.write`."""
-    from equilibrate.fdc.asking import counted
+    from equilibrate.data.rows import counted
     from equilibrate.fdc.remedy import rows_of
 
     kept, pairs, left = rows_of(outcomes, options.judged_by)

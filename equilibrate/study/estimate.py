@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from equilibrate.config.study import Kind
+from equilibrate.data.rows import counted
 from equilibrate.evaluation.statistics import student_t_95
 from equilibrate.study.grid import PlannedRun
 from equilibrate.study.results import RunResult, missing_runs
@@ -30,7 +31,7 @@ class TimeLeft:
         """For example `about 2 h 05 min (1 h 50 min to 2 h 20 min) for 12 runs`."""
         if not self.num_runs:
             return "no run is left"
-        runs = f"{self.num_runs} run{'' if self.num_runs == 1 else 's'}"
+        runs = counted(self.num_runs, "run")
         if self.unknown:
             return f"unknown for {runs}: no finished {' and '.join(self.unknown)} run yet"
         ends = f" ({_clock(self.low)} to {_clock(self.high)})" if self.low == self.low else ""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from equilibrate.config.study import Claim, Question, StudyConfig
+from equilibrate.data.rows import counted
 from equilibrate.study.claims import FIRM_SEEDS, JudgedClaim, judge_claim
 from equilibrate.study.figures import (
     absent_figures,
@@ -127,7 +128,7 @@ def verdict_text(judged: JudgedClaim) -> str:
 
 def seeds_text(judged: JudgedClaim) -> str:
     """For example `3 seeds, preliminary`."""
-    seeds = f"{judged.num_seeds} seed{'' if judged.num_seeds == 1 else 's'}"
+    seeds = counted(judged.num_seeds, "seed")
     return f"{seeds}, preliminary" if judged.is_preliminary else seeds
 
 
