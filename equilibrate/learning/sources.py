@@ -71,6 +71,7 @@ class TextScorer:
         Raises: DataError naming the source, and the row where one is at fault; ResourceError if it
             does not answer in time.
         """
+        self._failed = None
         asked = [_conversation(rollout, decode) for rollout in rollouts]
         scores: list[float] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -187,6 +188,14 @@ def test_what_a_function_does_wrong_is_said_with_its_name(file: Path, name: str,
 def test_what_a_slow_function_fails_on_is_told_when_there_is_no_time_to_look(file: Path) -> None:
     with pytest.raises(DataError, match=r"ValueError \(real reason\) in .*, of 768 answers"):
         scored(f"{file}:slow_to_fail", seconds=1.0, rollouts=ROLLOUTS * 256)
+
+
+def test_an_error_of_an_earlier_call_is_not_told_again(file: Path) -> None:
+    source = TextScorer(f"{file}:lengths", seconds=1.0)
+    source._failed = DataError("of before")
+    source._ask = lambda _: time.sleep(20)
+    with pytest.raises(ResourceError, match="hangs"):
+        source.score(ROLLOUTS, decode)
 
 
 def test_a_module_that_ends_itself_is_refused(tmp_path: Path) -> None:
