@@ -116,12 +116,9 @@ class Journey:
             self._run("split", *files, *out, "--parts", *parts)
 
     def scorer(self, name: str, *, seed: int) -> None:
-        kind = real_figures.SCORERS[name]
         train = [str(file) for file in real_figures.taught(self.out, name)]
-        data = {"policy": str(self.model), "train": train}
-        settings = {"epochs": 2, "lr": 5e-5, "batch_size": 16, "seed": seed, "data": data}
-        length = LENGTH | ({"max_length": CUT} if name == "judge-cost" else {})
-        self._config("fit", name, {"objective": {"type": kind}, **length, **settings})
+        cut = {"max_length": CUT} if name == "judge-cost" else {}
+        self._scorer(name, self.model, train, {"epochs": 2, "seed": seed, **cut})
 
     def calm(self) -> None:
         """The cost model goes on with answers to harmless prompts beside as many of the others."""
@@ -130,11 +127,15 @@ class Journey:
             {"file": str(file), "category": "GENERAL" if file.parent.name == "harmless" else "EHD"}
             for file in real_figures.taught(self.out, "calm")
         ]
-        data = {"policy": str(self.out / "runs/cost/cost"), "train": train}
-        settings = {"epochs": 1, "lr": 5e-5, "batch_size": 16, "seed": 0, "data": data}
-        length = LENGTH | {"max_length": CUT}
-        tree = {"objective": {"type": "cost"}, **length, **settings, "fdc": {"amounts": amounts}}
-        self._config("fit", "calm", tree)
+        settings = {"epochs": 1, "seed": 0, "max_length": CUT, "fdc": {"amounts": amounts}}
+        self._scorer("calm", self.out / "runs/cost/cost", train, settings)
+
+    def _scorer(
+        self, name: str, start: Path, train: Sequence[Any], settings: Mapping[str, Any]
+    ) -> None:
+        common = {**LENGTH, "lr": 5e-5, "batch_size": 16}
+        tree = {"objective": {"type": real_figures.SCORERS[name]}, **common, **settings}
+        self._config("fit", name, tree | {"data": {"policy": str(start), "train": list(train)}})
 
     def sft(self) -> None:
         """A first step on safe and on helpful answers: PPO cannot reward what is never sampled."""

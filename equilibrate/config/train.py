@@ -262,7 +262,8 @@ class DataConfig(InputsConfig):
     """Model folder to align."""
     reward: InputPath = ""
     """Folder of a causal model with one label, its sidecar and its tokenizer, the policy's or
-    another; or what reads text: a function (`FILE.py:name`, `package.module:name`) or an endpoint (`http://...`)."""
+    another; or what reads text: a function (`FILE.py:name`, `package.module:name`) or an endpoint
+    (`http://...`)."""
     cost: InputPath = ""
     """Likewise."""
     prompts: InputFiles = ()
