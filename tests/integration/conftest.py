@@ -98,23 +98,30 @@ def scored(models: Path) -> list[ScoredRollout]:
     return score_rollouts(models)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_group_is_left() -> Iterator[None]:
+    """Files share processes in an order of the day: each finds none of another's groups."""
+    yield
+    if torch.distributed.is_initialized():
+        if "vllm.distributed.parallel_state" in sys.modules:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            # Before torch's: vLLM ends its parts of the group one by one, and needs the whole.
+            cleanup_dist_env_and_memory()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 @pytest.fixture
 def group_of_one() -> None:
-    """A group that lives on from test to test: DeepSpeed would go on with the one it met first."""
+    """A group that lives on to the end of its file: DeepSpeed goes on with the one it met first."""
     if not torch.distributed.is_initialized():
         forget_group()
         set_rank(0, 1, free_port())
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_group_is_left() -> Iterator[None]:
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def forget_group() -> None:
-    """vLLM ends every group of its process when it shuts down, and DeepSpeed does not notice."""
+    """DeepSpeed does not notice where a group was ended."""
     if "deepspeed" in sys.modules:
         import deepspeed.comm.comm
         import deepspeed.utils.groups
