@@ -186,6 +186,7 @@ class WorkerGroups:
             ScoringWorker,
             reward=str(inputs.reward or ""),
             cost=str(inputs.cost or ""),
+            more_rewards=inputs.more_rewards,
             reference=str(inputs.policy),
             device=config.device,
             dtype=config.dtype,

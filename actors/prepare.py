@@ -30,6 +30,7 @@ from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.run.contents import Contents
 from equilibrate.run.disk import held
 from equilibrate.run.door import SCORERS, require_files, require_path
+from equilibrate.run.inputs import sources_of
 from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
@@ -70,6 +71,8 @@ class Models:
     ptx: Path | None
     evaluation: Sequence[InputFile]
     judge: Judge
+    more_rewards: Sequence[tuple[str, float]] = ()
+    """Sources and weights of the rewards beside the first."""
     shared_base: Path | None = None
     """The file of `shared_base`; None where the base is to be sampled whatever others found."""
 
@@ -187,17 +190,19 @@ def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
 
 def _models(config: TrainConfig | FitConfig, announce: Announce) -> dict[str, Any]:
     data = config.data
-    for kind in SCORERS:
-        scorer = getattr(data, kind)
+    for key, _, scorer in sources_of(config):
         if not reads_text(scorer) and (difference := other_tokens(data.policy, scorer)):
+            start = ", and its critic starts as the policy" if key in SCORERS else ""
             announce(
-                f"data.{kind}: {scorer} has a tokenizer of its own ({difference}); it reads the "
-                "decoded answers, and its critic starts as the policy"
+                f"data.{key}: {scorer} has a tokenizer of its own ({difference}); it reads the "
+                f"decoded answers{start}"
             )
+    more = config.data.more_rewards if isinstance(config, TrainConfig) else ()
     return {
         "policy": require_path("policy", data.policy),
         "reward": _scorer("reward", data.reward),
         "cost": _scorer("cost", data.cost),
+        "more_rewards": [(str(_scorer("more_rewards", term.source)), term.weight) for term in more],
         "evaluation": require_files("evaluation", data.evaluation),
         "judge": judge_of(config, is_built_in=False),
     }
@@ -215,11 +220,11 @@ def judge_of(config: RunConfig, *, is_built_in: bool) -> Judge:
     return load_judge("refusals")
 
 
-def _scorer(kind: ScorerKind, source: str) -> Path | str | None:
+def _scorer(key: str, source: str) -> Path | str | None:
     """Of a function its whole place: workers may run elsewhere."""
     if not reads_text(source):
-        return _existing(kind, source)
-    require_path(kind, source)
+        return _existing(key, source)
+    require_path(key, source)
     place, name = parts_of(source) if kind_of(source) == "function" else ("", "")
     return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else source
 

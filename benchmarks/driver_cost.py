@@ -172,7 +172,8 @@ def _make_parts(
     sink: Any, checkpoints: NoCheckpoints, actors: Sequence[Any], batch: int, evaluate: Any
 ) -> Any:
     from actors.pools import RayLearnerGroup, RayRolloutPool, RayScorer, Watch, WorkerPool
-    from equilibrate.config.train import FdcConfig, FixedKL, PidMultiplier
+    from equilibrate.config.constraint import PidMultiplier
+    from equilibrate.config.train import FdcConfig, FixedKL
     from equilibrate.driver import Parts
     from equilibrate.fdc.sampler import FdcSampler
     from equilibrate.fdc.schedules import make_schedule

@@ -240,11 +240,12 @@ def require_token_scores(data: Config, source: str) -> None:
 
     Args: source: as of `MaskConfig`.
     """
-    for kind in ("reward", "cost"):
-        given = getattr(data, kind)
+    sources = [(kind, kind, getattr(data, kind)) for kind in ("reward", "cost")]
+    terms = getattr(data, "more_rewards", ())
+    for kind, key, given in [*sources, *(("reward", "more_rewards", t.source) for t in terms)]:
         if source in (kind, "both") and reads_text(given):
             raise ValueError(
-                f"ama.source ({source}) reads the score of every token, and data.{kind} ({given}) "
+                f"ama.source ({source}) reads the score of every token, and data.{key} ({given}) "
                 "gives one per answer; give a model folder, or try ama=off"
             )
 

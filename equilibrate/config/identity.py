@@ -91,10 +91,15 @@ def input_tree(kind: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Path
     paths: dict[str, Path | str] = {}
     for key, mark, value in _leaves([kind], tree):
         if mark is Mark.INPUT and isinstance(value, list):
-            paths |= {f"{key}[{place}]": Path(entry["file"]) for place, entry in enumerate(value)}
+            for place, entry in enumerate(value):
+                paths[f"{key}[{place}]"] = _where(entry.get("source") or Path(entry["file"]))
         elif mark is Mark.INPUT and value:
-            paths[key] = value if reads_text(value) else Path(value)
+            paths[key] = _where(value)
     return paths
+
+
+def _where(given: str | Path) -> Path | str:
+    return Path(given) if isinstance(given, Path) or not reads_text(given) else given
 
 
 def only(config: Settings, *paths: str) -> Settings:
@@ -175,5 +180,7 @@ def _look_up(
 def _named(value: Any, mark: Mark | None) -> Any:
     if mark is not Mark.INPUT or not value:
         return value
-    # Of several files, what is said of each counts as well.
-    return [entry | {"file": GIVEN} for entry in value] if isinstance(value, list) else GIVEN
+    # Of several, what is said of each counts as well.
+    if not isinstance(value, list):
+        return GIVEN
+    return [entry | {key: GIVEN for key in ("file", "source") if key in entry} for entry in value]

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+)
 
 from equilibrate.config.identity import Mark
 from equilibrate.types import Category
@@ -96,6 +104,33 @@ InputFiles = Annotated[
     PlainSerializer(as_written),
     Mark.INPUT,
 ]
+
+
+class RewardTerm(BaseModel):
+    """A reward beside `data.reward`, in whose units it counts `weight` times its score."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    source: str = Field(min_length=1)
+    """As `data.reward`: a folder, a function or an endpoint."""
+    weight: float
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, weight: float) -> float:
+        if not weight:
+            raise ValueError("(0) leaves its reward out; give another number, or leave out both")
+        return weight
+
+
+def _as_terms(value: Any) -> Any:
+    """`{SOURCE: WEIGHT, ...}`, or what that is written as."""
+    if isinstance(value, Mapping):
+        return tuple({"source": str(name), "weight": weight} for name, weight in value.items())
+    return value
+
+
+MoreRewards = Annotated[tuple[RewardTerm, ...], BeforeValidator(_as_terms), Mark.INPUT]
 
 
 def plain(path: Path) -> tuple[InputFile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from equilibrate.learning.other_tokens import OtherTokens
 from equilibrate.learning.sources import TextScorer
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
+from equilibrate.models.policy import PolicyModel
+from equilibrate.models.scorer import ScoreModel
 from equilibrate.ppo.batches import token_budget_batches
 from equilibrate.preference.spans import end_scores
 from equilibrate.text.renderer import Renderer
@@ -43,6 +45,7 @@ class ScoringWorker:
         cpu_threads: int,
         max_tokens_per_batch: int,
         temperature: float,
+        more_rewards: Sequence[tuple[str, float]] = (),
         deadline_seconds: float = 600.0,
         text: TextConfig | None = None,
     ) -> None:
@@ -51,34 +54,39 @@ class ScoringWorker:
             and cost may have other tokens (`OtherTokens`), or be sources that read text: then only
             the last token of a response scores.
         max_tokens_per_batch: padded tokens of one forward pass.
+        more_rewards: sources of rewards beside the first, each with the weight of its scores.
         temperature: the one that samples the rollouts; log-probs are those of that distribution.
         deadline_seconds: of one call of `score`.
         text: how conversations are written for other tokens.
         """
         self._accelerator = Accelerator(device, dtype)
         self._accelerator.prepare(threads=cpu_threads)
-        sources: dict[ScorerKind, str] = {"reward": reward, "cost": cost}
-        self._texts, self._others = dict[ScorerKind, TextScorer](), dict[ScorerKind, OtherTokens]()
-        for kind, source in sources.items():
-            if reads_text(source):
-                self._texts[kind] = TextScorer(source, seconds=deadline_seconds)
-            elif reads_what_is_said(reference, source):
-                self._others[kind] = OtherTokens(
-                    source, kind, self._accelerator, reference, text, max_tokens_per_batch
+        terms = [_Term("reward", 1.0, reward), _Term("cost", 1.0, cost)] + [
+            _Term("reward", weight, source) for source, weight in more_rewards
+        ]
+        self._models: list[tuple[_Term, ScoreModel]] = []
+        self._others: list[tuple[_Term, OtherTokens]] = []
+        self._texts: list[tuple[_Term, TextScorer]] = []
+        for term in terms:
+            if reads_text(term.source):
+                scorer = TextScorer(term.source, seconds=deadline_seconds)
+                self._texts.append((term, scorer))
+            elif reads_what_is_said(reference, term.source):
+                other = OtherTokens(
+                    term.source, term.kind, self._accelerator, reference, text, max_tokens_per_batch
                 )
+                self._others.append((term, other))
+            elif term.source:
+                model = load_scorer(term.source, term.kind, self._accelerator)
+                self._models.append((term, model))
         self._renderer = Renderer(reference, text) if self._texts else None
-        self._reward, self._cost = (
-            load_scorer(source, kind, self._accelerator)
-            if source and kind not in {*self._texts, *self._others}
-            else None
-            for kind, source in sources.items()
-        )
         self._reference = load_policy(reference, self._accelerator)
-        loaded = {reward: self._reward, cost: self._cost, reference: self._reference}
+        loaded: dict[str, ScoreModel | PolicyModel] = {
+            term.source: model for term, model in self._models
+        }
         self._num_tokens = {
             folder: model.model.get_input_embeddings().num_embeddings
-            for folder, model in loaded.items()
-            if model is not None
+            for folder, model in (loaded | {reference: self._reference}).items()
         }
         self._max_tokens = max_tokens_per_batch
         self._temperature = temperature
@@ -96,23 +104,21 @@ class ScoringWorker:
             batch = [rollouts[row] for row in rows]
             scored.update(zip(rows.tolist(), self._score_batch(batch), strict=True))
         found = [scored[row] for row in range(len(rollouts))]
-        for kind, other in self._others.items():
+        for term, other in self._others:
             token_scores = zip(found, other.score(rollouts), strict=True)
-            found = [_with_scores(one, kind, float(of[-1]), of) for one, of in token_scores]
+            found = [_added(one, term, float(of[-1]), of) for one, of in token_scores]
         return self._with_texts(found, began)
 
     def _with_texts(self, scored: list[ScoredRollout], began: float) -> list[ScoredRollout]:
-        for kind, scorer in self._texts.items():
+        for term, scorer in self._texts:
             assert self._renderer is not None
             verdicts = scorer.score(
                 [one.rollout for one in scored],
                 self._renderer.decode,
                 spent=time.monotonic() - began,
             )
-            scored = [
-                _with_verdict(one, kind, verdict)
-                for one, verdict in zip(scored, verdicts, strict=True)
-            ]
+            pairs = zip(scored, verdicts, strict=True)
+            scored = [_added(one, term, verdict, _at_end(one, verdict)) for one, verdict in pairs]
         return scored
 
     def _require_known_tokens(self, rollouts: Sequence[Rollout]) -> None:
@@ -132,28 +138,46 @@ class ScoringWorker:
             batch_first=True,
         ).to(self._accelerator.torch_device)
         nothing = np.zeros(token_ids.shape, np.float32)
-        rewards = nothing if self._reward is None else _to_numpy(self._reward(token_ids))
-        costs = nothing if self._cost is None else _to_numpy(self._cost(token_ids))
+        scores: dict[ScorerKind, FloatArray] = {"reward": nothing, "cost": nothing}
+        for term, model in self._models:
+            scores[term.kind] = scores[term.kind] + term.weight * _to_numpy(model(token_ids))
         mask = pad_sequence(
             [torch.from_numpy(rollout.response_mask.copy()) for rollout in rollouts],
             batch_first=True,
         ).to(self._accelerator.torch_device)
         log_probs, _ = self._reference(token_ids, mask, self._temperature)
-        return _scored(rollouts, rewards, costs, _to_numpy(log_probs))
+        return _scored(rollouts, scores["reward"], scores["cost"], _to_numpy(log_probs))
 
 
-def _with_verdict(scored: ScoredRollout, kind: ScorerKind, verdict: float) -> ScoredRollout:
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """One of the scores that are added up."""
+
+    kind: ScorerKind
+    weight: float
+    source: str
+
+
+def _at_end(scored: ScoredRollout, verdict: float) -> FloatArray:
     of_tokens = np.zeros(len(scored.rollout.token_ids), np.float32)
     of_tokens[-1] = verdict
-    return _with_scores(scored, kind, verdict, of_tokens)
+    return of_tokens
 
 
-def _with_scores(
-    scored: ScoredRollout, kind: ScorerKind, verdict: float, of_tokens: FloatArray
+def _added(
+    scored: ScoredRollout, term: _Term, score: float, of_tokens: FloatArray
 ) -> ScoredRollout:
-    if kind == "reward":
-        return replace(scored, reward=verdict, token_rewards=of_tokens)
-    return replace(scored, cost=verdict, token_costs=of_tokens)
+    if term.kind == "reward":
+        return replace(
+            scored,
+            reward=scored.reward + term.weight * score,
+            token_rewards=scored.token_rewards + term.weight * of_tokens,
+        )
+    return replace(
+        scored,
+        cost=scored.cost + term.weight * score,
+        token_costs=scored.token_costs + term.weight * of_tokens,
+    )
 
 
 def _to_numpy(tensor: Tensor) -> FloatArray:

@@ -7,7 +7,7 @@ before anything starts. Weights are safetensors and nothing else: other formats 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,20 +25,17 @@ _NUM_EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
-def check_models(*, policy: str | Path, reward: str | Path = "", cost: str | Path = "") -> None:
+def check_models(policy: str | Path, scorers: Sequence[tuple[str | Path, ScorerKind]] = ()) -> None:
     """`check_folder` of all models of a run, and that the scorers can read the policy's tokens, or
     have a tokenizer of their own.
 
-    Args: reward, cost: empty for none.
+    Args: scorers: folder and kind of each.
     Raises: DataError, as `check_folder`; or naming both folders.
     """
     from equilibrate.text.vocabulary import other_tokens, require_tokenizers
 
     sampled = check_folder(policy, "policy")
-    scorers: list[tuple[str | Path, Role]] = [(reward, "reward"), (cost, "cost")]
     for folder, role in scorers:
-        if not folder:
-            continue
         num_rows = check_folder(folder, role)
         require_tokenizers(policy, folder)
         if num_rows < sampled and not other_tokens(policy, folder):

@@ -187,7 +187,7 @@ def _check(folder: Path, kind: ScorerKind, policy: Path | None) -> None:
     if policy is None:
         check_folder(folder, kind)
     else:
-        check_models(policy=policy, **{kind: folder})
+        check_models(policy, [(folder, kind)])
 
 
 def _start(source: Path, policy: Path | None, say: Callable[[str], None]) -> Path:

@@ -35,7 +35,7 @@ from equilibrate.run.sinks import Row, write_whole
 logger = logging.getLogger(__name__)
 
 NOT_STATED = "not stated"
-_MODELS = ("policy", "reward", "cost")
+_MODELS = ("policy", "reward", "cost", "more_rewards")
 _MADE = (ALIGNED, "reward", "cost")
 """Folders of models in the run that made them."""
 _MATTER = (
@@ -43,7 +43,7 @@ _MATTER = (
     "multiplier", "objective", "ppo", "constraint", "ama", "fdc", "rollout.prompts_per_iteration",
     "rollout.copies", "rollout.temperature", "rollout.max_new_tokens", "rollout.max_policy_lag",
     "learner.policy_lr", "learner.critic_lr", "learner.lr_schedule", "learner.average_decay",
-    "learner.ptx_coef", "data.prefer", "max_unsafe_share",
+    "learner.ptx_coef", "data.prefer", "data.more_rewards", "max_unsafe_share",
 )  # fmt: skip
 """Settings that say how a policy was trained; the rest says where and by how many processes."""
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
@@ -148,16 +148,18 @@ def ingredients(run: Path, *, of: str = "") -> Iterator[dict[str, str]]:
             continue  # a start in the built-in world is of that world, as all else there
         name, _, place = key.rstrip("]").partition("[")
         given = data.get(name) or key
-        path = Path(given[int(place)]["file"] if place else given)
-        if not of or key not in (*_MODELS, "evaluation"):
+        if place:
+            given = given[int(place)].get("source") or given[int(place)]["file"]
+        path = Path(given)
+        if not of or name not in (*_MODELS, "evaluation"):
             yield {
                 "key": key,
                 "of": of,
-                "name": _named(key, path),
+                "name": _named(name, path),
                 "content": content,
                 "licence": str((data.get("licences") or {}).get(name) or _stated_licence(path)),
             }
-        if key in _MODELS and path.name in _MADE:
+        if name in _MODELS and path.name in _MADE:
             yield from ingredients(path.resolve().parent, of=key)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equilibrate.config.train import Constraint, KLWeight, MultiplierConfig, StopKL, TrainConfig
+from equilibrate.config.constraint import Constraint, MultiplierConfig
+from equilibrate.config.train import KLWeight, StopKL, TrainConfig
 from equilibrate.ppo import kl as ppo_kl
 from equilibrate.ppo import lagrangian
 from equilibrate.types import ScoredRollout

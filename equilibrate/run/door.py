@@ -108,15 +108,16 @@ def require_same_start(journey: Journey, step: Step) -> None:
 def require_path(key: str, path: str) -> Path:
     """Raises: DataError naming the key if there is nothing at the path; what is no path at all, but
     a scorer that reads text, is a matter of `equilibrate.learning.sources`."""
-    if key in SCORERS and reads_text(path):
+    scores = key in (*SCORERS, "more_rewards")
+    if scores and reads_text(path):
         return Path(path)
     if not Path(path).exists():
         from equilibrate.data.readers import is_hub_name  # late: as above
 
         hint = "give an existing file or folder"
-        if key in SCORERS:
+        if scores:
             hint += ", FILE.py:function, package.module:function or http://host/path"
-        if key != "policy" and key not in SCORERS and not Path(path).suffix and is_hub_name(path):
+        if key != "policy" and not scores and not Path(path).suffix and is_hub_name(path):
             hint += (
                 f"; a data set of the hub is brought here first: hf download {path} --repo-type "
                 "dataset --local-dir FOLDER"

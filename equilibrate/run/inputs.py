@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from equilibrate.config.fit import ArsConfig, FitConfig
@@ -33,25 +33,18 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     """`check_inputs` of a run that does not start from the built-in world."""
     data = config.data
     policy = require_path("policy", data.policy)
-    sources = {kind: source for kind in SCORERS if (source := getattr(data, kind))}
-    scorers = {
-        kind: require_path(kind, source)
-        for kind, source in sources.items()
-        if not reads_text(source)
-    }
-    for source in filter(reads_text, sources.values()):
-        check_source(source)
+    scorers = _check_sources(config)
     trains = config.trains if isinstance(config, FitConfig) else "policy"
     if trains != "policy" and is_scorer(policy):
         check_folder(policy, trains)  # it goes on
     else:
-        check_models(policy=policy, **scorers)
+        check_models(policy, [(folder, kind) for _, kind, folder in scorers])
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
     samplers = [policy] if samples_to_learn or data.evaluation else []
     for folder in samplers:
         check_sampled(folder, config.device)
     others = _with_other_tokens(config, policy, scorers)
-    readers = [folder for folder in scorers.values() if samples_to_learn and folder not in others]
+    readers = [folder for *_, folder in scorers if samples_to_learn and folder not in others]
     for folder in (*samplers, *readers):
         check_positions(folder, config.rollout.max_model_len)
     if isinstance(config, TrainConfig):
@@ -69,16 +62,37 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
         check_disjoint(training, held_out)
 
 
+def sources_of(config: TrainConfig | FitConfig) -> list[tuple[str, ScorerKind, str]]:
+    """Everything that may score answers, as key in `data`, kind and source; "" where none is
+    given."""
+    more = config.data.more_rewards if isinstance(config, TrainConfig) else ()
+    return [
+        *((kind, kind, getattr(config.data, kind)) for kind in SCORERS),
+        *(("more_rewards", "reward", term.source) for term in more),
+    ]
+
+
+def _check_sources(config: TrainConfig | FitConfig) -> list[tuple[str, ScorerKind, Path]]:
+    """Those of `sources_of` that are folders, which only need to exist so far."""
+    folders = []
+    for key, kind, source in sources_of(config):
+        if reads_text(source):
+            check_source(source)
+        elif source:
+            folders.append((key, kind, require_path(key, source)))
+    return folders
+
+
 def _with_other_tokens(
-    config: TrainConfig | FitConfig, policy: Path, scorers: Mapping[ScorerKind, Path]
+    config: TrainConfig | FitConfig, policy: Path, scorers: Sequence[tuple[str, ScorerKind, Path]]
 ) -> list[Path]:
     """The scorers that read decoded answers, which are those that are sampled."""
     others = []
-    for kind, folder in scorers.items():
+    for key, _, folder in scorers:
         if difference := other_tokens(policy, folder):
             if isinstance(config, FitConfig) and not isinstance(config.objective, ArsConfig):
                 raise DataError(
-                    f"data.{kind} ({folder}) reads other tokens than {policy} ({difference}), so "
+                    f"data.{key} ({folder}) reads other tokens than {policy} ({difference}), so "
                     f"only answers that are sampled, and objective.type ({config.objective.type}) "
                     "learns from given ones; give a scorer that was trained with the policy's "
                     "tokenizer, or leave it out"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from equilibrate.config.train import Constraint
+from equilibrate.config.constraint import Constraint
 from equilibrate.types import Category, ScoredRollout, ScorerKind
 
 logger = logging.getLogger(__name__)

@@ -62,6 +62,7 @@ def groups_with(models: Path, output: Path, name: str) -> WorkerGroups:
         ptx=None,
         evaluation=(),
         judge=RefusalMatcher(),
+        more_rewards=[(str(models / "reward"), 2.0)],
         prompts=plain(Path("prompts")),
     )
     return WorkerGroups(config, inputs, roles=("scoring",))
@@ -79,8 +80,9 @@ def test_the_pool_scores_by_a_function_beside_a_model(
         found = groups.scorer.score(rollouts)
     for row, (one, before) in enumerate(zip(found, scored, strict=True)):
         # Every token of this vocabulary is a word.
-        assert one.reward == int(one.rollout.response_mask.sum()) / (1 + row % 2)
-        assert one.token_rewards.tolist() == [*[0.0] * (len(one.token_rewards) - 1), one.reward]
+        words = int(one.rollout.response_mask.sum()) / (1 + row % 2)
+        assert one.reward == pytest.approx(words + 2 * before.reward, abs=1e-4)
+        np.testing.assert_allclose(one.token_rewards[:-1], 2 * before.token_rewards[:-1], atol=1e-4)
         assert one.cost == pytest.approx(before.cost, abs=1e-5)
     with (
         groups_with(models, tmp_path, "fails") as groups,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from equilibrate.config.train import ProjectedMultiplier
+from equilibrate.config.constraint import ProjectedMultiplier
 from equilibrate.driver import MAX_SKIPPED_UPDATES, Parts, train
 from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
 from equilibrate.run.checkpoint import CheckpointStore

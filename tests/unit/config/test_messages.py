@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from equilibrate.config.constraint import PidMultiplier
 from equilibrate.config.files import dump_config, load_config, parse_config
-from equilibrate.config.train import FixedKL, PidMultiplier
+from equilibrate.config.train import FixedKL
 from equilibrate.errors import ConfigError
 from tests.unit.config.configs import message_of
 

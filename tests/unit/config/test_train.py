@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from equilibrate.config.constraint import LogSgdMultiplier, PidMultiplier, ProjectedMultiplier
 from equilibrate.config.files import (
     dump_config,
     load_config,
@@ -19,15 +20,7 @@ from equilibrate.config.files import (
 )
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.formats import SETTINGS_FORMAT
-from equilibrate.config.train import (
-    AdaptiveKL,
-    AmaConfig,
-    FixedKL,
-    LogSgdMultiplier,
-    PidMultiplier,
-    ProjectedMultiplier,
-    TrainConfig,
-)
+from equilibrate.config.train import AdaptiveKL, AmaConfig, FixedKL, TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.types import Category
 from tests.unit.config.configs import message_of

@@ -263,11 +263,11 @@ def test_a_scorer_has_the_tokens_of_the_policy_or_others(
 ) -> None:
     policy, cost = write_policy(tmp_path / "policy"), write_scorer(tmp_path / "cost")
     with pytest.raises(DataError, match="has no tokenizer"):
-        check_models(policy=policy, cost=cost)
+        check_models(policy, [(cost, "cost")])
     assert other_tokens(policy, cost) == ""
     tokenizer(WORDS).save_pretrained(policy)
     theirs.save_pretrained(cost)
-    check_models(policy=policy, cost=cost)
+    check_models(policy, [(cost, "cost")])
     assert re.search(message or "^$", other_tokens(policy, cost))
     assert reads_what_is_said(policy, cost) == bool(message)
     assert other_tokens(policy, "") == ""
@@ -278,13 +278,13 @@ def test_no_id_can_be_beyond_the_embeddings(tmp_path: Path) -> None:
     write_scorer(reward, role="reward")
     for folder in (policy, reward):
         tokenizer(WORDS).save_pretrained(folder)
-    check_models(policy=policy, reward=reward)
+    check_models(policy, [(reward, "reward")])
     # Some models have more rows than their tokenizer has tokens, and may sample them.
     model = causal_model()
     model.resize_token_embeddings(40)
     model.save_pretrained(policy)
     with pytest.raises(DataError, match=r"knows tokens 0 to 31, the policy .* sample 0 to 39"):
-        check_models(policy=policy, reward=reward)
+        check_models(policy, [(reward, "reward")])
     model.resize_token_embeddings(8)
     model.save_pretrained(policy)
     with pytest.raises(DataError, match=r"ids up to 8, the model knows 0 to 7"):

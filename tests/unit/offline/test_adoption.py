@@ -159,7 +159,7 @@ def test_all_that_read_a_scorer_read_the_same(world: dict[str, Any], tmp_path: P
     labels = write_labels(tmp_path / "labels.jsonl", world, scores <= np.median(scores))
     out, policy = tmp_path / "cost", world["policy"]
     assert run(world["source"], "--kind", "cost", "--data", labels, "--out", out) == 0
-    check_models(policy=policy, cost=out)
+    check_models(policy, [(out, "cost")])
     expected = scores - read_sidecar(out).threshold
     scorer = AnswerScorer(out, "cost")
     np.testing.assert_allclose(

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from equilibrate.config.train import ADVANTAGES, AdvantageName, Constraint, PPOConfig
+from equilibrate.config.constraint import Constraint
+from equilibrate.config.train import ADVANTAGES, AdvantageName, PPOConfig
 from equilibrate.ppo.estimators import ESTIMATORS, Signal
 from equilibrate.ppo.kl import CONTROLLERS
 from equilibrate.ppo.lagrangian import MULTIPLIERS

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equilibrate.config.train import (
+from equilibrate.config.constraint import (
     AdaptiveKL,
     Constraint,
     FixedKL,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from equilibrate.config.train import PidMultiplier
+from equilibrate.config.constraint import PidMultiplier
 from equilibrate.run.watch import CAP_ITERATIONS, BudgetWatch, RunWatch, ScoreWatch
 from equilibrate.types import Category, ScoredRollout
 from tests.fakes import make_prompt, make_rollout, make_scored
