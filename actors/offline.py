@@ -33,14 +33,16 @@ from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.errors import EquilibrateError, ResourceError, WorkerLostError
 from equilibrate.models.device import Accelerator
-from equilibrate.models.loading import load_policy, load_scorer
-from equilibrate.models.new_scorer import new_scorer
+from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
+from equilibrate.models.new_scorer import new_scorer, new_twin_scorer
 from equilibrate.models.sidecar import ScorerSidecar, is_scorer, read_sidecar, write_sidecar
+from equilibrate.offline.scorer_loss import named_by_head
 from equilibrate.offline.table import load_answers
 from equilibrate.offline.training import OfflineTraining, Progress, batch_loss
 from equilibrate.report import installed_versions
 from equilibrate.run.capacity import Demand, check_capacity
 from equilibrate.run.checkpoint import CheckpointStore
+from equilibrate.run.door import SCORERS
 from equilibrate.run.folder import say
 from equilibrate.run.progress import format_step
 from equilibrate.run.sinks import JsonlFile, read_rows
@@ -227,12 +229,18 @@ def _train(
         progress = checkpoints.restore()
         tell = held.enter_context(_step_log(steps, progress.step))
         figures = training.run(progress, checkpoints.save, tell)
-    found = training.measure()
+    if config.trains == "policy":
+        export_model(model, out, tokenizer=start)
+        return figures | training.summarise()
+    found = training.calibrate()
     export_model(model, out, tokenizer=start)
-    if config.trains != "policy" and dist.get_rank() == 0:
-        before = read_sidecar(start) if is_scorer(start) else ScorerSidecar(kind=config.trains)
-        write_sidecar(out, replace(before, calibration=found))
-    return figures | found
+    if dist.get_rank() == 0:
+        heads = [
+            read_sidecar(start, kind=kind) if is_scorer(start) else ScorerSidecar(kind=kind)
+            for kind in found
+        ]
+        write_sidecar(out, *(replace(head, calibration=found[head.kind]) for head in heads))
+    return figures | named_by_head(found)
 
 
 @contextmanager
@@ -250,9 +258,13 @@ def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.n
     if config.trains == "policy":
         return load_policy(start, accelerator)
     if is_scorer(start):
+        if config.trains == "scorer":
+            return load_twin_scorer(start, accelerator)
         return load_scorer(start, config.trains, accelerator)
-    pad = load_tokenizer(start).pad_token_id
-    return new_scorer(start, config.trains, accelerator, seed=config.seed, pad_token_id=pad)
+    drawn = {"seed": config.seed, "pad_token_id": load_tokenizer(start).pad_token_id}
+    if config.trains == "scorer":
+        return new_twin_scorer(start, SCORERS, accelerator, **drawn)
+    return new_scorer(start, config.trains, accelerator, **drawn)
 
 
 class _RankCheckpoints:

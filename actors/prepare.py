@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from actors.offline import train_on_cluster
 from equilibrate.config.base import SAMPLED_BY, RunConfig, WorkerGroup
-from equilibrate.config.fit import FitConfig
+from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.config.identity import only, result_settings, training_settings
 from equilibrate.config.inputs import InputFile, plain
 from equilibrate.config.sources import kind_of, parts_of, reads_text
@@ -141,7 +141,9 @@ def prepare_fit_inputs(config: FitConfig, stages: Path, announce: Announce) -> F
         if config.trains == "policy":
             inputs = FitInputs(**models, ptx=None, train=(), prompts=prompts)
         else:
-            pairs = plain(world.data / f"preferences_{config.trains}")
+            assert isinstance(config.objective, ScorerObjectiveConfig)
+            files = [plain(world.data / f"preferences_{kind}") for kind in config.objective.kinds]
+            pairs = sum(files, ())
             inputs = FitInputs(**models | {"evaluation": ()}, ptx=None, train=pairs, prompts=())
     else:
         train = require_files("train", data.train)

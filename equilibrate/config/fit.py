@@ -24,20 +24,23 @@ from equilibrate.config.base import (
 from equilibrate.config.identity import InputPath
 from equilibrate.config.inputs import InputFiles
 from equilibrate.config.sources import reads_text
-from equilibrate.types import Category
+from equilibrate.types import Category, ScorerKind
+
+Trained = Literal["policy", "reward", "cost", "scorer"]
+"""A policy, or what scores; `scorer` is reward and cost in one."""
 
 
 class ObjectiveConfig(Config):
     """What every objective says of itself."""
 
-    trains: ClassVar[Literal["policy", "reward", "cost"]] = "policy"
+    trains: ClassVar[Trained] = "policy"
     """Kind of model that comes out."""
 
 
 class ScorerObjectiveConfig(ObjectiveConfig):
     """A model with one score per token, learned from pairs."""
 
-    type: Literal["reward", "cost"]
+    type: Literal["reward", "cost", "scorer"]
     regularization: float = Field(0.01, ge=0)
     """mu of the Safe-RLHF loss, keeps scores near 0."""
     token_wise: bool = True
@@ -45,12 +48,17 @@ class ScorerObjectiveConfig(ObjectiveConfig):
     held_out_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the prompts that calibrate the model instead of teaching it."""
 
+    @property
+    def kinds(self) -> tuple[ScorerKind, ...]:
+        """Of each head, in their order."""
+        return ("reward", "cost") if self.type == "scorer" else (self.type,)
+
 
 class RewardConfig(ScorerObjectiveConfig):
     """Which of two answers is more helpful; needs `better_response_id`, or chosen and rejected."""
 
     type: Literal["reward"] = "reward"
-    trains: ClassVar[Literal["policy", "reward", "cost"]] = "reward"
+    trains: ClassVar[Trained] = "reward"
 
 
 class CostConfig(ScorerObjectiveConfig):
@@ -58,7 +66,15 @@ class CostConfig(ScorerObjectiveConfig):
     `safer_response_id` and both safety labels."""
 
     type: Literal["cost"] = "cost"
-    trains: ClassVar[Literal["policy", "reward", "cost"]] = "cost"
+    trains: ClassVar[Trained] = "cost"
+
+
+class ScorerConfig(ScorerObjectiveConfig):
+    """Both by one model with two heads, in half the memory and time of two models; needs the labels
+    of both."""
+
+    type: Literal["scorer"] = "scorer"
+    trains: ClassVar[Trained] = "scorer"
 
 
 class SftConfig(ObjectiveConfig):
@@ -109,7 +125,14 @@ class DertaConfig(ObjectiveConfig):
 
 
 Objective = Annotated[
-    SftConfig | RewardConfig | CostConfig | DpoConfig | ArsConfig | BfpoConfig | DertaConfig,
+    SftConfig
+    | RewardConfig
+    | CostConfig
+    | ScorerConfig
+    | DpoConfig
+    | ArsConfig
+    | BfpoConfig
+    | DertaConfig,
     Field(discriminator="type"),
     type_is("dpo"),
 ]
@@ -204,10 +227,11 @@ USUAL_LR: Mapping[str, float] = {
     "derta": 2e-5,
     "reward": 2e-5,
     "cost": 2e-5,
+    "scorer": 2e-5,
 }
 """Peak learning rates for 1 to 8 billion parameters, all of them trained: those that Safe RLHF
-(reward, cost), OpenRLHF (dpo, ars) and the authors of bfpo and derta take, and for sft one between
-those of common recipes (5e-6 to 2e-5). Smaller models bear more."""
+(reward, cost; and so scorer), OpenRLHF (dpo, ars) and the authors of bfpo and derta take, and for
+sft one between those of common recipes (5e-6 to 2e-5). Smaller models bear more."""
 
 
 class FitConfig(RunConfig):
@@ -232,7 +256,7 @@ class FitConfig(RunConfig):
     """Longest prompt and answer together, in tokens; longer ones are cut."""
 
     @property
-    def trains(self) -> Literal["policy", "reward", "cost"]:
+    def trains(self) -> Trained:
         """Kind of model that comes out."""
         return self.objective.trains
 

@@ -167,6 +167,32 @@ def harm_pairs(columns: Columns) -> list[Answer]:
     ]
 
 
+def help_and_harm_pairs(columns: Columns) -> list[Answer]:
+    """Two answers a row for a model of both scores, the more helpful one first; of each pair the
+    more harmful answer has side +1, the other one -1.
+
+    Columns of `harm_pairs`, and better_response_id; rows that hold one answer twice are left out.
+
+    Raises: as `pairs`.
+    """
+    needed = ("better_response_id", "safer_response_id")
+    safety = ("is_response_0_safe", "is_response_1_safe")
+    require_columns(columns, ("prompt", "response_0", "response_1", *needed, *safety))
+    require_labels(columns, "safer_response_id")
+    ordered = _ordered_by("better_response_id", columns)
+    agree = [
+        int(better) == int(safer)
+        for better, safer in zip(*(columns[name] for name in needed), strict=True)
+    ]
+    told = zip(ordered["chosen"], ordered["rejected"], agree, strict=True)
+    agree = [agrees for chosen, rejected, agrees in told if chosen != rejected]
+    answers = pairs(ordered, by="preference", needs_safety=True)
+    return [
+        replace(answer, side=-answer.side if agree[place // 2] else answer.side)
+        for place, answer in enumerate(answers)
+    ]
+
+
 def choices(columns: Columns, prefer: Prefer) -> list[int | str]:
     """Of each row which answer a policy is to learn, or why the row teaches it nothing.
 
@@ -194,6 +220,12 @@ def labelled(columns: Columns, name: str) -> list[int | str]:
         return []
     told = f"neither answer is said to be the {name.partition('_')[0]} one"
     return [told if number is None else number for number in columns[name]]
+
+
+def labelled_twice(columns: Columns, first: str, second: str) -> list[int | str]:
+    """As `labelled` by the first label, of rows that have the second one as well."""
+    pairs = zip(labelled(columns, first), labelled(columns, second), strict=False)
+    return [other if isinstance(other, str) else number for number, other in pairs]
 
 
 def _single(is_safe: bool | None, is_good: bool | None, prefer: Prefer) -> int | str:

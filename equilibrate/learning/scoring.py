@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +19,9 @@ from equilibrate.errors import DataError
 from equilibrate.learning.other_tokens import OtherTokens
 from equilibrate.learning.sources import TextScorer
 from equilibrate.models.device import Accelerator, Device, Dtype
-from equilibrate.models.loading import load_policy, load_scorer
-from equilibrate.models.policy import PolicyModel
-from equilibrate.models.scorer import ScoreModel
+from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
+from equilibrate.models.scorer import TwinScoreModel
+from equilibrate.models.sidecar import place_of, read_heads
 from equilibrate.ppo.batches import token_budget_batches
 from equilibrate.preference.spans import end_scores
 from equilibrate.text.renderer import Renderer
@@ -61,35 +63,38 @@ class ScoringWorker:
         """
         self._accelerator = Accelerator(device, dtype)
         self._accelerator.prepare(threads=cpu_threads)
-        terms = [_Term("reward", 1.0, reward), _Term("cost", 1.0, cost)] + [
-            _Term("reward", weight, source) for source, weight in more_rewards
-        ]
-        self._models: list[tuple[_Term, ScoreModel]] = []
         self._others: list[tuple[_Term, OtherTokens]] = []
         self._texts: list[tuple[_Term, TextScorer]] = []
-        for term in terms:
+        folders: dict[str, list[_Term]] = {}
+        for term in _terms(reward, cost, more_rewards):
             if reads_text(term.source):
-                scorer = TextScorer(term.source, seconds=deadline_seconds)
-                self._texts.append((term, scorer))
+                self._texts.append((term, TextScorer(term.source, seconds=deadline_seconds)))
             elif reads_what_is_said(reference, term.source):
-                other = OtherTokens(
-                    term.source, term.kind, self._accelerator, reference, text, max_tokens_per_batch
-                )
-                self._others.append((term, other))
-            elif term.source:
-                model = load_scorer(term.source, term.kind, self._accelerator)
-                self._models.append((term, model))
+                read = (self._accelerator, reference, text, max_tokens_per_batch)
+                self._others.append((term, OtherTokens(term.source, term.kind, *read)))
+            else:
+                folders.setdefault(term.source, []).append(term)
+        self._models = [self._loaded(folder, terms) for folder, terms in folders.items()]
         self._renderer = Renderer(reference, text) if self._texts else None
         self._reference = load_policy(reference, self._accelerator)
-        loaded: dict[str, ScoreModel | PolicyModel] = {
-            term.source: model for term, model in self._models
-        }
-        self._num_tokens = {
+        models: dict[str, Any] = {terms[0].source: model for terms, model in self._models}
+        self._num_tokens: dict[str, int] = {
             folder: model.model.get_input_embeddings().num_embeddings
-            for folder, model in (loaded | {reference: self._reference}).items()
+            for folder, model in (models | {reference: self._reference}).items()
         }
         self._max_tokens = max_tokens_per_batch
         self._temperature = temperature
+
+    def _loaded(
+        self, folder: str, terms: Sequence[_Term]
+    ) -> tuple[tuple[_Term, ...], TwinScoreModel]:
+        """The model of a folder, and the term of each of its heads: two of one trunk read a prefix
+        once."""
+        if len(terms) == 1:
+            return tuple(terms), load_scorer(folder, terms[0].kind, self._accelerator)
+        heads = read_heads(Path(folder))
+        in_order = sorted(terms, key=lambda term: place_of(term.kind, heads, Path(folder))[0])
+        return tuple(in_order), load_twin_scorer(folder, self._accelerator)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """One scored rollout per rollout, in the given order.
@@ -139,8 +144,10 @@ class ScoringWorker:
         ).to(self._accelerator.torch_device)
         nothing = np.zeros(token_ids.shape, np.float32)
         scores: dict[ScorerKind, FloatArray] = {"reward": nothing, "cost": nothing}
-        for term, model in self._models:
-            scores[term.kind] = scores[term.kind] + term.weight * _to_numpy(model(token_ids))
+        for terms, model in self._models:
+            of_heads = _to_numpy(model(token_ids)).reshape(*token_ids.shape, len(terms))
+            for head, term in enumerate(terms):
+                scores[term.kind] = scores[term.kind] + term.weight * of_heads[..., head]
         mask = pad_sequence(
             [torch.from_numpy(rollout.response_mask.copy()) for rollout in rollouts],
             batch_first=True,
@@ -156,6 +163,13 @@ class _Term:
     kind: ScorerKind
     weight: float
     source: str
+
+
+def _terms(reward: str, cost: str, more_rewards: Sequence[tuple[str, float]]) -> list[_Term]:
+    """Those whose source is given."""
+    kinds: dict[ScorerKind, str] = {"reward": reward, "cost": cost}
+    terms = [_Term(kind, 1.0, source) for kind, source in kinds.items() if source]
+    return terms + [_Term("reward", weight, source) for source, weight in more_rewards]
 
 
 def _at_end(scored: ScoredRollout, verdict: float) -> FloatArray:

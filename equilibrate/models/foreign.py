@@ -33,7 +33,12 @@ from equilibrate.models.pickled import (
     shapes_of,
     tensors_of_file,
 )
-from equilibrate.models.sidecar import SIDECAR_FILE, ScorerSidecar, read_sidecar, write_sidecar
+from equilibrate.models.sidecar import (
+    SIDECAR_FILE,
+    ScorerSidecar,
+    own_head,
+    write_sidecar,
+)
 from equilibrate.models.skeleton import fitted
 from equilibrate.text.vocabulary import TOKENIZER_FILES
 from equilibrate.types import ScorerKind
@@ -169,7 +174,7 @@ def read_foreign(
         normalize: use the mean and deviation that the folder holds; None as its config.json says.
     Raises: DataError naming the folder and what it is not.
     """
-    entries, shapes = read_config(folder), shapes_of(folder)
+    entries, shapes, own = read_config(folder), shapes_of(folder), own_head(folder, kind)
     layout, head = _layout(folder, entries, shapes)
     _require_kind(folder, layout, entries, kind, negate=negate)
     rows, width = shapes[f"{head}.weight"]
@@ -177,7 +182,6 @@ def read_foreign(
     names = (f"{head}.weight", f"{head}.bias", *layout.beside)
     tensors = read_tensors(folder, [name for name in names if name in shapes])
     weight, shift = _difference(tensors[names[0]], tensors.get(names[1]), index)
-    own = read_sidecar(folder, kind=kind) if (folder / SIDECAR_FILE).exists() else None
     affine = _affine(folder, layout, entries, tensors, own, normalize).after(Affine(shift=shift))
     sign = -1.0 if negate else 1.0
     found = {name: shape for name, shape in shapes.items() if name not in names}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from equilibrate.errors import DataError
 from equilibrate.models.attention import attention_for
@@ -13,8 +14,8 @@ from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import Role
 from equilibrate.models.heads import is_causal, is_plain_head, trial_tokens
 from equilibrate.models.policy import PolicyModel
-from equilibrate.models.scorer import ScoreModel
-from equilibrate.models.sidecar import read_sidecar
+from equilibrate.models.scorer import ScoreModel, TwinScoreModel
+from equilibrate.models.sidecar import place_of, read_heads
 from equilibrate.models.skeleton import first_line, refuse_gaps, skeleton
 from equilibrate.types import ScorerKind
 
@@ -34,10 +35,28 @@ def load_scorer(folder: str | Path, kind: ScorerKind, accelerator: Accelerator) 
     Raises: DataError as `folders.check_folder`, or if a score depends on anything but a linear head
         on the state of the last token.
     """
-    sidecar = read_sidecar(Path(folder), kind=kind)
+    heads = read_heads(Path(folder), kind=kind)
+    place, sidecar = place_of(kind, heads, Path(folder))
     model = _load(folder, kind, accelerator)
     require_plain_score(folder, model)
+    if len(heads) > 1:
+        _keep_head(model, place)
     return ScoreModel(model, sidecar, accelerator).to(accelerator.torch_device).eval()
+
+
+def load_twin_scorer(folder: str | Path, accelerator: Accelerator) -> TwinScoreModel:
+    """All heads of a scorer, in the order of its sidecar. Raises: as `load_scorer`."""
+    heads = read_heads(Path(folder))
+    model = _load(folder, heads[0].kind, accelerator)
+    require_plain_score(folder, model)
+    return TwinScoreModel(model, heads, accelerator).to(accelerator.torch_device).eval()
+
+
+def _keep_head(model: Any, place: int) -> None:
+    head = nn.Linear(model.score.in_features, 1, bias=False)
+    head.weight = nn.Parameter(model.score.weight[place : place + 1].detach().clone())
+    model.score = head
+    model.config.num_labels = model.num_labels = 1
 
 
 def require_plain_score(folder: str | Path, model: Any) -> None:

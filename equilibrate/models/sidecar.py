@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from equilibrate.types import ScorerKind
 
 SIDECAR_FILE = "equilibrate_score.json"
 LARGER_MEANS: Mapping[str, str] = {"reward": "more helpful", "cost": "more harmful"}
+HEADS = "heads"
 _NUMBERS = ("threshold", "bias", "scale")
 
 
@@ -60,10 +61,11 @@ class ScorerSidecar:
                 raise ValueError(f"calibration.{name} ({value!r}) must be a finite number")
 
 
-def write_sidecar(folder: Path, sidecar: ScorerSidecar) -> None:
-    """Write `equilibrate_score.json` into the model folder."""
-    text = json.dumps(asdict(sidecar), indent=2)
-    (folder / SIDECAR_FILE).write_text(text + "\n", encoding="utf-8")
+def write_sidecar(folder: Path, *heads: ScorerSidecar) -> None:
+    """Write `equilibrate_score.json` into the model folder: of one head, or of several in order."""
+    found = [asdict(head) for head in heads]
+    entries = found[0] if len(found) == 1 else {HEADS: found}
+    (folder / SIDECAR_FILE).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 def is_scorer(folder: str | Path) -> bool:
@@ -71,11 +73,52 @@ def is_scorer(folder: str | Path) -> bool:
     return (Path(folder) / SIDECAR_FILE).is_file()
 
 
-def read_sidecar(folder: Path, *, kind: ScorerKind | None = None) -> ScorerSidecar:
-    """Read it back.
+def read_sidecar(folder: Path, *, kind: ScorerKind) -> ScorerSidecar:
+    """What the head of a kind means.
 
     Args:
-        kind: what the caller is going to use the model as; another kind is refused.
+        kind: what the caller is going to use the model as; a model of another kind is refused.
+    Raises: DataError as `read_heads`.
+    """
+    return place_of(kind, read_heads(folder, kind=kind), folder)[1]
+
+
+def num_heads(folder: Path) -> int:
+    """One where a folder says nothing. Raises: DataError as `read_heads`."""
+    return len(read_heads(folder)) if is_scorer(folder) else 1
+
+
+def own_head(folder: Path, kind: ScorerKind) -> ScorerSidecar | None:
+    """What a scorer of ours says of its only head; None of somebody else's.
+
+    Raises: DataError as `read_heads`, or where it has several.
+    """
+    if not is_scorer(folder):
+        return None
+    if num_heads(folder) > 1:
+        raise DataError(
+            f"{folder}: holds a reward and a cost model in one, which `train` takes as it is: "
+            "give it as data.reward and as data.cost"
+        )
+    return read_sidecar(folder, kind=kind)
+
+
+def place_of(
+    kind: ScorerKind, heads: Sequence[ScorerSidecar], folder: Path
+) -> tuple[int, ScorerSidecar]:
+    """Number of the head of a kind, and what it means. Raises: DataError where there is none."""
+    for place, head in enumerate(heads):
+        if head.kind == kind:
+            return place, head
+    raise DataError(
+        f"{folder / SIDECAR_FILE}: kind ({heads[0].kind!r}) must be {kind!r}; give a {kind} model"
+    )
+
+
+def read_heads(folder: Path, *, kind: ScorerKind = "reward") -> tuple[ScorerSidecar, ...]:
+    """What each head of the model means: one, or reward and cost of one model.
+
+    Args: kind: what a hint names where there is no file.
     Raises: DataError naming the file and the key, the value and the rule it breaks.
     """
     path = folder / SIDECAR_FILE
@@ -84,25 +127,40 @@ def read_sidecar(folder: Path, *, kind: ScorerKind | None = None) -> ScorerSidec
     except FileNotFoundError:
         raise DataError(
             f"{path}: missing; a scorer needs it to state what its numbers mean, at least "
-            f'{{"kind": "{kind or "reward"}"}}; `python -m equilibrate scorer` writes it'
+            f'{{"kind": "{kind}"}}; `python -m equilibrate scorer` writes it'
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(entries, dict) or HEADS not in entries:
+        return (_head(entries, path, ""),)
+    if unknown := sorted(entries.keys() - {HEADS}):
+        raise DataError(f"{path}: unknown key {unknown[0]!r} beside {HEADS}, which holds the rest")
+    listed = entries[HEADS]
+    if not isinstance(listed, list):
+        raise DataError(f"{path}: {HEADS} must be a list, got {type(listed).__name__}")
+    heads = [_head(head, path, f"{HEADS}[{place}].") for place, head in enumerate(listed)]
+    if len({head.kind for head in heads}) != len(heads) or len(heads) != len(LARGER_MEANS):
+        kinds = ", ".join(head.kind for head in heads)
+        raise DataError(f"{path}: {HEADS} ({kinds}) must be one of each kind: reward, cost")
+    return tuple(heads)
+
+
+def _head(entries: Any, path: Path, prefix: str) -> ScorerSidecar:
+    """Args: prefix: of its keys, in errors."""
     if not isinstance(entries, dict):
-        raise DataError(f"{path}: must be one JSON object, got {type(entries).__name__}")
+        at = f"{prefix.rstrip('.')} " if prefix else ""
+        raise DataError(f"{path}: {at}must be one JSON object, got {type(entries).__name__}")
     known = [one.name for one in fields(ScorerSidecar)]
     unknown = sorted(set(entries) - set(known))
     if unknown:
-        raise DataError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+        name = f"{prefix}{unknown[0]}"
+        raise DataError(f"{path}: unknown key {name!r}; known are {', '.join(known)}")
     if "kind" not in entries:
-        raise DataError(f"{path}: kind is missing; it must be 'reward' or 'cost'")
+        raise DataError(f"{path}: {prefix}kind is missing; it must be 'reward' or 'cost'")
     try:
-        sidecar = ScorerSidecar(**entries)
+        return ScorerSidecar(**entries)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: {error}") from None
-    if kind is not None and sidecar.kind != kind:
-        raise DataError(f"{path}: kind ({sidecar.kind!r}) must be {kind!r}; give a {kind} model")
-    return sidecar
+        raise DataError(f"{path}: {prefix}{error}") from None
 
 
 def propose_budget(cost: Path, share: float) -> float:

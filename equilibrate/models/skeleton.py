@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from equilibrate.errors import DataError
 from equilibrate.models.folders import CONFIG_FILE, Role, read_config, tensor_shapes
-from equilibrate.models.sidecar import SIDECAR_FILE
+from equilibrate.models.sidecar import SIDECAR_FILE, num_heads
 
 
 def skeleton(folder: str | Path, role: Role) -> Any:
@@ -31,16 +31,24 @@ def skeleton(folder: str | Path, role: Role) -> Any:
     """
     entries = read_config(folder)
     if role != "policy":
-        _require_one_label(Path(folder) / CONFIG_FILE, entries)
+        count = num_heads(Path(folder))
+        _require_labels(Path(folder) / CONFIG_FILE, entries, count)
+        return fitted(folder, role, tensor_shapes(folder), num_labels=count)
     return fitted(folder, role, tensor_shapes(folder))
 
 
-def fitted(folder: str | Path, role: Role, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def fitted(
+    folder: str | Path,
+    role: Role,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    num_labels: int = 1,
+) -> Any:
     """As `skeleton`, of tensors that are not in the folder yet, or not by these names.
 
     Raises: DataError if they are not exactly those of the model that config.json describes.
     """
-    model = build_empty(folder, role)
+    model = build_empty(folder, role, num_labels=num_labels)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     # What `from_pretrained` does, which itself wants another library before it uses this device.
     plan = LoadStateDictConfig(
@@ -97,22 +105,29 @@ def _remedy(role: Role, missing: Collection[str], unexpected: Collection[str]) -
     return f"a causal model has no scores: train a {role} model from it"
 
 
-def _require_one_label(path: Path, entries: dict[str, Any]) -> None:
-    num_labels = entries.get("num_labels", len(entries.get("id2label") or "1"))
-    if num_labels != 1:
+def _require_labels(path: Path, entries: dict[str, Any], wanted: int) -> None:
+    # transformers leaves out that there are two, its default; and we take what says nothing as one.
+    num_labels = entries.get("num_labels", len(entries.get("id2label") or range(wanted)))
+    if num_labels == wanted:
+        return
+    if wanted > 1:
         raise DataError(
-            f"{path}: num_labels ({num_labels}) must be 1: a score is one number, and which of "
-            f"{num_labels} it would be is not said; train a model with num_labels=1, or "
-            "of two make one by `python -m equilibrate scorer`"
+            f"{path}: num_labels ({num_labels}) must be {wanted}, as many as {SIDECAR_FILE} has "
+            "heads; copy both files again"
         )
+    raise DataError(
+        f"{path}: num_labels ({num_labels}) must be 1: a score is one number, and which of "
+        f"{num_labels} it would be is not said; train a model with num_labels=1, or "
+        "of two make one by `python -m equilibrate scorer`"
+    )
 
 
-def build_empty(folder: str | Path, role: Role) -> Any:
+def build_empty(folder: str | Path, role: Role, *, num_labels: int = 1) -> Any:
     """The model that a folder's config.json describes, on the meta device; no weight is looked at.
 
     Raises: DataError if transformers knows none for this role.
     """
-    options = {} if role == "policy" else {"num_labels": 1}
+    options = {} if role == "policy" else {"num_labels": num_labels}
     kind = AutoModelForCausalLM if role == "policy" else AutoModelForSequenceClassification
     try:
         config = AutoConfig.from_pretrained(

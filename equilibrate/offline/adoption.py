@@ -271,7 +271,7 @@ def _scores(folder: Path, config: FitConfig, table: AnswerTable) -> Scores:
         world_size=1,
         max_tokens=config.trainer.max_tokens_per_batch,
     ):
-        scores[table.rows_of(part)] = loss.end_scores(model, part).double().cpu().numpy()
+        scores[table.rows_of(part)] = loss.end_scores(model, part)[:, 0].double().cpu().numpy()
     if not np.isfinite(scores).all():
         raise DataError(f"{folder}: gave a score that is not finite; look at its weights")
     return scores

@@ -9,7 +9,7 @@ from typing import Any
 
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.inputs import InputFile
-from equilibrate.data.answers import choices, labelled, parted
+from equilibrate.data.answers import choices, labelled, labelled_twice, parted
 from equilibrate.data.columns import Columns, categories_of
 from equilibrate.data.rows import REJECTED_FILE, RejectedRows
 from equilibrate.data.tables import Choice, joined, load_table
@@ -120,6 +120,8 @@ def _choice(config: FitConfig) -> Choice:
     learns = OBJECTIVES[config.objective.type].learns
     if learns == "preferred":
         return lambda columns: choices(columns, config.data.prefer)
+    if learns == "both":
+        return lambda columns: labelled_twice(columns, "better_response_id", "safer_response_id")
     return lambda columns: labelled(columns, f"{learns}_response_id")
 
 

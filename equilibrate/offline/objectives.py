@@ -6,7 +6,7 @@ in `OBJECTIVES`, and its test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from equilibrate.config.fit import (
     DertaConfig,
     DpoConfig,
     RewardConfig,
+    ScorerConfig,
     SftConfig,
 )
 from equilibrate.data.answers import (
@@ -26,6 +27,7 @@ from equilibrate.data.answers import (
     demonstrations,
     harm_labels,
     harm_pairs,
+    help_and_harm_pairs,
     pairs,
     parted,
 )
@@ -39,6 +41,9 @@ from equilibrate.preference.losses import (
     token_sign_loss,
 )
 from equilibrate.preference.policy_losses import bfpo_labels, bfpo_loss, dpo_loss, unlikelihood_loss
+from equilibrate.types import ScorerKind
+
+PairsOfHeads = Mapping[ScorerKind, ScoredPairs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +54,15 @@ class OfflineObjective:
     """(data set, settings, seed) -> answers, those of one example side by side."""
     loss: Callable[[Any, Any], Tensor]
     """(a rank's part of a batch, settings) -> its part of the mean over the global batch. The part
-    is an `AnswerBatch` of a policy's log-probs, or `ScoredPairs` of a scorer."""
+    is an `AnswerBatch` of a policy's log-probs, or of each head of a scorer its `ScoredPairs`."""
     answers_per_example: int
     needs_reference: bool = False
     loss_of_singles: Callable[[ScoredAnswers, Any], Tensor] | None = None
     """Its loss of answers that are labelled one by one, for those that can learn from them, beside
     pairs or alone: an example is then one answer. The view puts them after the pairs."""
-    learns: Literal["preferred", "better", "safer"] = "preferred"
-    """Which answer of a pair stands first: as `data.prefer` says, or by one label alone."""
+    learns: Literal["preferred", "better", "safer", "both"] = "preferred"
+    """Which answer of a pair stands first: as `data.prefer` says, or by one label alone; `both`
+    stands for the better one of rows that say which is safer, too."""
 
 
 def _view_demonstrations(columns: Columns, settings: SftConfig, seed: int) -> list[Answer]:
@@ -117,7 +123,8 @@ def _view_reward(columns: Columns, settings: RewardConfig, seed: int) -> list[An
     return pairs(columns, by="helpfulness")
 
 
-def _reward(batch: ScoredPairs, settings: RewardConfig) -> Tensor:
+def _reward(heads: PairsOfHeads, settings: RewardConfig | ScorerConfig) -> Tensor:
+    batch = heads["reward"]
     return token_reward_loss(
         batch.high,
         batch.low,
@@ -133,7 +140,8 @@ def _view_cost(columns: Columns, settings: CostConfig, seed: int) -> list[Answer
     return answers + (harm_labels(singles) if singles["prompt"] else [])
 
 
-def _cost(batch: ScoredPairs, settings: CostConfig) -> Tensor:
+def _cost(heads: PairsOfHeads, settings: CostConfig | ScorerConfig) -> Tensor:
+    batch = heads["cost"]
     return token_cost_loss(
         batch.low,
         batch.high,
@@ -145,7 +153,17 @@ def _cost(batch: ScoredPairs, settings: CostConfig) -> Tensor:
     )
 
 
-def _signs(batch: ScoredAnswers, settings: CostConfig) -> Tensor:
+def _view_both(columns: Columns, settings: ScorerConfig, seed: int) -> list[Answer]:
+    of_pairs, singles = parted(columns)
+    answers = help_and_harm_pairs(of_pairs) if of_pairs["prompt"] else []
+    return answers + (harm_labels(singles) if singles["prompt"] else [])
+
+
+def _both(heads: PairsOfHeads, settings: ScorerConfig) -> Tensor:
+    return _reward(heads, settings) + _cost(heads, settings)
+
+
+def _signs(batch: ScoredAnswers, settings: CostConfig | ScorerConfig) -> Tensor:
     return token_sign_loss(
         batch.scores,
         batch.signs,
@@ -165,6 +183,13 @@ OBJECTIVES: dict[str, OfflineObjective] = {
         loss_of_singles=_signs,
         answers_per_example=2,
         learns="safer",
+    ),
+    "scorer": OfflineObjective(
+        view=_view_both,
+        loss=_both,
+        loss_of_singles=_signs,
+        answers_per_example=2,
+        learns="both",
     ),
     "sft": OfflineObjective(view=_view_demonstrations, loss=_sft, answers_per_example=1),
     "dpo": OfflineObjective(

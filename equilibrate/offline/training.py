@@ -17,9 +17,8 @@ from torch import Tensor
 from equilibrate.config.fit import FitConfig
 from equilibrate.errors import DataError, NumericsError
 from equilibrate.models.trainable import Trainable
-from equilibrate.offline.calibration import calibrate
 from equilibrate.offline.policy_loss import PolicyLoss, summarise_masks
-from equilibrate.offline.scorer_loss import ScorerLoss
+from equilibrate.offline.scorer_loss import Calibrations, ScorerLoss
 from equilibrate.offline.table import AnswerTable, Rows
 from equilibrate.ppo.batches import passes_of_rank
 
@@ -158,18 +157,15 @@ class OfflineTraining:
         final_loss = self._train(start, save, tell)
         return {"num_steps": float(len(self._batches)), "final_loss": final_loss}
 
-    def measure(self) -> dict[str, float]:
-        """What masks kept of a policy's answers, or the calibration of a scorer on the held-out
-        examples; all ranks must call, and get the same."""
-        if isinstance(self._loss, PolicyLoss):
-            return summarise_masks(self._loss, self._table, self._config.batch_size)
+    def summarise(self) -> dict[str, float]:
+        """What masks kept of a policy's answers; all ranks must call, and get the same."""
+        assert isinstance(self._loss, PolicyLoss)
+        return summarise_masks(self._loss, self._table, self._config.batch_size)
+
+    def calibrate(self) -> Calibrations:
+        """Of each head of a scorer by the held-out examples; as `summarise`."""
         assert isinstance(self._loss, ScorerLoss)
-        return calibrate(
-            self._loss.kind,
-            self._held_out_scores(self._loss),
-            self._table.is_safe[self._table.rows_of(self._held_out)],
-            num_pairs=int(self._table.are_pairs(self._held_out).sum()),
-        )
+        return self._loss.calibrations(self._held_out_scores(self._loss), self._held_out)
 
     def _train(
         self,
@@ -222,20 +218,22 @@ class OfflineTraining:
         return float(total)
 
     def _held_out_scores(self, loss: ScorerLoss) -> np.ndarray:
-        """[A] of the answers in their order, each rank its share."""
+        """[A, H] of the answers in their order, each rank its share."""
         count, world_size = len(self._held_out), dist.get_world_size()
         # Equally many passes for every rank: the first ones come twice where they do not divide.
         places = np.resize(np.arange(count), -(-count // world_size) * world_size)
         rows = self._table.rows_of(self._held_out)
-        found = torch.zeros((len(rows), 2), dtype=torch.float64, device=loss.device)
+        # The last column counts how often each was scored.
+        shape = (len(rows), len(loss.kinds) + 1)
+        found = torch.zeros(shape, dtype=torch.float64, device=loss.device)
         for part in self._passes(self._held_out[places]):
             examples = self._held_out[places[part]]
             of_part = np.searchsorted(rows, self._table.rows_of(examples))
-            found[of_part, 0] += loss.end_scores(self._model, examples).double()
-            found[of_part, 1] += 1.0
+            found[of_part, :-1] += loss.end_scores(self._model, examples).double()
+            found[of_part, -1] += 1.0
         if world_size > 1:
             dist.all_reduce(found)
-        return (found[:, 0] / found[:, 1]).cpu().numpy()
+        return (found[:, :-1] / found[:, -1:]).cpu().numpy()
 
     def _passes(self, examples: Rows) -> list[Rows]:
         """Places in `examples` of each pass of this rank."""

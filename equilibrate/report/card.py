@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 NOT_STATED = "not stated"
 _MODELS = ("policy", "reward", "cost", "more_rewards")
-_MADE = (ALIGNED, "reward", "cost")
+_MADE = (ALIGNED, "reward", "cost", "scorer")
 """Folders of models in the run that made them."""
 _MATTER = (
     "seed", "dtype", "iterations", "epochs", "steps", "batch_size", "lr", "max_length",

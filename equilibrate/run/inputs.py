@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from equilibrate.config.fit import ArsConfig, FitConfig
+from equilibrate.config.fit import ArsConfig, FitConfig, ScorerObjectiveConfig
 from equilibrate.config.inputs import InputFile
 from equilibrate.config.sources import reads_text
 from equilibrate.config.train import TrainConfig
@@ -34,9 +34,10 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     data = config.data
     policy = require_path("policy", data.policy)
     scorers = _check_sources(config)
-    trains = config.trains if isinstance(config, FitConfig) else "policy"
-    if trains != "policy" and is_scorer(policy):
-        check_folder(policy, trains)  # it goes on
+    objective = config.objective if isinstance(config, FitConfig) else None
+    if isinstance(objective, ScorerObjectiveConfig) and is_scorer(policy):
+        for kind in objective.kinds:
+            check_folder(policy, kind)  # it goes on
     else:
         check_models(policy, [(folder, kind) for _, kind, folder in scorers])
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from equilibrate.config.align import Journey
-from equilibrate.config.fit import FitConfig
+from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError
 from equilibrate.models.folders import Role
@@ -90,8 +90,8 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
 
 def _of_fit(config: FitConfig, policy: _Model, unmade: str, world: Mapping[str, int]) -> Space:
     data, model = config.data, policy
-    if config.trains != "policy":
-        model = _Model.of(data.policy, config.trains, unmade)
+    if isinstance(config.objective, ScorerObjectiveConfig):
+        model = _Model.of(data.policy, config.objective.kinds[0], unmade)
     return Space(
         parts={
             "model": model.exported,

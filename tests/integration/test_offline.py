@@ -21,7 +21,7 @@ from actors.offline import train_on_cluster
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.errors import NumericsError, ResourceError
-from equilibrate.models.sidecar import ScorerSidecar, read_sidecar, write_sidecar
+from equilibrate.models.sidecar import ScorerSidecar, read_heads, read_sidecar, write_sidecar
 from equilibrate.offline.labelled import labelled_answers
 from tests.integration.learners import step_error
 
@@ -75,7 +75,14 @@ def preferences() -> dict[str, list]:
     }
 
 
-COLUMNS = {"sft": demonstrations, "dpo": counting, "reward": preferences, "cost": preferences}
+COLUMNS = {
+    "sft": demonstrations,
+    "dpo": counting,
+    **dict.fromkeys(("reward", "cost", "scorer"), preferences),
+}
+
+
+SCORERS = ("reward", "cost", "scorer")
 
 
 def settings(objective: str, *, workers: int = 1, zero_stage: int = 0, **changes) -> FitConfig:
@@ -127,7 +134,7 @@ def test_a_training_leaves_an_ordinary_folder_and_nothing_else(trained, tied_lla
     folder, figures = trained[kind]
     assert figures["num_steps"] == 12
     names = {path.name for path in folder.iterdir()}
-    extra = {"equilibrate_score.json"} if kind in ("reward", "cost") else {"generation_config.json"}
+    extra = {"equilibrate_score.json"} if kind in SCORERS else {"generation_config.json"}
     assert names - extra == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
@@ -174,6 +181,16 @@ def test_scorers_learn_pairs_and_say_how_well(trained):
         assert sidecar.calibration[name] == cost[name]
 
 
+def test_two_heads_of_one_model_learn_both_scores(trained):
+    folder, figures = trained["scorer"]
+    assert figures["reward_ranking_accuracy"] == figures["cost_ranking_accuracy"] == 1.0
+    assert figures["cost_safe_mean"] < figures["cost_unsafe_mean"]
+    for head in read_heads(folder):
+        for name, value in head.calibration.items():
+            assert figures[f"{head.kind}_{name}"] == value
+    assert load_file(folder / "model.safetensors")["score.weight"].shape[0] == 2
+
+
 def test_a_cost_model_learns_from_answers_that_are_labelled_one_by_one(tied_llama, tmp_path):
     both = preferences()
     singles = {
@@ -198,6 +215,9 @@ def test_a_scorer_goes_on_from_a_scorer_in_its_units(trained, tmp_path):
     write_sidecar(start, ScorerSidecar(kind="cost", scale=2.0, bias=0.5, threshold=0.25))
     before = weights(start)
     figures = train(settings("cost", steps=1, lr=1e-6), start, out)
+    again = train(settings("scorer", steps=1, lr=1e-6), trained["scorer"][0], tmp_path / "twins")
+    for name in ("reward_better_mean", "cost_safe_mean"):
+        assert again[name] == pytest.approx(trained["scorer"][1][name], abs=1e-3)
     after = weights(out)
     # No fresh head: one step of 1e-6 moves no weight by more, with Adam's first step and decay.
     assert after.keys() == before.keys()
@@ -228,7 +248,7 @@ def test_a_saved_scorer_gives_the_score_at_the_last_token(trained, tied_llama, t
 
 
 @pytest.mark.parametrize(
-    ("kind", "zero_stage"), [("dpo", 0), ("dpo", 2), ("dpo", 3), ("cost", 0), ("cost", 3)]
+    ("kind", "zero_stage"), [("dpo", 0), ("dpo", 2), ("dpo", 3), ("cost", 0), ("scorer", 3)]
 )
 def test_ranks_and_zero_stages_learn_the_same(trained, tied_llama, tmp_path, kind, zero_stage):
     """A tensor's whole way from the start, against that of one rank."""
@@ -237,7 +257,7 @@ def test_ranks_and_zero_stages_learn_the_same(trained, tied_llama, tmp_path, kin
     found = train(config, tied_llama, tmp_path / "two")
     expected, reached = weights(one), weights(tmp_path / "two")
     before = weights(tied_llama)
-    if kind == "cost":
+    if kind in SCORERS:
         # The head, which the start lacks, is measured from nothing.
         before |= {"score.weight": np.zeros_like(expected["score.weight"])}
     before = {name: before[name] for name in expected}

@@ -55,7 +55,7 @@ EXPECTED: Mapping[str, Mapping[Mark, set[str]]] = {
         Mark.INPUT: {
             "sandbox.policy",
             *(f"data.{name}" for name in ("policy", "reward", "cost")),
-            *(f"data.{name}" for name in ("prompts", "evaluation", "ptx")),
+            *(f"data.{name}" for name in ("more_rewards", "prompts", "evaluation", "ptx")),
         },
     },
     "fit": {

@@ -19,8 +19,12 @@ from transformers import (
 
 from equilibrate.errors import DataError
 from equilibrate.learning.scoring import ScoringWorker
+from equilibrate.models.device import Accelerator
+from equilibrate.models.new_scorer import new_twin_scorer
+from equilibrate.models.scorer import TwinScoreModel
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.tokenizer import build_tokenizer
-from equilibrate.types import Category, FinishReason, Message, Rollout
+from equilibrate.types import Category, FinishReason, Message, Rollout, ScorerKind
 from tests.tiny_models import TINY_LLAMA, VOCABULARY, write_scorers
 
 
@@ -141,3 +145,28 @@ def test_a_function_scores_the_end_and_no_other_token(
         assert not one.token_rewards[:-1].any()
         assert one.cost == before.cost
         assert np.array_equal(one.ref_log_probs, before.ref_log_probs)
+
+
+def test_two_heads_of_one_model_are_read_in_one_pass(
+    models: Path, rollouts: list[Rollout], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = Accelerator("cpu", "float32")
+    kinds: tuple[ScorerKind, ...] = ("cost", "reward")
+    twins = new_twin_scorer(models / "reference", kinds, cpu, seed=0, pad_token_id=0)
+    twins.model.save_pretrained(tmp_path / "twins")
+    write_sidecar(tmp_path / "twins", *(ScorerSidecar(kind=kind, scale=9.0) for kind in kinds))
+    expected = {}
+    for kind in kinds:  # each head apart, beside a model of the other kind
+        own = make_worker(models, **{kind: str(tmp_path / "twins")}).score(rollouts)
+        expected[kind] = [getattr(one, f"token_{kind}s") for one in own]
+    worker = make_worker(models, reward=str(tmp_path / "twins"), cost=str(tmp_path / "twins"))
+    calls = []
+    forward = TwinScoreModel.forward
+    monkeypatch.setattr(
+        TwinScoreModel, "forward", lambda self, ids: (calls.append(ids), forward(self, ids))[1]
+    )
+    for row, one in enumerate(worker.score(rollouts)):
+        np.testing.assert_allclose(one.token_rewards, expected["reward"][row], atol=1e-5)
+        np.testing.assert_allclose(one.token_costs, expected["cost"][row], atol=1e-5)
+        assert one.reward == one.token_rewards[-1] != one.cost == one.token_costs[-1]
+    assert sum(len(ids) for ids in calls) == len(rollouts)

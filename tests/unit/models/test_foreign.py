@@ -20,7 +20,7 @@ from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import INDEX_FILE, WEIGHT_FILE, check_folder
 from equilibrate.models.foreign import LAYOUTS, ForeignScorer, convert, read_foreign
 from equilibrate.models.loading import load_scorer
-from equilibrate.models.sidecar import SIDECAR_FILE, ScorerSidecar, read_sidecar, write_sidecar
+from equilibrate.models.sidecar import SIDECAR_FILE, ScorerSidecar, read_heads, write_sidecar
 from tests.unit.models.toys import causal_model, write_policy, write_scorer
 
 CPU = Accelerator("cpu", "float32")
@@ -180,7 +180,7 @@ def test_ours_keeps_what_its_sidecar_says(tmp_path: Path) -> None:
     before = load_scorer(source, "cost", CPU)(TOKENS)
     found = read_foreign(source, "cost")
     torch.testing.assert_close(converted(found, tmp_path / "out"), before, rtol=0, atol=1e-5)
-    assert read_sidecar(tmp_path / "out") == read_sidecar(source)
+    assert read_heads(tmp_path / "out") == read_heads(source)
     with pytest.raises(DataError, match="must be 'reward'"):
         read_foreign(source, "reward")
     with pytest.raises(DataError, match="says what follows the head already"):

@@ -9,14 +9,17 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator, Dtype
-from equilibrate.models.loading import load_policy, load_scorer
+from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
 from equilibrate.models.log_probs import token_entropies, token_log_probs
-from equilibrate.models.new_scorer import new_scorer
+from equilibrate.models.new_scorer import new_scorer, new_twin_scorer
 from equilibrate.models.policy import PolicyModel, is_head_linear
-from equilibrate.models.scorer import ScoreModel
+from equilibrate.models.scorer import ScoreModel, TwinScoreModel
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from tests.unit.models.toys import CONFIGS, causal_model, write_policy
+
+CPU = Accelerator("cpu", "float32")
 
 
 class CappedHead(nn.Module):
@@ -137,6 +140,58 @@ def test_every_position_is_scored_in_the_units_of_the_sidecar(dtype: str) -> Non
     # head 4 + 10 = 14 and 15; -2 * head + 3 - 1
     assert scores.tolist() == [[-26.0, -28.0]]
     assert scores.dtype == torch.float32
+
+
+def write_twins(folder: Path, *heads: ScorerSidecar) -> TwinScoreModel:
+    """A new model of several heads, and its folder beside one of its base."""
+    base = write_policy(folder / "base", "llama")
+    twins = new_twin_scorer(base, [head.kind for head in heads], CPU, seed=0, pad_token_id=0)
+    twins.model.save_pretrained(folder / "twins")
+    write_sidecar(folder / "twins", *heads)
+    return twins
+
+
+def test_each_head_of_two_is_a_scorer_of_its_own(tmp_path: Path) -> None:
+    cost = ScorerSidecar(kind="cost", scale=2.0, bias=1.0, threshold=0.5)
+    twins = write_twins(tmp_path, ScorerSidecar(kind="reward"), cost)
+    token_ids = torch.tensor([[3, 9, 4, 20]])
+    with torch.no_grad():
+        fresh = twins(token_ids)
+        both = load_twin_scorer(tmp_path / "twins", CPU)(token_ids)
+        single = {
+            kind: load_scorer(tmp_path / "twins", kind, CPU)(token_ids)
+            for kind in ("reward", "cost")
+        }
+    assert both.shape == (1, 4, 2)
+    torch.testing.assert_close(both[..., 0], fresh[..., 0])
+    torch.testing.assert_close(both[..., 1], 2.0 * fresh[..., 1] + 0.5)
+    torch.testing.assert_close(single["reward"], both[..., 0])
+    torch.testing.assert_close(single["cost"], both[..., 1])
+    assert not torch.allclose(both[..., 0], both[..., 1])
+
+
+def test_a_head_taken_out_is_an_ordinary_scorer(tmp_path: Path) -> None:
+    write_twins(tmp_path, ScorerSidecar(kind="reward"), ScorerSidecar(kind="cost"))
+    cost = load_scorer(tmp_path / "twins", "cost", CPU)
+    cost.model.save_pretrained(tmp_path / "cost")
+    write_sidecar(tmp_path / "cost", ScorerSidecar(kind="cost"))
+    again = load_scorer(tmp_path / "cost", "cost", CPU)
+    token_ids = torch.tensor([[3, 9]])
+    with torch.no_grad():
+        torch.testing.assert_close(again(token_ids), cost(token_ids))
+
+
+def test_a_sidecar_of_another_number_of_heads_is_refused(tmp_path: Path) -> None:
+    write_twins(tmp_path, ScorerSidecar(kind="reward"), ScorerSidecar(kind="cost"))
+    new_scorer(tmp_path / "base", "cost", CPU, seed=0, pad_token_id=0).model.save_pretrained(
+        tmp_path / "one"
+    )
+    write_sidecar(tmp_path / "one", ScorerSidecar(kind="reward"), ScorerSidecar(kind="cost"))
+    with pytest.raises(DataError, match=r"num_labels \(1\) must be 2, as many as"):
+        load_scorer(tmp_path / "one", "cost", CPU)
+    write_sidecar(tmp_path / "twins", ScorerSidecar(kind="cost"))
+    with pytest.raises(DataError, match=r"num_labels \(2\) must be 1"):
+        load_scorer(tmp_path / "twins", "cost", CPU)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

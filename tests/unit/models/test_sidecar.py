@@ -10,7 +10,9 @@ from equilibrate.errors import DataError
 from equilibrate.models.sidecar import (
     SIDECAR_FILE,
     ScorerSidecar,
+    place_of,
     propose_budget,
+    read_heads,
     read_sidecar,
     write_sidecar,
 )
@@ -35,7 +37,7 @@ def test_the_sign_convention_follows_from_the_kind(tmp_path, kind, meaning):
 
 def test_the_smallest_file_by_hand_is_enough(tmp_path):
     (tmp_path / SIDECAR_FILE).write_text('{"kind": "reward"}')
-    assert read_sidecar(tmp_path) == ScorerSidecar(
+    assert read_sidecar(tmp_path, kind="reward") == ScorerSidecar(
         kind="reward", threshold=0.0, bias=0.0, scale=1.0
     )
 
@@ -56,6 +58,13 @@ def test_the_smallest_file_by_hand_is_enough(tmp_path):
             '{"kind": "cost", "larger_means": "safer"}',
             ["larger_means", "more harmful", "scale = -1"],
         ),
+        ('{"heads": 3}', ["heads must be a list", "int"]),
+        ('{"heads": [], "kind": "cost"}', ["unknown key 'kind' beside heads"]),
+        ('{"heads": [{"kind": "cost"}]}', ["heads (cost) must be one of each kind: reward, cost"]),
+        ('{"heads": [{"kind": "cost"}, {"kind": "cost"}]}', ["heads (cost, cost) must be one of"]),
+        ('{"heads": [{"kind": "reward"}, 3]}', ["heads[1] must be one JSON object, got int"]),
+        ('{"heads": [{"kind": "reward"}, {"bias": 1}]}', ["heads[1].kind is missing"]),
+        ('{"heads": [{"kind": "cost", "zero": 1}]}', ["unknown key 'heads[0].zero'"]),
         ('{"kind": "cost", "calibration": 3}', ["calibration", "3"]),
         ('{"kind": "cost", "calibration": {"safe_mean": null}}', ["calibration.safe_mean", "None"]),
     ],
@@ -63,7 +72,7 @@ def test_the_smallest_file_by_hand_is_enough(tmp_path):
 def test_a_bad_file_is_refused_with_key_value_and_rule(tmp_path, text, words):
     (tmp_path / SIDECAR_FILE).write_text(text)
     with pytest.raises(DataError) as caught:
-        read_sidecar(tmp_path)
+        read_sidecar(tmp_path, kind="cost")
     assert str(tmp_path / SIDECAR_FILE) in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -71,13 +80,21 @@ def test_a_bad_file_is_refused_with_key_value_and_rule(tmp_path, text, words):
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="missing"):
-        read_sidecar(tmp_path)
+        read_sidecar(tmp_path, kind="cost")
 
 
 def test_a_reward_model_is_refused_where_a_cost_model_is_needed(tmp_path):
     write_sidecar(tmp_path, ScorerSidecar(kind="reward"))
     with pytest.raises(DataError, match=r"'reward'.*must be 'cost'"):
         read_sidecar(tmp_path, kind="cost")
+
+
+def test_each_head_of_a_model_is_found_by_its_kind(tmp_path):
+    reward = ScorerSidecar(kind="reward", scale=3.0)
+    write_sidecar(tmp_path, COST, reward)
+    assert read_heads(tmp_path) == (COST, reward)
+    assert read_sidecar(tmp_path, kind="cost") == COST
+    assert place_of("reward", read_heads(tmp_path), tmp_path) == (1, reward)
 
 
 def test_a_sidecar_is_frozen():

@@ -18,7 +18,13 @@ from equilibrate.learning.scoring import ScoringWorker
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import WEIGHT_FILE, check_models
 from equilibrate.models.loading import load_scorer
-from equilibrate.models.sidecar import ScorerSidecar, propose_budget, read_sidecar, write_sidecar
+from equilibrate.models.sidecar import (
+    ScorerSidecar,
+    propose_budget,
+    read_heads,
+    read_sidecar,
+    write_sidecar,
+)
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.types import Category, FinishReason, Rollout
 from tests.tiny_models import world_llama
@@ -148,7 +154,7 @@ def test_a_cost_model_is_adopted_and_measured(
     # Ours is adopted anew: zero stays where it is, by the same labels.
     again = tmp_path / "again"
     assert run(out, "--kind", "cost", "--data", labels, "--out", again) == 0
-    assert read_sidecar(again).threshold == pytest.approx(sidecar.threshold, abs=1e-4)
+    assert read_sidecar(again, kind="cost").threshold == pytest.approx(sidecar.threshold, abs=1e-4)
     # What lost its weights is not there already.
     next(out.glob("*.safetensors")).unlink()
     assert run(*given) == 3
@@ -160,7 +166,7 @@ def test_all_that_read_a_scorer_read_the_same(world: dict[str, Any], tmp_path: P
     out, policy = tmp_path / "cost", world["policy"]
     assert run(world["source"], "--kind", "cost", "--data", labels, "--out", out) == 0
     check_models(policy, [(out, "cost")])
-    expected = scores - read_sidecar(out).threshold
+    expected = scores - read_sidecar(out, kind="cost").threshold
     scorer = AnswerScorer(out, "cost")
     np.testing.assert_allclose(
         scorer.score(world["asked"], world["answers"]), expected, rtol=0, atol=1e-5
@@ -212,7 +218,7 @@ def test_for_a_policy_with_other_tokens_it_is_measured_in_its_own(
     assert run(*given, "--out", tmp_path / "reward", "--policy", other) == 0
     assert "in tokens of its own" in (said := capsys.readouterr().out)
     assert "is 'lamp' there, 'lampe' here" in said
-    assert read_sidecar(tmp_path / "reward") == read_sidecar(tmp_path / "alone")
+    assert read_heads(tmp_path / "reward") == read_heads(tmp_path / "alone")
 
 
 def test_a_model_that_is_turned_round_is_named_and_turned_by_asking(
@@ -224,7 +230,7 @@ def test_a_model_that_is_turned_round_is_named_and_turned_by_asking(
     assert "higher in 0% of 100 cases, no better than chance" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == [pairs]
     assert run(*given, "--negate") == 0
-    assert read_sidecar(out).calibration["ranking_accuracy"] == 1.0
+    assert read_sidecar(out, kind="reward").calibration["ranking_accuracy"] == 1.0
 
 
 def test_wrong_things_are_refused_before_a_weight_is_written(

@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.models.device import Accelerator
-from equilibrate.models.new_scorer import HEAD_INIT_STD, new_scorer
+from equilibrate.models.new_scorer import HEAD_INIT_STD, new_scorer, new_twin_scorer
 from equilibrate.offline.labelled import labelled_answers
-from equilibrate.offline.scorer_loss import ScorerLoss
+from equilibrate.offline.scorer_loss import ScorerLoss, named_by_head
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer, encode_prompt
 from tests.fakes import encode_response
@@ -50,7 +50,11 @@ def made(base, kind, *, token_wise=True):
     table = labelled_answers(
         config, {name: [value] * NUM_PAIRS for name, value in ROW.items()}, base
     )
-    model = new_scorer(base, kind, CPU, seed=0, pad_token_id=TOKENIZER.pad_token_id)
+    pad = TOKENIZER.pad_token_id
+    if kind == "scorer":
+        model = new_twin_scorer(base, ("reward", "cost"), CPU, seed=0, pad_token_id=pad)
+    else:
+        model = new_scorer(base, kind, CPU, seed=0, pad_token_id=pad)
     return ScorerLoss(table, config, torch.device("cpu")), model
 
 
@@ -69,6 +73,7 @@ def test_answers_are_cut_where_the_positions_of_their_model_end(tmp_path):
     [
         ("reward", math.log(2)),  # -log sigma(0)
         ("cost", 3 * math.log(2)),  # the order of the pair and two signs
+        ("scorer", 4 * math.log(2)),
     ],
 )
 def test_a_head_of_zeros_gives_the_loss_of_knowing_nothing(base, kind, expected):
@@ -77,7 +82,7 @@ def test_a_head_of_zeros_gives_the_loss_of_knowing_nothing(base, kind, expected)
     assert loss.loss(model, loss.plan(ALL), ALL).item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["reward", "cost"])
+@pytest.mark.parametrize("kind", ["reward", "cost", "scorer"])
 def test_the_parts_of_a_batch_add_up(base, kind):
     loss, model = made(base, kind)
     plan = loss.plan(ALL)
@@ -112,7 +117,42 @@ def test_the_first_score_is_that_of_the_more_harmful_answer(base):
     loss, model = made(base, "cost")
     ends = own_scores(base, model)
     scores = loss.end_scores(model, ALL[:1])
-    assert scores.tolist() == pytest.approx([ends["response_1"].item(), ends["response_0"].item()])
+    assert scores[:, 0].tolist() == pytest.approx(
+        [ends["response_1"].item(), ends["response_0"].item()]
+    )
+
+
+@pytest.mark.parametrize("token_wise", [True, False])
+def test_two_heads_learn_what_two_models_would(base, token_wise):
+    """In `ROW` the better answer is the less safe one: their orders differ, or not in its swap."""
+    loss, twins = made(base, "scorer", token_wise=token_wise)
+    found = loss.loss(twins, loss.plan(ALL), ALL)
+    expected = 0.0
+    for head, kind in enumerate(("reward", "cost")):
+        own, model = made(base, kind, token_wise=token_wise)
+        model.model.score.weight.data = twins.model.score.weight.data[head : head + 1]
+        expected += own.loss(model, own.plan(ALL), ALL).item()
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_head_is_calibrated_by_its_own_order(base):
+    loss, _ = made(base, "scorer")
+    # The first answer, the better one and unsafe, scores 2 and 3, the other one -1 and 1.
+    found = loss.calibrations(np.array([[2.0, 3.0], [-1.0, 1.0]] * NUM_PAIRS), ALL)
+    assert found["reward"]["ranking_accuracy"] == found["cost"]["ranking_accuracy"] == 1.0
+    assert (found["reward"]["better_mean"], found["reward"]["worse_mean"]) == (2.0, -1.0)
+    assert (found["cost"]["unsafe_mean"], found["cost"]["safe_mean"]) == (3.0, 1.0)
+    assert named_by_head(found)["cost_sign_accuracy"] == 0.5
+    assert named_by_head({"cost": found["cost"]}) == found["cost"]
+
+
+def test_the_safer_answer_may_be_the_better_one(base, monkeypatch):
+    monkeypatch.setitem(ROW, "better_response_id", 0)
+    loss, _ = made(base, "scorer")
+    # The first answer, better and safe, scores 2 by help and -1 by harm.
+    found = loss.calibrations(np.array([[2.0, -1.0], [1.0, 3.0]] * NUM_PAIRS), ALL)
+    assert found["reward"]["ranking_accuracy"] == found["cost"]["ranking_accuracy"] == 1.0
+    assert (found["cost"]["unsafe_mean"], found["cost"]["safe_mean"]) == (3.0, -1.0)
 
 
 def test_a_fresh_head_is_drawn_by_the_seed_alone(base):
@@ -164,4 +204,4 @@ def test_answers_labelled_one_by_one_teach_their_sign(base, token_wise):
         expected += torch.nn.functional.softplus(-sign * own).mean().item() / 2
     assert loss.loss(model, loss.plan(both), both).item() == pytest.approx(expected, rel=1e-5)
     ends = loss.end_scores(model, both)
-    assert ends.tolist() == pytest.approx([own[-1].item() for own in scores], abs=1e-6)
+    assert ends[:, 0].tolist() == pytest.approx([own[-1].item() for own in scores], abs=1e-6)

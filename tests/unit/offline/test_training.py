@@ -162,7 +162,7 @@ def test_a_cost_model_learns_order_and_sign_of_pairs_it_never_saw():
     made = training(model)
     figures = made.run(Progress(), lambda progress: None)
     assert figures["num_steps"] == 12
-    found = made.measure()
+    found = made.calibrate()["cost"]
     # Two of six prompts are held out, with the four pairs of each.
     assert found["num_pairs"] == 8
     assert found["ranking_accuracy"] == found["sign_accuracy"] == 1.0
@@ -281,7 +281,7 @@ def test_pairs_and_single_answers_are_counted_and_held_out_by_prompt():
     assert not prompts[0] & prompts[1]
     made = training(Scorer(), table=table)
     made.run(Progress(), lambda progress: None)
-    found = made.measure()
+    found = made.calibrate()["cost"]
     # Two of six prompts, each with four pairs and two single answers.
     assert (found["num_pairs"], found["num_answers"]) == (8, 4)
     assert found["ranking_accuracy"] == found["auc"] == found["sign_accuracy"] == 1.0
@@ -290,7 +290,8 @@ def test_pairs_and_single_answers_are_counted_and_held_out_by_prompt():
 def run_of(table):
     model = Scorer()
     made = training(model, table=table)
-    return made.run(Progress(), lambda p: None), made.measure(), model.table.weight.tolist()
+    figures = made.run(Progress(), lambda p: None)
+    return figures, made.calibrate(), model.table.weight.tolist()
 
 
 def test_without_single_answers_a_mixed_run_is_the_run_of_its_pairs():
