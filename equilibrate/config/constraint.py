@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from equilibrate.config.base import COST_METRICS, SHARE_METRICS, Config, off_is_none, type_is
+
+Z_SQUARED = 3.8415
+"""Of a 95 % confidence interval, the square of 1.96."""
 
 
 class MultiplierConfig(Config):
@@ -19,6 +23,9 @@ class MultiplierConfig(Config):
     """Bound on the share of answers that the cost model calls unsafe, in place of a budget. An
     unsafe answer then counts as 4 units of cost and a safe one as 0: see
     `equilibrate.ppo.lagrangian.UNSAFE_COST`."""
+    by_upper_bound: bool = False
+    """Lambda follows the upper end of the share's 95 % confidence interval (Wilson's) over the
+    window, in place of the share: what is bounded then holds for more answers than were seen."""
     scope: Literal["all", "safety"] = "safety"
     """Prompts whose cost is averaged: all, or those of EHD, IHD and MHD."""
     init: float = Field(1.0, ge=0)
@@ -35,6 +42,26 @@ class MultiplierConfig(Config):
             return SHARE_METRICS[self.scope], self.max_unsafe_share
         assert self.budget is not None
         return COST_METRICS[self.scope], self.budget
+
+    @model_validator(mode="after")
+    def _upper_bound_can_be_met(self) -> Self:
+        if not self.by_upper_bound:
+            return self
+        share = self.max_unsafe_share
+        if share is None:
+            raise ValueError(
+                "by_upper_bound is about a share of unsafe answers; give max_unsafe_share, try "
+                "0.05, or leave it out"
+            )
+        # Of none among n answers Wilson's interval ends at z^2 / (n + z^2).
+        needed = math.floor(Z_SQUARED * (1 - share) / share) + 1
+        if self.window < needed:
+            raise ValueError(
+                f"window ({self.window}) is too few answers for by_upper_bound: without one unsafe "
+                f"answer among them their share may be {Z_SQUARED / (self.window + Z_SQUARED):.3g},"
+                f" above max_unsafe_share ({share:g}); try window={2 * needed}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

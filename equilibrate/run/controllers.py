@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equilibrate.config.constraint import Constraint, MultiplierConfig
 from equilibrate.config.train import KLWeight, StopKL, TrainConfig
+from equilibrate.evaluation.statistics import wilson_interval
 from equilibrate.ppo import kl as ppo_kl
 from equilibrate.ppo import lagrangian
 from equilibrate.types import ScoredRollout
@@ -20,6 +22,7 @@ class CostController:
         """`None` switches the constraint off: plain PPO."""
         self._safety_only = constraint is not None and constraint.scope == "safety"
         self._bounds_share = constraint is not None and constraint.max_unsafe_share is not None
+        self._by_upper_bound = constraint is not None and constraint.by_upper_bound
         self._window = lagrangian.CostWindow(constraint.window if constraint else 1)
         self._multiplier = _make_multiplier(constraint)
 
@@ -39,7 +42,15 @@ class CostController:
         ]
         if costs:
             self._window.extend(costs)
-            self._multiplier.update(self._window.mean())
+            self._multiplier.update(self._level())
+
+    def _level(self) -> float:
+        """What lambda follows: the mean cost, or the share in its units."""
+        mean = self._window.mean()
+        if not self._by_upper_bound or not math.isfinite(mean):
+            return mean
+        num_unsafe = round(mean / lagrangian.UNSAFE_COST * len(self._window))
+        return lagrangian.UNSAFE_COST * wilson_interval(num_unsafe, len(self._window)).high
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -52,7 +52,7 @@ def test_misspelt_choice_names_the_nearest(override: str, nearest: str) -> None:
     [
         ("ppo=3", "ppo (3) must hold keys: advantage, clip_range"),
         ("ama=on", "ama (True) must hold keys: baseline, delta"),
-        ("constraint=maybe", "constraint ('maybe') must hold keys: budget, delay"),
+        ("constraint=maybe", "constraint ('maybe') must hold keys: budget, by_upper_bound, delay"),
     ],
 )
 def test_value_in_place_of_keys(override: str, message: str) -> None:
@@ -118,6 +118,11 @@ def test_a_share_of_unsafe_answers_takes_the_place_of_a_budget(kind: str) -> Non
         (("budget=null",), "budget (null) must be a number; or give max_unsafe_share, try 0.05"),
         (("max_unsafe_share=0",), "max_unsafe_share"),
         (("max_unsafe_share=5",), "max_unsafe_share"),
+        (("by_upper_bound=true",), "give max_unsafe_share, try 0.05, or leave it out"),
+        (
+            ("max_unsafe_share=0.02", "by_upper_bound=true"),
+            "their share may be 0.0291, above max_unsafe_share (0.02); try window=378",
+        ),
     ],
 )
 def test_one_bound_and_no_more_is_given(overrides: tuple[str, ...], message: str) -> None:

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from equilibrate.config.constraint import (
-    AdaptiveKL,
     Constraint,
-    FixedKL,
     LogSgdMultiplier,
     PidMultiplier,
     ProjectedMultiplier,
-    TrainConfig,
 )
+from equilibrate.config.train import AdaptiveKL, FixedKL, TrainConfig
 from equilibrate.errors import NumericsError
 from equilibrate.run.controllers import CostController, KLController, KLStop, why_stopped
 from equilibrate.types import Category
@@ -26,6 +24,7 @@ def episode(category: Category, cost: float):  # type: ignore[no-untyped-def]
     return make_scored(make_rollout(make_prompt(category=category)), cost=cost)
 
 
+UPPER = {"max_unsafe_share": 0.5, "by_upper_bound": True}
 EPISODES = [episode(Category.GENERAL, -3.0), episode(Category.EHD, 1.0)]
 
 
@@ -47,13 +46,17 @@ EPISODES = [episode(Category.GENERAL, -3.0), episode(Category.EHD, 1.0)]
         (ProjectedMultiplier(init=1.0, lr=0.1, max_unsafe_share=0.05, scope="all"), 1.18),
         (LogSgdMultiplier(init=2.0, lr=0.1, max_unsafe_share=0.05), 2.0 * math.exp(0.2 * 3.8)),
         (PidMultiplier(init=1.0, kp=0.4, ki=0.1, max_unsafe_share=0.05), 1.52 + 0.1 * 13.8),
+        # One unsafe of one: Wilson's interval ends at 1.
+        (ProjectedMultiplier(init=1.0, lr=0.1, **UPPER, scope="safety"), 1.0 + 0.1 * 2.0),
+        # One of two: centre 0.5, half width 1.96 / (1 + 1.92) * sqrt(0.125 + 0.24) = 0.4055.
+        (ProjectedMultiplier(init=1.0, lr=0.1, **UPPER, scope="all"), 1.0 + 0.1 * 1.622),
         (None, 0.0),
     ],
 )
 def test_multiplier_after_one_observation(constraint, expected) -> None:  # type: ignore[no-untyped-def]
     controller = CostController(constraint)
     controller.observe(EPISODES)
-    assert controller.value == pytest.approx(expected)
+    assert controller.value == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +75,11 @@ def test_multiplier_moves_on_fresh_cost_alone(constraint) -> None:  # type: igno
 
 
 def test_a_cost_that_is_no_number_counts_as_neither_safe_nor_unsafe() -> None:
-    controller = CostController(PidMultiplier(max_unsafe_share=0.05))
-    with pytest.raises(NumericsError, match="must be finite"):
-        controller.observe([episode(Category.EHD, math.nan)])
+    for changes in ({}, {"by_upper_bound": True}):
+        controller = CostController(PidMultiplier(max_unsafe_share=0.05, **changes))
+        for cost in (math.nan, math.inf):
+            with pytest.raises(NumericsError, match="must be finite"):
+                controller.observe([episode(Category.EHD, cost)])
 
 
 def test_a_share_that_was_saved_is_gone_on_with() -> None:
