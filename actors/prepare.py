@@ -155,6 +155,8 @@ def contents_of(inputs: Models, contents: Contents) -> dict[str, str]:
     """What the files and folders of a run hold, by their keys in the settings."""
     paths = ((key, getattr(inputs, key, None)) for key in ("policy", "reward", "cost", "ptx"))
     held = {f"data.{key}": f"content {contents.of(path)}" for key, path in paths if path}
+    for place, (source, _) in enumerate(inputs.more_rewards):
+        held[f"data.more_rewards[{place}]"] = f"content {contents.of(source)}"
     given = ((key, getattr(inputs, key, ())) for key in ("evaluation", "prompts", "train"))
     return held | {f"data.{key}": held_by(files, contents) for key, files in given if files}
 

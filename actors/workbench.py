@@ -60,7 +60,7 @@ class Workbench:
             return False
         if isinstance(config, TrainConfig) and isinstance(mine, TrainConfig):
             # Scorers are kept too, and the learner takes the room that the last one had.
-            return _agree(inputs, self._inputs, ("reward", "cost", "ptx")) and (
+            return _agree(inputs, self._inputs, ("reward", "cost", "more_rewards", "ptx")) and (
                 only(config, *LEARNER_ROOM) == only(mine, *LEARNER_ROOM)
             )
         return True

@@ -65,7 +65,7 @@ def train(config: Configs = (), overrides: Overrides = ()) -> int:
 
 
 def fit(config: Configs = (), overrides: Overrides = ()) -> int:
-    """Train a policy, a reward model or a cost model on labelled answers."""
+    """Train a policy, a reward or cost model, or both in one, on labelled answers."""
     from equilibrate.config.files import load_settings
     from equilibrate.config.fit import FitConfig
 

@@ -20,12 +20,13 @@ from equilibrate.config.base import Config
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.formats import UNNUMBERED
 from equilibrate.config.identity import models_in
+from equilibrate.config.sources import without_secrets
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 
 Settings = TypeVar("Settings", bound=Config)
 
-WHOLE = ("mixture", "amounts")
+WHOLE = ("mixture", "amounts", "more_rewards")
 _PYDANTIC_STEP = re.compile(r"\[key\]|literal\[.*\]|float")
 
 
@@ -76,7 +77,8 @@ def parse_settings(kind: type[Settings], tree: Mapping[str, Any]) -> Settings:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(kind, detail) for detail in error.errors())) from None
+        told = "\n".join(_explain(kind, detail) for detail in error.errors())
+        raise ConfigError(without_secrets(told)) from None
 
 
 def resolve_settings(kind: str, tree: Mapping[str, Any]) -> dict[str, Any]:

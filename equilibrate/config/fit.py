@@ -162,8 +162,8 @@ class FitDataConfig(InputsConfig):
     """Model folder to start from; a scorer gets its weights and a head of its own, or goes on from
     a scorer of its kind."""
     reward: InputPath = ""
-    """Folder of a causal model with one label, its sidecar and the policy's tokenizer; for ars also
-    one of another tokenizer and what reads text, as `train` takes them."""
+    """Folder of a causal model with one score or both, its sidecar and the policy's tokenizer; for
+    ars also one of another tokenizer and what reads text, as `train` takes them."""
     cost: InputPath = ""
     """Likewise."""
     train: InputFiles = ()

@@ -113,7 +113,7 @@ class RewardTerm(BaseModel):
 
     source: str = Field(min_length=1)
     """As `data.reward`: a folder, a function or an endpoint."""
-    weight: float
+    weight: float = Field(strict=True)
 
     @field_validator("weight")
     @classmethod
@@ -127,7 +127,11 @@ def _as_terms(value: Any) -> Any:
     """`{SOURCE: WEIGHT, ...}`, or what that is written as."""
     if isinstance(value, Mapping):
         return tuple({"source": str(name), "weight": weight} for name, weight in value.items())
-    return value
+    if value is None or value in ("", "off", False):
+        return ()
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("must map sources to weights, for example {length.py:brief: 0.1}, or: off")
+    return tuple(value)
 
 
 MoreRewards = Annotated[tuple[RewardTerm, ...], BeforeValidator(_as_terms), Mark.INPUT]

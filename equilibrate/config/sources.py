@@ -1,4 +1,4 @@
-"""What `data.reward` and `data.cost` may name beside a model folder: what reads text."""
+"""What rewards and costs may be beside a model folder: what reads text."""
 
 from __future__ import annotations
 
@@ -69,3 +69,8 @@ def shown(source: str | Path) -> str:
         return str(source)
     bare = re.sub(r"//[^/?#]*@", "//", re.sub(r"^(https?):/+", r"\1://", str(source)))
     return re.split(r"[?#]", bare)[0]
+
+
+def without_secrets(text: str) -> str:
+    """A text whose addresses are as `shown` prints them."""
+    return re.sub(r"https?:/+[^\s'\"\]})>,;]+", lambda found: shown(found[0]), text)

@@ -6,6 +6,7 @@ numbers they need, not this tree.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
@@ -30,6 +31,7 @@ from equilibrate.config.base import (
 from equilibrate.config.constraint import Constraint, PidMultiplier
 from equilibrate.config.identity import InputPath, Mark
 from equilibrate.config.inputs import InputFile, InputFiles, MoreRewards
+from equilibrate.config.sources import reads_text
 from equilibrate.types import Category
 
 
@@ -187,9 +189,9 @@ class DataConfig(InputsConfig):
     policy: InputPath = ""
     """Model folder to align."""
     reward: InputPath = ""
-    """Folder of a causal model with one label, its sidecar and its tokenizer, the policy's or
-    another; or what reads text: a function (`FILE.py:name`, `package.module:name`) or an endpoint
-    (`http://...`)."""
+    """Folder of a causal model with one score or both, its sidecar and its tokenizer, the policy's
+    or another; or what reads text: a function (`FILE.py:name`, `package.module:name`) or an
+    endpoint (`http://...`)."""
     cost: InputPath = ""
     """Likewise."""
     more_rewards: MoreRewards = ()
@@ -214,10 +216,12 @@ class DataConfig(InputsConfig):
             raise ValueError(
                 f"more_rewards ({sources[1]}) are added to reward, which is not given; give it"
             )
-        if twice := next((one for one in sources if sources.count(one) > 1), ""):
-            raise ValueError(
-                f"more_rewards: {twice} stands there twice, or as reward too; name it once"
-            )
+        places = [one if reads_text(one) else os.path.normpath(one) for one in sources]
+        for source, place in zip(sources, places, strict=True):
+            if places.count(place) > 1:
+                raise ValueError(
+                    f"more_rewards: {source} stands there twice, or as reward too; name it once"
+                )
         return self
 
     @model_validator(mode="after")

@@ -142,7 +142,7 @@ def joined(tables: Sequence[Columns], *, may_mix: bool) -> Columns:
     if has_pairs and has_singles and not may_mix:
         raise DataError(
             "some files hold pairs and some single answers, and a training takes one kind, but for "
-            "objective.type=cost; leave the others out"
+            "objective.type=cost and scorer; leave the others out"
         )
     names = dict.fromkeys(name for table in tables for name in table)
     # Answers of a file that states no safety count as safe, beside others as alone.

@@ -74,10 +74,10 @@ class ScoringWorker:
                 self._others.append((term, OtherTokens(term.source, term.kind, *read)))
             else:
                 folders.setdefault(term.source, []).append(term)
-        self._models = [self._loaded(folder, terms) for folder, terms in folders.items()]
+        self._models = [self._loaded(*folder) for folder in folders.items()]
         self._renderer = Renderer(reference, text) if self._texts else None
         self._reference = load_policy(reference, self._accelerator)
-        models: dict[str, Any] = {terms[0].source: model for terms, model in self._models}
+        models: dict[str, Any] = {loaded.folder: loaded.model for loaded in self._models}
         self._num_tokens: dict[str, int] = {
             folder: model.model.get_input_embeddings().num_embeddings
             for folder, model in (models | {reference: self._reference}).items()
@@ -85,16 +85,14 @@ class ScoringWorker:
         self._max_tokens = max_tokens_per_batch
         self._temperature = temperature
 
-    def _loaded(
-        self, folder: str, terms: Sequence[_Term]
-    ) -> tuple[tuple[_Term, ...], TwinScoreModel]:
-        """The model of a folder, and the term of each of its heads: two of one trunk read a prefix
-        once."""
+    def _loaded(self, folder: str, terms: Sequence[_Term]) -> _Loaded:
+        """Two heads of one trunk read a prefix once."""
         if len(terms) == 1:
-            return tuple(terms), load_scorer(folder, terms[0].kind, self._accelerator)
+            model = load_scorer(folder, terms[0].kind, self._accelerator)
+            return _Loaded(folder, model, {0: terms[0]})
         heads = read_heads(Path(folder))
-        in_order = sorted(terms, key=lambda term: place_of(term.kind, heads, Path(folder))[0])
-        return tuple(in_order), load_twin_scorer(folder, self._accelerator)
+        places = {place_of(term.kind, heads, Path(folder))[0]: term for term in terms}
+        return _Loaded(folder, load_twin_scorer(folder, self._accelerator), places)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """One scored rollout per rollout, in the given order.
@@ -144,9 +142,9 @@ class ScoringWorker:
         ).to(self._accelerator.torch_device)
         nothing = np.zeros(token_ids.shape, np.float32)
         scores: dict[ScorerKind, FloatArray] = {"reward": nothing, "cost": nothing}
-        for terms, model in self._models:
-            of_heads = _to_numpy(model(token_ids)).reshape(*token_ids.shape, len(terms))
-            for head, term in enumerate(terms):
+        for loaded in self._models:
+            of_heads = _to_numpy(loaded.model(token_ids)).reshape(*token_ids.shape, -1)
+            for head, term in loaded.terms.items():
                 scores[term.kind] = scores[term.kind] + term.weight * of_heads[..., head]
         mask = pad_sequence(
             [torch.from_numpy(rollout.response_mask.copy()) for rollout in rollouts],
@@ -163,6 +161,14 @@ class _Term:
     kind: ScorerKind
     weight: float
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    folder: str
+    model: TwinScoreModel
+    terms: dict[int, _Term]
+    """By the number of the head that each is of."""
 
 
 def _terms(reward: str, cost: str, more_rewards: Sequence[tuple[str, float]]) -> list[_Term]:

@@ -323,6 +323,11 @@ def _label_index(
         return None
     wanted = {_key(label)} if label else LABELS[kind]
     rows_meant = [row for row, name in enumerate(names) if _key(name) in wanted]
+    if set(names) == set(LABELS):
+        raise DataError(
+            f"{folder}: has a reward and a cost head, as objective.type=scorer trains them, and no "
+            f"{SIDECAR_FILE}, which says which is which; copy it from there, it needs no adoption"
+        )
     if len(rows_meant) != 1:
         meaning = "harmful" if kind == "cost" else "helpful"
         raise DataError(

@@ -77,7 +77,13 @@ def chosen_columns(
         when_short=config.fdc.when_short,
         seed=config.seed,
     )
-    return {name: [values[row] for row in chosen] for name, values in columns.items()}
+    columns = {name: [values[row] for row in chosen] for name, values in columns.items()}
+    if objective.learns == "both" and not parted(columns)[0]["prompt"]:
+        raise DataError(
+            "hold single answers alone, which say nothing of helpfulness; add a file of pairs that "
+            "are labelled for help and harm, or train objective.type=cost"
+        )
+    return columns
 
 
 def readable_columns(
@@ -134,13 +140,28 @@ def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> Answer
     num_alone = 0
     if objective.loss_of_singles is not None:
         num_alone = len(parted(columns)[1]["prompt"])
-    return encode_answers(
+    table = encode_answers(
         Renderer(start, config.text),
         objective.view(columns, config.objective, config.seed),
         answers_per_example=objective.answers_per_example,
         num_alone=num_alone,
         max_length=min(config.max_length, num_positions(start) or config.max_length),
     )
+    if objective.learns == "both":
+        _require_pairs_on_both_sides(config, table)
+    return table
+
+
+def _require_pairs_on_both_sides(config: FitConfig, table: AnswerTable) -> None:
+    """A head that learns from pairs alone has some to learn from, and some to be calibrated by."""
+    parts = table.split(config.held_out_fraction, config.seed)
+    for rows, what in zip(parts, ("to learn from", "held out for calibration"), strict=True):
+        if not table.are_pairs(rows).any():
+            raise DataError(
+                f"of {table.num_groups} pairs beside {table.num_alone} single answers none is "
+                f"{what} (objective.held_out_fraction is {config.held_out_fraction:g} of the "
+                "prompts); give more pairs, or another share or seed"
+            )
 
 
 def _by_column(rows: Sequence[Mapping[str, Any]]) -> Columns:

@@ -1,7 +1,7 @@
 """The loss of a reward or cost model over some examples, in parts that add up.
 
-An example is a pair of answers or one answer that is labelled by itself; a cost model may learn
-from both, and a batch then holds both.
+An example is a pair of answers or one answer that is labelled by itself; costs may be learned from
+both, and a batch then holds both.
 """
 
 from __future__ import annotations

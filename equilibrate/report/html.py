@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from equilibrate.config.sources import without_secrets
 from equilibrate.errors import ResourceError
 from equilibrate.report.headline import percent, signed
 
@@ -53,12 +54,12 @@ def script_json(value: Any) -> Markup:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted path and value of every setting, as an override would be written."""
+    """Dotted path and value of every setting as an override would be written; no password."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value)
+            yield f"{prefix}{key}", without_secrets(str(value))
 
 
 def _finite(value: Any) -> Any:

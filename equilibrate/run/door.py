@@ -108,7 +108,7 @@ def require_same_start(journey: Journey, step: Step) -> None:
 def require_path(key: str, path: str) -> Path:
     """Raises: DataError naming the key if there is nothing at the path; what is no path at all, but
     a scorer that reads text, is a matter of `equilibrate.learning.sources`."""
-    scores = key in (*SCORERS, "more_rewards")
+    scores = key.partition("[")[0] in (*SCORERS, "more_rewards")
     if scores and reads_text(path):
         return Path(path)
     if not Path(path).exists():

@@ -30,7 +30,7 @@ WORLD_BYTES = 6_000_000
 PAIR_BYTES = 217
 ANSWER_FACTOR = 4
 """Bytes of the answers as arrays, for each of the file that they are read from."""
-_OURS = ("checkpoints", "training", "aligned", "last", "reward", "cost", "stages")
+_OURS = ("checkpoints", "training", "aligned", "last", "reward", "cost", "scorer", "stages")
 _TEXTS = (".json", ".jinja", ".txt", ".model")
 
 
@@ -162,9 +162,10 @@ class _Model:
             return cls(weights=WORLD_WEIGHTS, texts=0)
         path = _there(folder, unmade)
         # Late: the built-in world's settings need not wait for it.
+        from equilibrate.models.sidecar import num_heads
         from equilibrate.models.skeleton import build_empty
 
-        model = build_empty(path, role)
+        model = build_empty(path, role, num_labels=num_heads(path))
         texts = sum(file.stat().st_size for file in path.iterdir() if file.suffix in _TEXTS)
         return cls(weights=sum(p.numel() for p in model.parameters()), texts=texts)
 

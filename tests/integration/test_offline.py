@@ -248,7 +248,8 @@ def test_a_saved_scorer_gives_the_score_at_the_last_token(trained, tied_llama, t
 
 
 @pytest.mark.parametrize(
-    ("kind", "zero_stage"), [("dpo", 0), ("dpo", 2), ("dpo", 3), ("cost", 0), ("scorer", 3)]
+    ("kind", "zero_stage"),
+    [("dpo", 0), ("dpo", 2), ("dpo", 3), ("cost", 0), ("cost", 3), ("scorer", 3)],
 )
 def test_ranks_and_zero_stages_learn_the_same(trained, tied_llama, tmp_path, kind, zero_stage):
     """A tensor's whole way from the start, against that of one rank."""

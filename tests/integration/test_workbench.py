@@ -57,6 +57,12 @@ def test_settings_of_the_same_processes(changes: dict[str, Any], suits: bool) ->
     assert Workbench(ppo(), PPO).suits(ppo(**changes), PPO) is suits
 
 
+def test_other_rewards_are_other_processes() -> None:
+    more = replace(PPO, more_rewards=[("length.py:brief", 0.5)])
+    assert Workbench(ppo(), more).suits(ppo(), more)
+    assert not Workbench(ppo(), PPO).suits(ppo(), more)
+
+
 class Pool:
     def renew(self, watch: Watch, max_restarts: int) -> None:
         self.renewed = watch.folder.name, max_restarts

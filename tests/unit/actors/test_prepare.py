@@ -75,6 +75,18 @@ def fit_inputs(folder: Path) -> FitInputs:
     )
 
 
+def test_what_a_run_is_pinned_to_holds_every_reward(folder: Path) -> None:
+    inputs = replace(
+        fit_inputs(folder), more_rewards=[(str(folder / "base"), 0.5), (str(folder / "model"), 1.0)]
+    )
+    held = prepare.contents_of(inputs, Contents(folder / "stages"))
+    (folder / "base" / "file").write_text("another")
+    again = prepare.contents_of(inputs, Contents(folder / "stages"))
+    changed = {key for key in held if held[key] != again[key]}
+    assert changed == {"data.evaluation", "data.more_rewards[0]"}
+    assert held["data.more_rewards[1]"] == held["data.policy"]
+
+
 OTHER_CHOICE = {"cpu": "cuda", "float32": "bfloat16"}
 
 

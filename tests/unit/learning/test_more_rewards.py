@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from equilibrate.config.files import parse_settings
+from equilibrate.config.files import load_config, parse_settings
 from equilibrate.config.identity import fixed_on_resume, input_paths, result_settings
 from equilibrate.config.inputs import RewardTerm
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.learning.scoring import ScoringWorker
 from equilibrate.report.card import ingredients
+from equilibrate.report.html import leaves
 from equilibrate.report.inputs import CONFIG_FILE
 from equilibrate.run.door import check_inputs
-from equilibrate.run.folder import INPUTS_FILE
+from equilibrate.run.folder import INPUTS_FILE, own_run_folder
 from equilibrate.types import Category, FinishReason, Message, Rollout
 from tests.tiny_models import write_models
 
@@ -40,7 +41,30 @@ def test_a_mapping_is_read_and_written_so_that_it_reads_as_the_same() -> None:
         RewardTerm(source="models/polite", weight=2.0),
     )
     assert parse_settings(TrainConfig, found.model_dump(mode="json")) == found
-    assert config({}).data.more_rewards == ()
+    for nothing in ({}, [], None, "off", ""):
+        assert config(nothing).data.more_rewards == ()
+
+
+def test_a_later_mapping_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(json.dumps({"data": {**ASKED, "more_rewards": TERMS}}))
+    for written, sources in (
+        ("{b.py:g: 2}", ["b.py:g"]),
+        ("{}", []),
+        ("off", []),
+    ):
+        found = load_config([tmp_path / "a.yaml"], [f"data.more_rewards={written}"])
+        assert [term.source for term in found.data.more_rewards] == sources
+
+
+def test_no_password_of_an_address_is_shown() -> None:
+    terms = {"http://me:SECRET@h/score?key=SECRET": 1}
+    shown = dict(leaves(config(terms).model_dump(mode="json")))["data.more_rewards"]
+    assert "http://h/score" in shown
+    assert "SECRET" not in shown
+    for data in ({"reward": ""}, {"reward": next(iter(terms))}, {"policy": ""}):
+        with pytest.raises(ConfigError) as refused:
+            config(terms, data=data)
+        assert "SECRET" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +74,10 @@ def test_a_mapping_is_read_and_written_so_that_it_reads_as_the_same() -> None:
         ({"a.py:f": float("nan")}, {}, "weight"),
         ({"a.py:f": "much"}, {}, r"more_rewards\.0\.weight"),
         ({"": 1}, {}, "source"),
-        ("a.py:f", {}, "more_rewards"),
+        ({"a.py:f": True}, {}, r"more_rewards\.0\.weight"),
+        ("a.py:f", {}, r"must map sources to weights, for example \{length\.py:brief: 0\.1\}"),
+        ({"r/": 1}, {}, "r stands there twice"),
+        ({"a": 1, "./a": 1}, {}, "a stands there twice"),
         ([{"file": "a", "weight": 1}], {}, "file is not a known key; valid keys: source, weight"),
         ({"r": 1}, {}, "r stands there twice, or as reward too"),
         ([{"source": "a", "weight": 1}] * 2, {}, "a stands there twice"),
@@ -112,8 +139,13 @@ def test_what_is_no_reward_is_refused_at_the_door(models: Path, term: str, rule:
     paths |= {kind: str(models / kind) for kind in ("policy", "reward", "cost")}
     sizes = {"max_model_len": 32, "max_new_tokens": 4}
     settings = {"fdc": {"mixture": {"GENERAL": 1}}, "constraint": "off", "rollout": sizes}
+    settings["output"] = str(models / "run")
     good = config({str(models / "mine.py:turns"): 1}, data=paths, **settings)
     check_inputs(good, models / "run")
+    with own_run_folder(good) as run:  # it takes down what every input holds
+        assert run is not None
+        held = json.loads((run / INPUTS_FILE).read_text())
+    assert "data.more_rewards[0]" in held
     bad = config({str(models / "mine.py:turns"): 1, str(models / term): 1}, data=paths, **settings)
     with pytest.raises(DataError, match=rule):
         check_inputs(bad, models / "run")

@@ -170,3 +170,11 @@ def test_two_heads_of_one_model_are_read_in_one_pass(
         np.testing.assert_allclose(one.token_costs, expected["cost"][row], atol=1e-5)
         assert one.reward == one.token_rewards[-1] != one.cost == one.token_costs[-1]
     assert sum(len(ids) for ids in calls) == len(rollouts)
+    # One head of the two as another reward, beside a reward of another folder.
+    more = {"more_rewards": [(str(tmp_path / "twins"), 2.0)]}
+    added = make_worker(models, cost=str(tmp_path / "twins"), **more).score(rollouts)
+    first = make_worker(models).score(rollouts)
+    for row, (one, before) in enumerate(zip(added, first, strict=True)):
+        wanted = before.token_rewards + 2 * expected["reward"][row]
+        np.testing.assert_allclose(one.token_rewards, wanted, atol=1e-5)
+        np.testing.assert_allclose(one.token_costs, expected["cost"][row], atol=1e-5)

@@ -169,6 +169,11 @@ def test_which_of_two_labels_is_meant_must_be_known(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--label \(bad\) is neither; give --label LABEL_1"):
         read_foreign(source, "cost", label="bad")
     assert read_foreign(source, "cost", label="label-1").label == "LABEL_1"
+    entries = json.loads((source / "config.json").read_text())
+    both = {"id2label": {"0": "reward", "1": "cost"}}
+    (source / "config.json").write_text(json.dumps(entries | both))
+    with pytest.raises(DataError, match=r"a reward and a cost head.* and no equilibrate_score"):
+        read_foreign(source, "cost")
     one = write_scorer(tmp_path / "one")
     with pytest.raises(DataError, match=r"one label, so --label \(unsafe\) names nothing"):
         read_foreign(one, "cost", label="unsafe")

@@ -203,7 +203,7 @@ def test_of_other_objectives_pairs_and_single_answers_are_not_one_training(
     single = {"prompt": "q", "response": "r", "is_safe": True}
     files = [str(write(tmp_path / "p.jsonl", *PKU)), str(write(tmp_path / "s.jsonl", single))]
     settings = config(objective, train=files)
-    refusal = r"p\.jsonl, .*s\.jsonl: some files hold pairs.*objective.type=cost; leave"
+    refusal = r"p\.jsonl, .*s\.jsonl: some files hold pairs.*objective.type=cost and scorer; leave"
     if objective != "sft":  # which can read both, but not as one
         refusal = r"s\.jsonl: column .* is missing"
     with pytest.raises(DataError, match=refusal), naming(settings.data.train):
@@ -237,3 +237,46 @@ def test_the_built_in_world_writes_its_remedy_as_conversations(tmp_path: Path) -
     expected = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert table.sequences.flat[start:end].tolist() == expected
     assert tokenizer.unk_token_id not in expected
+
+
+def scorer_settings(train: list[Path], **objective: Any) -> FitConfig:
+    tree = {
+        "objective": {"type": "scorer", **objective},
+        "data": {"policy": "unused", "train": [str(file) for file in train]},
+    }
+    return parse_settings(FitConfig, tree)
+
+
+def test_two_heads_learn_from_rows_with_both_labels_and_need_pairs(tmp_path: Path) -> None:
+    row = {
+        "prompt": "p", "response_0": "good", "response_1": "other", "better_response_id": 0,
+        "safer_response_id": 1, "is_response_0_safe": False, "is_response_1_safe": True,
+    }  # fmt: skip
+    pairs, singles = tmp_path / "pairs.jsonl", tmp_path / "singles.jsonl"
+    words = sorted(word for word in build_tokenizer().get_vocab() if word.isalpha())
+    rows = [{**row, "prompt": word} for word in words[:6]]
+    rows[2] |= {"safer_response_id": None}
+    rows[3] |= {"better_response_id": None}
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = [
+        {"prompt": f"{words[0]} {word}", "response": word, "is_safe": bool(number % 2)}
+        for number, word in enumerate(words[:200])
+    ]
+    singles.write_text("".join(json.dumps(row) + "\n" for row in answers))
+    config = scorer_settings([pairs, singles])
+    columns = chosen_columns(config, config.data.train, None)
+    found = OBJECTIVES["scorer"].view(columns, config.objective, 0)
+    assert [(one.response, one.side) for one in found[:2]] == [("good", 1), ("other", -1)]
+    assert len(found) == 2 * 4 + 200
+    alone = scorer_settings([singles])
+    with pytest.raises(DataError, match=r"hold single answers alone, .*add a file of pairs"):
+        chosen_columns(alone, alone.data.train, None)
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "config.json").write_text("{}")
+    build_tokenizer().save_pretrained(start)
+    for share, what in ((0.005, "held out for calibration"), (0.999, "to learn from")):
+        config = scorer_settings([pairs, singles], held_out_fraction=share)
+        with pytest.raises(DataError, match=f"of 4 pairs beside 200 single answers none is {what}"):
+            labelled_answers(config, columns, start)
+    labelled_answers(scorer_settings([pairs, singles], held_out_fraction=0.5), columns, start)
