@@ -7,6 +7,7 @@ A function and an endpoint are told the same, a list of conversations as JSON wo
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 import sys
@@ -196,7 +197,9 @@ def _function(source: str, seconds: float) -> Score:
             _module_of(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         )
     except (Exception, SystemExit) as error:  # a script may end itself
-        raise DataError(f"{source}: {place} cannot be imported: {_told(error)}") from error
+        raise DataError(
+            f"{source}: {place} cannot be imported: {_told(error)}{_of_sibling(place, error)}"
+        ) from error
     found = getattr(module, name, None)
     if not callable(found):
         known = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
@@ -207,10 +210,26 @@ def _function(source: str, seconds: float) -> Score:
     return score
 
 
+def _of_sibling(place: str, error: BaseException) -> str:
+    """What to do about a file that stands beside the imported one, where Python does not look."""
+    if not isinstance(error, ModuleNotFoundError) or not place.endswith(".py"):
+        return ""
+    name = (error.name or "").partition(".")[0]
+    siblings = (Path(place).parent / f"{name}.py", Path(place).parent / name / "__init__.py")
+    if not name or not any(map(Path.exists, siblings)):
+        return ""
+    return (
+        f"; {name} stands beside it, where the workers do not look: move what is needed into the "
+        "file, or install both as a package and give package.module:function"
+    )
+
+
 def _module_of(file: Path) -> ModuleType:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist")
-    spec = spec_from_file_location(f"equilibrate_source_{file.stem}", file)
+    # Two files of one name in different folders are two modules.
+    place = hashlib.blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()
+    spec = spec_from_file_location(f"equilibrate_source_{file.stem}_{place}", file)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
