@@ -33,8 +33,9 @@ from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig, WorkerGrou
 from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError, WorkerLostError
-from equilibrate.learning.scoring import ENVIRONMENT, ScoringWorker
+from equilibrate.learning.scoring import ENVIRONMENT
 from equilibrate.run.capacity import Demand
+from equilibrate.run.judging import JudgingScorer
 from equilibrate.seeds import request_seed
 from equilibrate.types import Weights
 
@@ -179,11 +180,11 @@ class WorkerGroups:
         environment = engine_environment(device=config.device, threads=config.cpu_threads)
         return self._worker("rollout", index, make, environment)
 
-    def _start_scoring_worker(self, index: int) -> Worker[ScoringWorker]:
+    def _start_scoring_worker(self, index: int) -> Worker[JudgingScorer]:
         config = only(self._config, *SCORED_BY, "rollout.temperature", "text")
         inputs = self._inputs
         make = partial(
-            ScoringWorker,
+            JudgingScorer,
             reward=str(inputs.reward or ""),
             cost=str(inputs.cost or ""),
             more_rewards=inputs.more_rewards,

@@ -28,6 +28,7 @@ from equilibrate.run.controllers import CostController, KLController, KLStop, wh
 from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
 from equilibrate.run.inputs import make_sampler
+from equilibrate.run.judging import in_pool
 from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.run.sinks import open_sink
 from equilibrate.run.space import require_space
@@ -146,7 +147,9 @@ def _make_parts(
     rollouts: Generator = groups.rollouts
     if config.learner.average_decay:
         rollouts = AverageRollouts(groups.rollouts, queue, groups.learner)
-    assessor = _make_assessor(config, run, inputs, rollouts, renderer)
+    at_once = config.rollouts_per_iteration
+    judge = in_pool(inputs.judge, config.judge, groups.scorer, at_once=at_once)
+    assessor = _make_assessor(config, run, replace(inputs, judge=judge), rollouts, renderer)
     check_disjoint(prompts, assessor.prompts)
     multiplier, kl = CostController(config.constraint), KLController(config.ppo.kl)
     early_stop = KLStop(config.ppo.kl.stop_at)

@@ -24,10 +24,12 @@ from actors.handles import Call, NotStartedError, Task, Worker, task, write_stac
 from actors.learner import LearnerWorker
 from actors.rollout import RolloutWorker
 from actors.weights import SyncOutcome
-from equilibrate.config.base import Phase
+from equilibrate.config.base import JudgeConfig, Phase
 from equilibrate.errors import OutOfMemoryError, ResourceError, WorkerLostError
-from equilibrate.learning.scoring import ScoringWorker
+from equilibrate.evaluation import Verdict
+from equilibrate.run.judging import JudgingScorer
 from equilibrate.types import (
+    Prompt,
     PromptBatch,
     Rollout,
     RolloutRequest,
@@ -207,16 +209,30 @@ class RayRolloutPool:
 class RayScorer:
     """Scoring workers that share the rollouts of an iteration (`Scorer`)."""
 
-    def __init__(self, pool: WorkerPool[ScoringWorker]) -> None:
+    def __init__(self, pool: WorkerPool[JudgingScorer]) -> None:
         self._pool = pool
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         num_workers = len(self._pool.workers)
         answers = self._pool.map(
             "score",
-            [task(ScoringWorker.score, list(rollouts[i::num_workers])) for i in range(num_workers)],
+            [task(JudgingScorer.score, list(rollouts[i::num_workers])) for i in range(num_workers)],
         )
         return [answers[i % num_workers][i // num_workers] for i in range(len(rollouts))]
+
+    def judge(
+        self, judge: JudgeConfig, prompts: Sequence[Prompt], responses: Sequence[str]
+    ) -> list[Verdict]:
+        num_workers = len(self._pool.workers)
+        shares = [slice(i, None, num_workers) for i in range(num_workers)]
+        answers = self._pool.map(
+            "score",
+            [
+                task(JudgingScorer.judge, judge, list(prompts[share]), list(responses[share]))
+                for share in shares
+            ],
+        )
+        return [answers[i % num_workers][i // num_workers] for i in range(len(prompts))]
 
 
 class RayLearnerGroup:

@@ -86,6 +86,11 @@ def source_of(verdict: str, name: str, options: Mapping[str, Any]) -> tuple[str,
     return part.name, part.options
 
 
+def parts_of(name: str, options: Mapping[str, Any]) -> dict[str, JudgeConfig]:
+    """The judges that make one, by role; of most it is that one alone."""
+    return _parts(options) if name == COMBINED else {"": JudgeConfig(name=name, options=options)}
+
+
 class CombinedJudge:
     """Harm, and all that is not named here, by one judge and refusals by another."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +99,29 @@ class AnswerScorer:
         threads: int = 0,
         text: TextConfig | None = None,
     ) -> None:
-        """Raises: DataError if the folder is no such scorer, as `models.folders.check_folder`, or
-        its tokenizer is missing.
+        """The weights are read with the first answer.
+
+        Raises: DataError if the folder is no such scorer, as `models.folders.check_folder`, or
+            its tokenizer is missing.
         """
-        from equilibrate.models.device import Accelerator
-        from equilibrate.models.folders import num_positions
-        from equilibrate.models.loading import load_scorer
+        from equilibrate.models.folders import check_folder, num_positions
         from equilibrate.text.renderer import Renderer
 
-        self._scorer = load_scorer(folder, kind, Accelerator("cpu", "float32")).to(device)
+        check_folder(folder, kind)
+        self._folder, self._kind = folder, kind
         self._num_positions = num_positions(folder)
         self._renderer = Renderer(folder, text)
         self._device = device
         self._batch_size = batch_size
         self._threads = threads
+
+    @cached_property
+    def _scorer(self) -> Any:
+        from equilibrate.models.device import Accelerator
+        from equilibrate.models.loading import load_scorer
+
+        model = load_scorer(self._folder, self._kind, Accelerator("cpu", "float32"))
+        return model.to(self._device)
 
     def score(
         self, prompts: Sequence[str | Conversation], responses: Sequence[str]

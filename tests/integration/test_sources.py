@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from transformers import AutoTokenizer
 
 from actors.groups import WorkerGroups
 from actors.learner import LearnerWorker
 from actors.prepare import Inputs
+from equilibrate.config.base import JudgeConfig
 from equilibrate.config.files import parse_settings
 from equilibrate.config.inputs import plain
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError
 from equilibrate.evaluation import RefusalMatcher
-from equilibrate.types import Message, ScoredRollout
+from equilibrate.evaluation.judge_plugins import load_judge
+from equilibrate.run.judging import in_pool
+from equilibrate.types import Category, Message, Prompt, ScoredRollout
 from tests.integration.learners import make_settings, update
 
 pytestmark = [
@@ -91,6 +96,30 @@ def test_the_pool_scores_by_a_function_beside_a_model(
         ),
     ):
         groups.scorer.score(rollouts)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_pool_judges_as_the_driver_would(models: Path, tmp_path: Path) -> None:
+    for kind in ("reward", "cost"):
+        shutil.copytree(models / kind, tmp_path / kind)
+        AutoTokenizer.from_pretrained(models / "policy").save_pretrained(tmp_path / kind)
+    options = {"folder": str(tmp_path / "cost"), "reward": str(tmp_path / "reward")}
+    config, judge = (
+        JudgeConfig(name="cost_model", options=options),
+        load_judge("cost_model", **options),
+    )
+    prompts = [
+        Prompt(prompt_id=str(row), text=f"w{row + 4}", token_ids=(1,), category=Category.EHD)
+        for row in range(9)
+    ]
+    said = [" ".join(f"w{4 + (row * step) % 30}" for step in range(5)) for row in range(9)]
+    expected = judge.judge(prompts, said)
+    assert len({verdict.helpfulness for verdict in expected}) > 5
+    with groups_with(models, tmp_path, "words") as groups:
+        found = in_pool(judge, config, groups.scorer, at_once=4).judge(prompts, said)
+    assert [verdict.harmful for verdict in found] == [verdict.harmful for verdict in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.helpfulness == pytest.approx(other.helpfulness, abs=1e-5)
 
 
 @pytest.mark.usefixtures("group_of_one")
