@@ -26,7 +26,12 @@ from equilibrate.config.identity import only, result_settings, training_settings
 from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.mixture import choose_amounts
-from equilibrate.offline.labelled import chosen_columns, labelled_answers, naming
+from equilibrate.offline.labelled import (
+    chosen_columns,
+    labelled_answers,
+    naming,
+    require_pairs,
+)
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.policy_loss import require_something_to_mask
 from equilibrate.offline.sampling import best_and_worst
@@ -295,6 +300,7 @@ def _labelled(config: FitConfig, inputs: FitInputs) -> AnswerTable:
     with naming(inputs.train):
         columns = chosen_columns(config, inputs.train, Path(config.output), say)
         table = labelled_answers(config, columns, inputs.policy)
+        require_pairs(config, table)
     _require_apart(columns["prompt"], inputs, config)
     if table.num_left_out:
         say(

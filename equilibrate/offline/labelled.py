@@ -140,20 +140,23 @@ def labelled_answers(config: FitConfig, columns: Columns, start: Path) -> Answer
     num_alone = 0
     if objective.loss_of_singles is not None:
         num_alone = len(parted(columns)[1]["prompt"])
-    table = encode_answers(
+    return encode_answers(
         Renderer(start, config.text),
         objective.view(columns, config.objective, config.seed),
         answers_per_example=objective.answers_per_example,
         num_alone=num_alone,
         max_length=min(config.max_length, num_positions(start) or config.max_length),
     )
-    if objective.learns == "both":
-        _require_pairs_on_both_sides(config, table)
-    return table
 
 
-def _require_pairs_on_both_sides(config: FitConfig, table: AnswerTable) -> None:
-    """A head that learns from pairs alone has some to learn from, and some to be calibrated by."""
+def require_pairs(config: FitConfig, table: AnswerTable) -> None:
+    """Of two heads the one that learns from pairs alone has some to learn from, and some that
+    calibrate it.
+
+    Raises: DataError if the split leaves one side without.
+    """
+    if OBJECTIVES[config.objective.type].learns != "both":
+        return
     parts = table.split(config.held_out_fraction, config.seed)
     for rows, what in zip(parts, ("to learn from", "held out for calibration"), strict=True):
         if not table.are_pairs(rows).any():

@@ -17,6 +17,7 @@ from equilibrate.offline.labelled import (
     labelled_answers,
     naming,
     readable_columns,
+    require_pairs,
 )
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.sandbox.model import build_model
@@ -278,5 +279,8 @@ def test_two_heads_learn_from_rows_with_both_labels_and_need_pairs(tmp_path: Pat
     for share, what in ((0.005, "held out for calibration"), (0.999, "to learn from")):
         config = scorer_settings([pairs, singles], held_out_fraction=share)
         with pytest.raises(DataError, match=f"of 4 pairs beside 200 single answers none is {what}"):
-            labelled_answers(config, columns, start)
-    labelled_answers(scorer_settings([pairs, singles], held_out_fraction=0.5), columns, start)
+            require_pairs(config, labelled_answers(config, columns, start))
+    half = scorer_settings([pairs, singles], held_out_fraction=0.5)
+    require_pairs(half, labelled_answers(half, columns, start))
+    costs = parse_settings(FitConfig, {"objective": {"type": "cost"}, "data": half.data})
+    require_pairs(costs, labelled_answers(costs, columns, start))
