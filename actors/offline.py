@@ -30,7 +30,7 @@ from ray.train.torch import TorchTrainer
 
 from actors.engine import DeepSpeedModel, export_model, join_group
 from equilibrate.config.files import parse_settings
-from equilibrate.config.fit import FitConfig
+from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.errors import EquilibrateError, ResourceError, WorkerLostError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
@@ -42,7 +42,6 @@ from equilibrate.offline.training import OfflineTraining, Progress, batch_loss
 from equilibrate.report import installed_versions
 from equilibrate.run.capacity import Demand, check_capacity
 from equilibrate.run.checkpoint import CheckpointStore
-from equilibrate.run.door import SCORERS
 from equilibrate.run.folder import say
 from equilibrate.run.progress import format_step
 from equilibrate.run.sinks import JsonlFile, read_rows
@@ -257,14 +256,16 @@ def _step_log(file: Path, start: int) -> Iterator[Callable[[Mapping[str, float]]
 def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:
     if config.trains == "policy":
         return load_policy(start, accelerator)
+    assert isinstance(config.objective, ScorerObjectiveConfig)
+    kinds = config.objective.kinds
     if is_scorer(start):
-        if config.trains == "scorer":
-            return load_twin_scorer(start, accelerator)
-        return load_scorer(start, config.trains, accelerator)
+        if len(kinds) > 1:
+            return load_twin_scorer(start, kinds, accelerator)
+        return load_scorer(start, kinds[0], accelerator)
     drawn = {"seed": config.seed, "pad_token_id": load_tokenizer(start).pad_token_id}
-    if config.trains == "scorer":
-        return new_twin_scorer(start, SCORERS, accelerator, **drawn)
-    return new_scorer(start, config.trains, accelerator, **drawn)
+    if len(kinds) > 1:
+        return new_twin_scorer(start, kinds, accelerator, **drawn)
+    return new_scorer(start, kinds[0], accelerator, **drawn)
 
 
 class _RankCheckpoints:

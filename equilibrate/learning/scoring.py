@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from equilibrate.learning.sources import TextScorer
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
 from equilibrate.models.scorer import TwinScoreModel
-from equilibrate.models.sidecar import place_of, read_heads
 from equilibrate.ppo.batches import token_budget_batches
 from equilibrate.preference.spans import end_scores
 from equilibrate.text.renderer import Renderer
@@ -89,10 +87,9 @@ class ScoringWorker:
         """Two heads of one trunk read a prefix once."""
         if len(terms) == 1:
             model = load_scorer(folder, terms[0].kind, self._accelerator)
-            return _Loaded(folder, model, {0: terms[0]})
-        heads = read_heads(Path(folder))
-        places = {place_of(term.kind, heads, Path(folder))[0]: term for term in terms}
-        return _Loaded(folder, load_twin_scorer(folder, self._accelerator), places)
+            return _Loaded(folder, model, terms)
+        kinds = [term.kind for term in terms]
+        return _Loaded(folder, load_twin_scorer(folder, kinds, self._accelerator), terms)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """One scored rollout per rollout, in the given order.
@@ -144,7 +141,7 @@ class ScoringWorker:
         scores: dict[ScorerKind, FloatArray] = {"reward": nothing, "cost": nothing}
         for loaded in self._models:
             of_heads = _to_numpy(loaded.model(token_ids)).reshape(*token_ids.shape, -1)
-            for head, term in loaded.terms.items():
+            for head, term in enumerate(loaded.terms):
                 scores[term.kind] = scores[term.kind] + term.weight * of_heads[..., head]
         mask = pad_sequence(
             [torch.from_numpy(rollout.response_mask.copy()) for rollout in rollouts],
@@ -167,8 +164,8 @@ class _Term:
 class _Loaded:
     folder: str
     model: TwinScoreModel
-    terms: dict[int, _Term]
-    """By the number of the head that each is of."""
+    terms: Sequence[_Term]
+    """Of each head, in their order."""
 
 
 def _terms(reward: str, cost: str, more_rewards: Sequence[tuple[str, float]]) -> list[_Term]:

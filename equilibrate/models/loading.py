@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from equilibrate.models.folders import Role
 from equilibrate.models.heads import is_causal, is_plain_head, trial_tokens
 from equilibrate.models.policy import PolicyModel
 from equilibrate.models.scorer import ScoreModel, TwinScoreModel
-from equilibrate.models.sidecar import place_of, read_heads
+from equilibrate.models.sidecar import ScorerSidecar, place_of, read_heads
 from equilibrate.models.skeleton import first_line, refuse_gaps, skeleton
 from equilibrate.types import ScorerKind
 
@@ -35,28 +36,40 @@ def load_scorer(folder: str | Path, kind: ScorerKind, accelerator: Accelerator) 
     Raises: DataError as `folders.check_folder`, or if a score depends on anything but a linear head
         on the state of the last token.
     """
-    heads = read_heads(Path(folder), kind=kind)
-    place, sidecar = place_of(kind, heads, Path(folder))
-    model = _load(folder, kind, accelerator)
+    model, sidecars = _with_heads(folder, [kind], accelerator)
+    return ScoreModel(model, sidecars[0], accelerator).to(accelerator.torch_device).eval()
+
+
+def load_twin_scorer(
+    folder: str | Path, kinds: Sequence[ScorerKind], accelerator: Accelerator
+) -> TwinScoreModel:
+    """Heads of these kinds, in this order. Raises: as `load_scorer`."""
+    model, sidecars = _with_heads(folder, kinds, accelerator)
+    return TwinScoreModel(model, sidecars, accelerator).to(accelerator.torch_device).eval()
+
+
+def _with_heads(
+    folder: str | Path, kinds: Sequence[ScorerKind], accelerator: Accelerator
+) -> tuple[Any, list[ScorerSidecar]]:
+    heads = read_heads(Path(folder), kind=kinds[0])
+    found = [place_of(kind, heads, Path(folder)) for kind in kinds]
+    model = _load(folder, kinds[0], accelerator)
     require_plain_score(folder, model)
-    if len(heads) > 1:
-        _keep_head(model, place)
-    return ScoreModel(model, sidecar, accelerator).to(accelerator.torch_device).eval()
+    places = [place for place, _ in found]
+    if places != list(range(len(heads))):
+        head = nn.Linear(model.score.in_features, len(places), bias=False)
+        head.weight = nn.Parameter(model.score.weight[places].detach().clone())
+        model.score, model.num_labels = head, len(places)
+        name_labels(model, kinds)
+    return model, [sidecar for _, sidecar in found]
 
 
-def load_twin_scorer(folder: str | Path, accelerator: Accelerator) -> TwinScoreModel:
-    """All heads of a scorer, in the order of its sidecar. Raises: as `load_scorer`."""
-    heads = read_heads(Path(folder))
-    model = _load(folder, heads[0].kind, accelerator)
-    require_plain_score(folder, model)
-    return TwinScoreModel(model, heads, accelerator).to(accelerator.torch_device).eval()
-
-
-def _keep_head(model: Any, place: int) -> None:
-    head = nn.Linear(model.score.in_features, 1, bias=False)
-    head.weight = nn.Parameter(model.score.weight[place : place + 1].detach().clone())
-    model.score = head
-    model.config.num_labels = model.num_labels = 1
+def name_labels(model: Any, kinds: Sequence[ScorerKind]) -> None:
+    """In the model's settings; one alone has no name there."""
+    model.config.num_labels = len(kinds)
+    if len(kinds) > 1:
+        model.config.id2label = dict(enumerate(kinds))
+        model.config.label2id = {kind: label for label, kind in enumerate(kinds)}
 
 
 def require_plain_score(folder: str | Path, model: Any) -> None:

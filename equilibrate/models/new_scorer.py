@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator
-from equilibrate.models.loading import load_policy, require_plain_score
+from equilibrate.models.loading import load_policy, name_labels, require_plain_score
 from equilibrate.models.scorer import ScoreModel, TwinScoreModel
 from equilibrate.models.sidecar import ScorerSidecar
 from equilibrate.types import ScorerKind
@@ -51,8 +51,7 @@ def new_twin_scorer(
 ) -> TwinScoreModel:
     """As `new_scorer`, with a head of each kind."""
     model = _with_heads(folder, len(kinds), accelerator, seed=seed, pad_token_id=pad_token_id)
-    model.config.id2label = dict(enumerate(kinds))
-    model.config.label2id = {kind: label for label, kind in enumerate(kinds)}
+    name_labels(model, kinds)
     heads = [ScorerSidecar(kind=kind) for kind in kinds]
     return TwinScoreModel(model, heads, accelerator).to(accelerator.torch_device).eval()
 

@@ -157,7 +157,7 @@ def test_each_head_of_two_is_a_scorer_of_its_own(tmp_path: Path) -> None:
     token_ids = torch.tensor([[3, 9, 4, 20]])
     with torch.no_grad():
         fresh = twins(token_ids)
-        both = load_twin_scorer(tmp_path / "twins", CPU)(token_ids)
+        both = load_twin_scorer(tmp_path / "twins", ("reward", "cost"), CPU)(token_ids)
         single = {
             kind: load_scorer(tmp_path / "twins", kind, CPU)(token_ids)
             for kind in ("reward", "cost")
@@ -168,6 +168,17 @@ def test_each_head_of_two_is_a_scorer_of_its_own(tmp_path: Path) -> None:
     torch.testing.assert_close(single["reward"], both[..., 0])
     torch.testing.assert_close(single["cost"], both[..., 1])
     assert not torch.allclose(both[..., 0], both[..., 1])
+
+
+def test_heads_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+    cost = ScorerSidecar(kind="cost", scale=2.0)
+    write_twins(tmp_path, cost, ScorerSidecar(kind="reward"))
+    token_ids = torch.tensor([[3, 9, 4, 20]])
+    with torch.no_grad():
+        as_written = load_twin_scorer(tmp_path / "twins", ("cost", "reward"), CPU)
+        turned = load_twin_scorer(tmp_path / "twins", ("reward", "cost"), CPU)
+        torch.testing.assert_close(turned(token_ids), as_written(token_ids).flip(-1))
+    assert turned.model.config.id2label == {0: "reward", 1: "cost"}
 
 
 def test_a_head_taken_out_is_an_ordinary_scorer(tmp_path: Path) -> None:
