@@ -21,11 +21,12 @@ from actors.prepare import (
 )
 from actors.workbench import Workbench
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY
-from equilibrate.config.fit import ArsConfig, FitConfig, ScorerObjectiveConfig
+from equilibrate.config.fit import ArsConfig, FitConfig
 from equilibrate.config.identity import only, result_settings, training_settings
 from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.fdc.mixture import choose_amounts
+from equilibrate.models.sidecar import read_heads
 from equilibrate.offline.labelled import (
     chosen_columns,
     labelled_answers,
@@ -224,26 +225,13 @@ def _measure(config: FitConfig, run: Path, inputs: FitInputs, bench: Workbench) 
     mixture = {name: figures.pop(f"mixture_{name}") for name in shares_of(figures)}
     training = replace(summarise_training(run), figures=figures, mixture=mixture)
     write_outcome(config, run, prompts, inputs.judge, training=training, cost_budget=None)
-    if isinstance(config.objective, ScorerObjectiveConfig):
-        kinds = config.objective.kinds
-        of_heads = [of_head(training.figures, kind, of=len(kinds)) for kind in kinds]
-        said = [held_out_order(figures) for figures in of_heads]
-        if len(kinds) > 1:
-            said = [f"{kind}: {order}" for kind, order in zip(kinds, said, strict=True)]
-        keys = " and ".join(f"data.{kind}" for kind in kinds)
+    if config.trains != "policy":
+        heads = read_heads(run / config.trains)
+        said = [held_out_order(head.calibration) for head in heads]
+        if len(heads) > 1:
+            said = [f"{head.kind}: {order}" for head, order in zip(heads, said, strict=True)]
+        keys = " and ".join(f"data.{head.kind}" for head in heads)
         say(f"{config.trains} model: {run / config.trains}, for {keys}; {'; '.join(said)}")
-
-
-def of_head(figures: Mapping[str, float], kind: ScorerKind, *, of: int) -> Mapping[str, float]:
-    """Those of one head among so many, by their own names (`scorer_loss.named_by_head`)."""
-    if of == 1:
-        return figures
-    prefix = f"{kind}_"
-    return {
-        name.removeprefix(prefix): value
-        for name, value in figures.items()
-        if name.startswith(prefix)
-    }
 
 
 def held_out_order(figures: Mapping[str, float]) -> str:

@@ -213,26 +213,26 @@ class RayScorer:
         self._pool = pool
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        num_workers = len(self._pool.workers)
-        answers = self._pool.map(
-            "score",
-            [task(JudgingScorer.score, list(rollouts[i::num_workers])) for i in range(num_workers)],
+        return self._shared(
+            len(rollouts), lambda share: task(JudgingScorer.score, list(rollouts[share]))
         )
-        return [answers[i % num_workers][i // num_workers] for i in range(len(rollouts))]
 
     def judge(
         self, judge: JudgeConfig, prompts: Sequence[Prompt], responses: Sequence[str]
     ) -> list[Verdict]:
-        num_workers = len(self._pool.workers)
-        shares = [slice(i, None, num_workers) for i in range(num_workers)]
-        answers = self._pool.map(
-            "score",
-            [
-                task(JudgingScorer.judge, judge, list(prompts[share]), list(responses[share]))
-                for share in shares
-            ],
+        return self._shared(
+            len(prompts),
+            lambda share: task(
+                JudgingScorer.judge, judge, list(prompts[share]), list(responses[share])
+            ),
         )
-        return [answers[i % num_workers][i // num_workers] for i in range(len(prompts))]
+
+    def _shared(self, count: int, ask: Callable[[slice], Task[JudgingScorer, list[T]]]) -> list[T]:
+        """One answer to each of so many, of which every worker gets its share."""
+        num_workers = len(self._pool.workers)
+        tasks = [ask(slice(i, None, num_workers)) for i in range(num_workers)]
+        answers = self._pool.map("score", tasks)
+        return [answers[i % num_workers][i // num_workers] for i in range(count)]
 
 
 class RayLearnerGroup:

@@ -22,7 +22,7 @@ from equilibrate.config.base import SAMPLED_BY, RunConfig, WorkerGroup
 from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.config.identity import only, result_settings, training_settings
 from equilibrate.config.inputs import InputFile, plain
-from equilibrate.config.sources import kind_of, parts_of, reads_text
+from equilibrate.config.sources import kind_of, parts_of, reads_text, sources_of
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError
 from equilibrate.evaluation import Judge, load_judge
@@ -30,7 +30,6 @@ from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.run.contents import Contents
 from equilibrate.run.disk import held
 from equilibrate.run.door import SCORERS, require_files, require_path
-from equilibrate.run.inputs import sources_of
 from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
@@ -194,7 +193,7 @@ def shared_base(config: RunConfig, inputs: Models, stages: Path) -> Path | None:
 
 def _models(config: TrainConfig | FitConfig, announce: Announce) -> dict[str, Any]:
     data = config.data
-    for key, _, scorer in sources_of(config):
+    for key, _, scorer in sources_of(data):
         if not reads_text(scorer) and (difference := other_tokens(data.policy, scorer)):
             start = ", and its critic starts as the policy" if key in SCORERS else ""
             announce(

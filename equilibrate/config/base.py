@@ -21,7 +21,7 @@ from pydantic import (
 
 from equilibrate.config.formats import SETTINGS_FORMAT, require_today
 from equilibrate.config.identity import InputPath, Mark, mark_of
-from equilibrate.config.sources import reads_text
+from equilibrate.config.sources import reads_text, sources_of
 from equilibrate.types import Category
 
 Phase = Literal["start", "generate", "score", "update", "sync", "save", "load", "export"]
@@ -240,9 +240,7 @@ def require_token_scores(data: Config, source: str) -> None:
 
     Args: source: as of `MaskConfig`.
     """
-    sources = [(kind, kind, getattr(data, kind)) for kind in ("reward", "cost")]
-    terms = getattr(data, "more_rewards", ())
-    for kind, key, given in [*sources, *(("reward", "more_rewards", t.source) for t in terms)]:
+    for key, kind, given in sources_of(data):
         if source in (kind, "both") and reads_text(given):
             raise ValueError(
                 f"ama.source ({source}) reads the score of every token, and data.{key} ({given}) "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from equilibrate.errors import DataError
+from equilibrate.types import ScorerKind
 
 SourceKind = Literal["folder", "function", "endpoint"]
 
@@ -26,6 +27,19 @@ def kind_of(source: str | Path) -> SourceKind:
 def reads_text(source: str | Path) -> bool:
     """Whether a scorer gives one score to a whole answer, and none to its tokens."""
     return bool(str(source)) and kind_of(source) != "folder"
+
+
+def sources_of(data: Any) -> list[tuple[str, ScorerKind, str]]:
+    """Everything that may score answers, as key in `data`, kind and source; "" where none is given.
+
+    Args: data: the settings `data` of a run.
+    """
+    terms = getattr(data, "more_rewards", ())
+    return [
+        ("reward", "reward", data.reward),
+        ("cost", "cost", data.cost),
+        *(("more_rewards", "reward", term.source) for term in terms),
+    ]
 
 
 def parts_of(source: str | Path) -> tuple[str, str]:

@@ -134,10 +134,17 @@ def _reward(heads: PairsOfHeads, settings: RewardConfig | ScorerConfig) -> Tenso
     )
 
 
-def _view_cost(columns: Columns, settings: CostConfig, seed: int) -> list[Answer]:
-    of_pairs, singles = parted(columns)
-    answers = harm_pairs(of_pairs) if of_pairs["prompt"] else []
-    return answers + (harm_labels(singles) if singles["prompt"] else [])
+def _with_singles(
+    view: Callable[[Columns], list[Answer]],
+) -> Callable[[Columns, CostConfig | ScorerConfig, int], list[Answer]]:
+    """A view of pairs, and behind them answers that are labelled one by one."""
+
+    def both(columns: Columns, settings: CostConfig | ScorerConfig, seed: int) -> list[Answer]:
+        of_pairs, singles = parted(columns)
+        answers = view(of_pairs) if of_pairs["prompt"] else []
+        return answers + (harm_labels(singles) if singles["prompt"] else [])
+
+    return both
 
 
 def _cost(heads: PairsOfHeads, settings: CostConfig | ScorerConfig) -> Tensor:
@@ -151,12 +158,6 @@ def _cost(heads: PairsOfHeads, settings: CostConfig | ScorerConfig) -> Tensor:
         regularization=settings.regularization,
         num_pairs=batch.num_examples,
     )
-
-
-def _view_both(columns: Columns, settings: ScorerConfig, seed: int) -> list[Answer]:
-    of_pairs, singles = parted(columns)
-    answers = help_and_harm_pairs(of_pairs) if of_pairs["prompt"] else []
-    return answers + (harm_labels(singles) if singles["prompt"] else [])
 
 
 def _both(heads: PairsOfHeads, settings: ScorerConfig) -> Tensor:
@@ -178,14 +179,14 @@ OBJECTIVES: dict[str, OfflineObjective] = {
         view=_view_reward, loss=_reward, answers_per_example=2, learns="better"
     ),
     "cost": OfflineObjective(
-        view=_view_cost,
+        view=_with_singles(harm_pairs),
         loss=_cost,
         loss_of_singles=_signs,
         answers_per_example=2,
         learns="safer",
     ),
     "scorer": OfflineObjective(
-        view=_view_both,
+        view=_with_singles(help_and_harm_pairs),
         loss=_both,
         loss_of_singles=_signs,
         answers_per_example=2,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from equilibrate.config.fit import ArsConfig, FitConfig, ScorerObjectiveConfig
 from equilibrate.config.inputs import InputFile
-from equilibrate.config.sources import reads_text
+from equilibrate.config.sources import reads_text, sources_of
 from equilibrate.config.train import TrainConfig
 from equilibrate.data.columns import require_text
 from equilibrate.data.records import said
@@ -22,7 +22,7 @@ from equilibrate.models.folders import check_folder, check_models, check_positio
 from equilibrate.models.sidecar import is_scorer
 from equilibrate.offline.labelled import chosen_columns, naming
 from equilibrate.offline.objectives import OBJECTIVES
-from equilibrate.run.door import SCORERS, require_files, require_path
+from equilibrate.run.door import require_files, require_path
 from equilibrate.run.folder import read_fitting
 from equilibrate.text.renderer import Renderer
 from equilibrate.text.vocabulary import other_tokens
@@ -63,20 +63,10 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
         check_disjoint(training, held_out)
 
 
-def sources_of(config: TrainConfig | FitConfig) -> list[tuple[str, ScorerKind, str]]:
-    """Everything that may score answers, as key in `data`, kind and source; "" where none is
-    given."""
-    more = config.data.more_rewards if isinstance(config, TrainConfig) else ()
-    return [
-        *((kind, kind, getattr(config.data, kind)) for kind in SCORERS),
-        *(("more_rewards", "reward", term.source) for term in more),
-    ]
-
-
 def _check_sources(config: TrainConfig | FitConfig) -> list[tuple[str, ScorerKind, Path]]:
     """Those of `sources_of` that are folders, which only need to exist so far."""
     folders = []
-    for key, kind, source in sources_of(config):
+    for key, kind, source in sources_of(config.data):
         if reads_text(source):
             check_source(source)
         elif source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,14 +80,13 @@ def _with_whole_paths(judge: JudgeConfig) -> JudgeConfig:
     return judge.model_copy(update={"options": _changed(judge, whole)})
 
 
-def _changed(judge: JudgeConfig, change: Any) -> dict[str, Any]:
+def _changed(
+    judge: JudgeConfig, change: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
     """The options, changed where they are of a `cost_model`."""
     if judge.name != COMBINED:
-        return dict(change(judge.options)) if judge.name == BY_MODELS else dict(judge.options)
+        return change(judge.options) if judge.name == BY_MODELS else dict(judge.options)
     return {
-        role: {
-            "name": part.name,
-            "options": _changed(part, change),
-        }
+        role: {"name": part.name, "options": _changed(part, change)}
         for role, part in parts_of(judge.name, judge.options).items()
     }

@@ -16,7 +16,6 @@ from equilibrate.config.identity import fixed_on_resume, input_paths, result_set
 from equilibrate.config.inputs import RewardTerm
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
-from equilibrate.learning.scoring import ScoringWorker
 from equilibrate.report.card import ingredients
 from equilibrate.report.html import leaves
 from equilibrate.report.inputs import CONFIG_FILE
@@ -24,6 +23,7 @@ from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import INPUTS_FILE, own_run_folder
 from equilibrate.types import Category, FinishReason, Message, Rollout
 from tests.tiny_models import write_models
+from tests.unit.learning.test_scoring_worker import make_worker
 
 ASKED = {"policy": "p", "reward": "r", "cost": "c", "prompts": "x.jsonl"}
 TERMS = {"length.py:brief": -0.5, "models/polite": 2}
@@ -172,17 +172,7 @@ def test_an_answer_has_every_score_times_its_weight(models: Path) -> None:
     (models / "other" / "equilibrate_score.json").write_text(json.dumps(sidecar))
 
     def scored(**more: Any) -> Any:
-        return ScoringWorker(
-            reward=str(models / "reward"),
-            cost=str(models / "cost"),
-            reference=str(models / "policy"),
-            device="cpu",
-            dtype="float32",
-            cpu_threads=1,
-            max_tokens_per_batch=64,
-            temperature=1.0,
-            **more,
-        ).score(rollouts)
+        return make_worker(models, reference=str(models / "policy"), **more).score(rollouts)
 
     terms = [(str(models / "other"), 2.0), (f"{models}/mine.py:turns", -0.5)]
     for before, one, turns in zip(scored(), scored(more_rewards=terms), (1, 2), strict=True):
