@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from equilibrate.config.adapter import AdapterConfig
 from equilibrate.models.device import Accelerator
+from equilibrate.models.lora import merged_weights, write_adapter
 from equilibrate.text.renderer import load_tokenizer
 
 MAX_GRAD_NORM = 1.0
@@ -25,10 +28,15 @@ ADAM_BETAS = (0.9, 0.95)
 
 
 CHECKPOINT_TAG = "engine"
+ADAPTER = "adapter"
+"""Folder beside the merged weights, as peft reads it."""
 
 
 class DeepSpeedModel:
-    """A module with AdamW under DeepSpeed; gradients of all ranks are added up, not averaged."""
+    """A module with AdamW under DeepSpeed; gradients of all ranks are added up, not averaged.
+
+    Frozen weights are in no checkpoint: the module must hold them when one is loaded.
+    """
 
     def __init__(
         self,
@@ -43,9 +51,12 @@ class DeepSpeedModel:
 
         self._zero_stage = zero_stage
         self._world_size = dist.get_world_size()
-        num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._has_frozen = len(trained) < len(list(module.parameters()))
+        module.register_state_dict_post_hook(_without_frozen)
+        num_parameters = sum(parameter.numel() for parameter in trained)
         optimizer = torch.optim.AdamW(
-            module.parameters(),
+            trained,
             lr=learning_rate,
             betas=ADAM_BETAS,
             eps=adam_epsilon,
@@ -117,20 +128,44 @@ class DeepSpeedModel:
             group["lr"] = learning_rate
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights of the model, with the change of an adapter in them; all ranks must iterate.
+
+        A tensor is whole only until the next one is asked for, and must not be written to.
+        """
+        yield from merged_weights(self.module, self._whole)
+
+    def trained_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Those that are not frozen, as `named_weights`; of an adapter its parts."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                with self._whole([parameter]):
+                    yield name, parameter.detach()
+
+    def _whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        if self._zero_stage < 3:
+            return nullcontext()
         import deepspeed
 
-        for name, parameter in self.module.named_parameters():
-            if self._zero_stage == 3:
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    yield name, parameter.detach()
-            else:
-                yield name, parameter.detach()
+        return deepspeed.zero.GatheredParameters(list(parameters))
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder), tag=CHECKPOINT_TAG, save_latest=False, exclude_frozen_parameters=True
+        )
 
     def load(self, folder: Path) -> None:
-        self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        self._engine.load_checkpoint(
+            str(folder), tag=CHECKPOINT_TAG, load_module_strict=not self._has_frozen
+        )
+
+
+def _without_frozen(
+    module: nn.Module, state: dict[str, Any], prefix: str, _: Mapping[str, Any]
+) -> None:
+    """DeepSpeed itself leaves out a frozen weight under its first name alone."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def model_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
@@ -140,7 +175,8 @@ def model_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
-    """Weights that `DeepSpeedModel.save` wrote, by the model's own names, whole, on the CPU.
+    """Trained weights that `DeepSpeedModel.save` wrote, by the model's own names, whole, on the
+    CPU.
 
     Args: folder: that nobody else could have written: DeepSpeed unpickles those of ZeRO-3.
     """
@@ -150,7 +186,9 @@ def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     else:  # ZeRO-3 leaves each rank its part of every weight
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        state = get_fp32_state_dict_from_zero_checkpoint(
+            str(folder), tag=CHECKPOINT_TAG, exclude_frozen_parameters=True
+        )
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
 
@@ -160,17 +198,34 @@ def export_model(
     *,
     tokenizer: str | Path,
     weights: Iterable[tuple[str, Tensor]] | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> None:
     """Write a Hugging Face folder with the tokenizer of another; all ranks must call.
 
-    Args: weights: by the model's own names, in place of the present ones; rank 0's are written.
+    Args:
+        weights: by the model's own names, in place of the present ones; rank 0's are written.
+        adapter: of the policy; it is also written by itself, into `ADAPTER` of the folder, unless
+            other weights are given, which need not be of a low rank.
     """
     named = model_weights(policy) if weights is None else weights
-    whole = {name: tensor.detach().cpu().clone() for name, tensor in named}
+    whole = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in named}
     if dist.get_rank() == 0:
         policy.module.model.save_pretrained(folder, state_dict=whole)
         load_tokenizer(tokenizer).save_pretrained(folder)
+    if adapter is not None and weights is None:
+        _export_adapter(policy, Path(folder) / ADAPTER, adapter, base=str(tokenizer))
     dist.barrier()
+
+
+def _export_adapter(
+    policy: DeepSpeedModel, folder: Path, adapter: AdapterConfig, *, base: str
+) -> None:
+    trained = {
+        name.removeprefix("model."): tensor.cpu().clone()
+        for name, tensor in policy.trained_weights()
+    }
+    if dist.get_rank() == 0:
+        write_adapter(folder, trained, adapter, base=base)
 
 
 def join_group(accelerator: Accelerator) -> None:

@@ -19,14 +19,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from actors.engine import checkpoint_weights
+from actors.engine import ADAPTER, checkpoint_weights
 from actors.prepare import policy_of
 from equilibrate.config.files import load_run_config
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, DataError
 from equilibrate.learning.average import AVERAGE_FILE
+from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import CONFIG_FILE, check_folder
 from equilibrate.models.importing import GENERATION_FILE, SHARD_SIZE
+from equilibrate.models.loading import load_policy
+from equilibrate.models.lora import adapt, merged_weights, write_adapter
 from equilibrate.models.skeleton import build_empty
 from equilibrate.report.card import front_matter, made_of, render_card
 from equilibrate.report.checkpoints import best_checkpoint
@@ -123,12 +126,15 @@ def _write(
     origin: Mapping[str, Any],
 ) -> None:
     source = _source(config, run, checkpoint)
+    weights, parts = _weights(config, checkpoint, source)
     whole = out.resolve()
     partial = whole.with_name(f".{whole.name}.exporting")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     partial.mkdir(parents=True)
     try:
-        _write_model(source, _weights(config, checkpoint), partial)
+        _write_model(source, weights, partial)
+        if config.learner.adapter and parts:
+            write_adapter(partial / ADAPTER, parts, config.learner.adapter, base=str(source))
         check_folder(partial, "policy")
         results = {"versions": dict(checkpoint.versions), **made_of(config.data.policy, run)}
         record = replace(record, results={**results, **record.results})
@@ -140,11 +146,12 @@ def _write(
 
 
 def _source(config: TrainConfig, run: Path, checkpoint: Checkpoint) -> Path:
-    """The folder that has the model's config, tokenizer and template.
+    """The folder that has the model's config, tokenizer and template; the weights below an adapter
+    as well.
 
     Raises: DataError if the run has not ended and what it started from is gone or another.
     """
-    if (run / ALIGNED / CONFIG_FILE).is_file():
+    if config.learner.adapter is None and (run / ALIGNED / CONFIG_FILE).is_file():
         return run / ALIGNED
     stages = stages_of(run)
     policy = policy_of(config, stages)
@@ -157,17 +164,30 @@ def _source(config: TrainConfig, run: Path, checkpoint: Checkpoint) -> Path:
     return policy
 
 
-def _weights(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What the run would export: the average of the weights where it keeps one."""
+def _weights(
+    config: TrainConfig, checkpoint: Checkpoint, source: Path
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """What the run would export: the average of the weights where it keeps one.
+
+    Returns: all weights, and those of an adapter by themselves.
+    """
     learner = checkpoint.folder / "learner"
     if config.learner.average_decay:
-        return load_file(learner / AVERAGE_FILE)
-    return checkpoint_weights(learner / "policy")
+        return load_file(learner / AVERAGE_FILE), {}
+    trained = checkpoint_weights(learner / "policy")
+    if config.learner.adapter is None:
+        return trained, {}
+    # As the run held it: frozen layers in its dtype.
+    policy = load_policy(source, Accelerator("cpu", config.dtype))
+    adapt(policy, config.learner.adapter, Accelerator("cpu", config.dtype), seed=config.seed)
+    policy.model.load_state_dict(trained, strict=False)
+    return dict(merged_weights(policy.model)), trained
 
 
 def _write_model(source: Path, weights: Mapping[str, Tensor], out: Path) -> None:
     model = build_empty(source, "policy")
     # The average names a shared tensor once; `tie_weights` makes its other names.
+    weights = {name: tensor.float() for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     if lost := [name for name, tensor in model.named_parameters() if tensor.is_meta]:

@@ -34,6 +34,7 @@ from equilibrate.learning.targets import (
 from equilibrate.learning.update import LossSettings, Update
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
+from equilibrate.models.lora import adapt
 from equilibrate.models.names import folder_aliases, folder_tensors
 from equilibrate.models.new_scorer import new_scorer
 from equilibrate.ppo.batches import Indices, ScoredBatch, collate
@@ -124,6 +125,8 @@ class LearnerWorker:
         return self._trained(critic, self._settings.learner.critic_lr)
 
     def _trained(self, module: nn.Module, learning_rate: float) -> DeepSpeedModel:
+        if adapter := self._settings.learner.adapter:
+            adapt(module, adapter, self._accelerator, seed=self._settings.seed)
         return DeepSpeedModel(
             module,
             learning_rate,
@@ -269,7 +272,8 @@ class LearnerWorker:
         Args: averaged: as of `pack_weights`.
         """
         weights = self._average.named_weights() if averaged and self._average is not None else None
-        export_model(self._policy, folder, tokenizer=self._settings.policy, weights=weights)
+        adapter, start = self._settings.learner.adapter, self._settings.policy
+        export_model(self._policy, folder, tokenizer=start, weights=weights, adapter=adapter)
 
 
 def _collated(

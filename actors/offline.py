@@ -34,6 +34,7 @@ from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.errors import EquilibrateError, ResourceError, WorkerLostError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
+from equilibrate.models.lora import adapt
 from equilibrate.models.new_scorer import new_scorer, new_twin_scorer
 from equilibrate.models.sidecar import ScorerSidecar, is_scorer, read_sidecar, write_sidecar
 from equilibrate.offline.scorer_loss import named_by_head
@@ -229,10 +230,10 @@ def _train(
         tell = held.enter_context(_step_log(steps, progress.step))
         figures = training.run(progress, checkpoints.save, tell)
     if config.trains == "policy":
-        export_model(model, out, tokenizer=start)
+        export_model(model, out, tokenizer=start, adapter=config.adapter)
         return figures | training.summarise()
     found = training.calibrate()
-    export_model(model, out, tokenizer=start)
+    export_model(model, out, tokenizer=start, adapter=config.adapter)
     if dist.get_rank() == 0:
         heads = [
             read_sidecar(start, kind=kind) if is_scorer(start) else ScorerSidecar(kind=kind)
@@ -254,6 +255,13 @@ def _step_log(file: Path, start: int) -> Iterator[Callable[[Mapping[str, float]]
 
 
 def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:
+    module = _whole_module(config, start, accelerator)
+    if config.adapter is not None:
+        adapt(module, config.adapter, accelerator, seed=config.seed)
+    return module
+
+
+def _whole_module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:
     if config.trains == "policy":
         return load_policy(start, accelerator)
     assert isinstance(config.objective, ScorerObjectiveConfig)

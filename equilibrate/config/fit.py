@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from equilibrate.config.adapter import Adapter
 from equilibrate.config.base import (
     Config,
     InputsConfig,
@@ -245,6 +246,7 @@ class FitConfig(RunConfig):
     multiplier: float = Field(1.0, ge=0)
     """lambda of (R - lambda C)/(1 + lambda), which `ama.source: both` masks and ars chooses by."""
     trainer: TrainerConfig = TrainerConfig()
+    adapter: Adapter = None
     epochs: int = Field(1, gt=0)
     steps: int = Field(0, ge=0)
     """Optimiser steps; 0 takes as many as `epochs` passes over the examples have."""

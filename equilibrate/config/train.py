@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from equilibrate.config.adapter import Adapter
 from equilibrate.config.base import (
     Config,
     InputsConfig,
@@ -44,6 +45,8 @@ class RolloutConfig(SamplingConfig):
 
 
 class LearnerConfig(WorkerGroup):
+    adapter: Adapter = None
+    """Of the policy and of each critic."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     max_tokens_per_batch: int = Field(8192, gt=0)
     """Padded tokens of one forward and backward pass on one worker, pretraining text included; a

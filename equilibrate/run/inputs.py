@@ -19,7 +19,9 @@ from equilibrate.fdc.schedules import make_schedule
 from equilibrate.learning.other_tokens import check_readable
 from equilibrate.learning.sources import check_source
 from equilibrate.models.folders import check_folder, check_models, check_positions, check_sampled
+from equilibrate.models.lora import adapted_names
 from equilibrate.models.sidecar import is_scorer
+from equilibrate.models.skeleton import build_empty
 from equilibrate.offline.labelled import chosen_columns, naming
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import require_files, require_path
@@ -40,6 +42,7 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
             check_folder(policy, kind)  # it goes on
     else:
         check_models(policy, [(folder, kind) for _, kind, folder in scorers])
+    _check_adapter(config, policy, [folder for *_, folder in scorers])
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
     samplers = [policy] if samples_to_learn or data.evaluation else []
     for folder in samplers:
@@ -61,6 +64,18 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
     if data.evaluation:
         held_out = _prompts(config, run, require_files("evaluation", data.evaluation))
         check_disjoint(training, held_out)
+
+
+def _check_adapter(config: TrainConfig | FitConfig, policy: Path, scorers: Sequence[Path]) -> None:
+    """Raises: ConfigError if one of the trained models lacks the layers that are to be adapted."""
+    if isinstance(config, FitConfig):
+        adapter, trained = config.adapter, [policy]
+    else:
+        adapter = config.learner.adapter
+        trained = [policy, *(scorers if config.ppo.has_critics else ())]
+    if adapter is not None:
+        for folder in trained:
+            adapted_names(build_empty(folder, "policy"), adapter)
 
 
 def _check_sources(config: TrainConfig | FitConfig) -> list[tuple[str, ScorerKind, Path]]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from equilibrate.config.adapter import AdapterConfig
 from equilibrate.config.align import Journey
 from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.config.train import TrainConfig
@@ -62,7 +63,8 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
     Args: unmade: model folder that stands for those which an earlier step is still to make.
     Raises: DataError for a model folder that transformers cannot tell the size of.
     """
-    policy = _Model.of(config.data.policy, "policy", unmade)
+    adapter = config.adapter if isinstance(config, FitConfig) else config.learner.adapter
+    policy = _Model.of(config.data.policy, "policy", unmade, adapter)
     world = {"world": _world_bytes(config)} if config.data.is_built_in else {}
     if isinstance(config, FitConfig):
         return _of_fit(config, policy, unmade, world)
@@ -73,7 +75,7 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
         # A critic starts as the policy where its scorer is none.
         start = _there(data.policy, unmade)
         folders = [data.policy if _is_no_start(start, source) else source for source in wanted]
-        scorers = [_Model.of(folder, "reward", unmade) for folder in folders]
+        scorers = [_Model.of(folder, "reward", unmade, adapter) for folder in folders]
     stage, averages = config.learner.zero_stage, config.learner.average_decay > 0
     checkpoint = sum(model.state(stage) for model in (policy, *scorers))
     checkpoint += averages * FLOAT * policy.weights
@@ -91,7 +93,8 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
 def _of_fit(config: FitConfig, policy: _Model, unmade: str, world: Mapping[str, int]) -> Space:
     data, model = config.data, policy
     if isinstance(config.objective, ScorerObjectiveConfig):
-        model = _Model.of(data.policy, config.objective.kinds[0], unmade)
+        model = _Model.of(data.policy, config.objective.kinds[0], unmade, config.adapter)
+    state = model.state(config.trainer.zero_stage)
     return Space(
         parts={
             "model": model.exported,
@@ -99,8 +102,8 @@ def _of_fit(config: FitConfig, policy: _Model, unmade: str, world: Mapping[str, 
             "report": REPORT_BYTES,
             **world,
         },
-        # Its checkpoints are removed before the model is in its place.
-        writing=2 * model.state(config.trainer.zero_stage) - model.exported,
+        # The last checkpoint is removed when the model is written.
+        writing=max(state, model.exported) + state - model.exported,
     )
 
 
@@ -153,28 +156,34 @@ def shown(size: int) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:
     weights: int
+    trained: int
+    """All weights, or those of an adapter."""
     texts: int
     """Bytes of tokenizer and config."""
 
     @classmethod
-    def of(cls, folder: str, role: Role, unmade: str) -> _Model:
+    def of(cls, folder: str, role: Role, unmade: str, adapter: AdapterConfig | None) -> _Model:
         if not folder:
-            return cls(weights=WORLD_WEIGHTS, texts=0)
+            return cls(weights=WORLD_WEIGHTS, trained=WORLD_WEIGHTS, texts=0)
         path = _there(folder, unmade)
         # Late: the built-in world's settings need not wait for it.
+        from equilibrate.models.lora import num_trained
         from equilibrate.models.sidecar import num_heads
         from equilibrate.models.skeleton import build_empty
 
         model = build_empty(path, role, num_labels=num_heads(path))
         texts = sum(file.stat().st_size for file in path.iterdir() if file.suffix in _TEXTS)
-        return cls(weights=sum(p.numel() for p in model.parameters()), texts=texts)
+        weights = sum(p.numel() for p in model.parameters())
+        trained = num_trained(model, adapter) if adapter else weights
+        return cls(weights=weights, trained=trained, texts=texts)
 
     @property
     def exported(self) -> int:
-        return FLOAT * self.weights + self.texts
+        by_itself = self.trained if self.trained < self.weights else 0
+        return FLOAT * (self.weights + by_itself) + self.texts
 
     def state(self, zero_stage: int) -> int:
-        return STATE_BYTES[zero_stage] * self.weights
+        return STATE_BYTES[zero_stage] * self.trained
 
 
 def _there(folder: str, unmade: str) -> Path:

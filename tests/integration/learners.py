@@ -107,15 +107,19 @@ def largest_difference(first: Snapshot, second: Snapshot) -> float:
 
 
 def step_error(before: Snapshot, expected: Snapshot, reached: Snapshot) -> float:
-    """How far a step ends from the expected one, relative to its length, in the worst tensor.
+    """How far a step ends from the expected one, relative to its length, in the worst tensor; what
+    was not to move at all must not have.
 
     Not in the worst element: where a gradient is almost zero, Adam divides rounding by rounding.
     """
     assert before.keys() == expected.keys() == reached.keys()
     norm = np.linalg.norm
+    moved = [name for name in before if not np.array_equal(before[name], expected[name])]
+    for name in before.keys() - set(moved):
+        np.testing.assert_array_equal(reached[name], before[name], err_msg=name)
     return max(
         float(norm(reached[name] - expected[name]) / norm(expected[name] - before[name]))
-        for name in before
+        for name in moved
     )
 
 

@@ -40,6 +40,7 @@ pytestmark = [
 ]
 
 
+ADAPTER: dict[str, Any] = {"adapter": {"rank": 4, "alpha": 8}}
 ONE_STEP: dict[str, Any] = {"minibatch_size": NUM_ROLLOUTS, "epochs": 1}
 WAYS: dict[str, dict[str, Any]] = {
     **{f"stage{stage}": {"learner": {"zero_stage": stage}} for stage in (0, 1, 2, 3)},
@@ -52,10 +53,11 @@ WAYS: dict[str, dict[str, Any]] = {
         }
         for stage in (0, 2, 3)
     },
+    **{f"adapter{stage}": {"learner": {"zero_stage": stage, **ADAPTER}} for stage in (0, 1, 2, 3)},
 }
 """Settings whose result two ranks must share with one that has the tests' own learner settings:
-ZeRO stages, no critics, means over sequences, and outputs of the pass before that are
-differentiated."""
+ZeRO stages, no critics, means over sequences, outputs of the pass before that are differentiated,
+and adapters."""
 
 
 def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
@@ -77,6 +79,8 @@ def test_ranks_and_zero_stages_do_not_change_the_result(
     spawn(run_rank, (free_port(), models, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
     for name, changes in WAYS.items():
         one_rank = {k: v for k, v in changes.items() if k != "learner"}
+        if "adapter" in changes.get("learner", {}):
+            one_rank["learner"] = ADAPTER
         worker = LearnerWorker(make_settings(models, **one_rank))
         before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
         assert largest_difference(before, alone) > 1e-4
@@ -103,7 +107,9 @@ def test_small_gradients_move_little_under_a_large_epsilon(
         assert 0 < largest <= 0.1 * rate * (1 + 1e-3), role
 
 
-@pytest.mark.parametrize("way", ["stage0", "stage2", "stage3", "critic-free"])
+@pytest.mark.parametrize(
+    "way", ["stage0", "stage2", "stage3", "critic-free", "adapter0", "adapter2", "adapter3"]
+)
 def test_loading_continues_bit_by_bit(
     models: Path, scored: list[ScoredRollout], tmp_path: Path, way: str
 ) -> None:

@@ -54,6 +54,43 @@ def test_export_is_a_model_folder_with_tokenizer(
     assert not again
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_an_adapter_is_exported_merged_and_by_itself(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path, stage: int
+) -> None:
+    learner = {"zero_stage": stage, "adapter": {"rank": 4, "alpha": 8}}
+    worker = LearnerWorker(make_settings(models, learner=learner))
+    start = load_file(models / "policy" / "model.safetensors")
+    update(worker, scored)
+    worker.export(tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    moved = {name for name, value in written.items() if not np.array_equal(value, start[name])}
+    assert moved == {name for name in start if "_proj." in name}
+    parts = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    for name in moved:
+        a, b = (
+            parts[f"base_model.model.{name.removesuffix('weight')}lora_{part}.weight"]
+            for part in "AB"
+        )
+        assert a.shape[0] == b.shape[1] == 4
+        np.testing.assert_allclose(written[name], start[name] + 2 * b @ a, atol=1e-6)
+    packed, _ = worker.pack_weights()
+    assert packed is not None
+    for name, tensor in unpack_weights(packed):
+        if name in written:
+            np.testing.assert_array_equal(tensor.numpy(), written[name], err_msg=name)
+    # A checkpoint holds what is trained and no more.
+    (tmp_path / "saved").mkdir()
+    worker.save(tmp_path / "saved")
+    trained = checkpoint_weights(tmp_path / "saved" / "policy")
+    assert set(trained) == {
+        name.removeprefix("base_model.model.").removesuffix(".weight") for name in parts
+    }
+    size = sum(f.stat().st_size for f in (tmp_path / "saved/policy").rglob("*") if f.is_file())
+    floats = sum(value.size for value in parts.values())
+    assert size < 4 * 4 * floats + 100_000
+
+
 def test_packed_weights_carry_the_tied_head(models: Path) -> None:
     packed, rank = LearnerWorker(make_settings(models)).pack_weights()
     assert rank == 0

@@ -150,23 +150,27 @@ def test_sft_learns_the_answers(trained):
     assert trained["sft"][1]["final_loss"] < 3.5
 
 
+def gains(folder: Path, start: Path) -> list[float]:
+    """Nats a token by which a counting and a repeating answer became likelier."""
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    found = []
+    for text in ("word3 word10 word11 word12", "word3 word31 word31"):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        after, before = (
+            AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+            for path in (folder, start)
+        )
+        with torch.no_grad():
+            found.append((before(ids, labels=ids).loss - after(ids, labels=ids).loss).item())
+    return found
+
+
 def test_dpo_learns_the_chosen_answers(trained, tied_llama):
     """The counting answers become likelier than they were, more than the repeating ones."""
-    tokenizer = AutoTokenizer.from_pretrained(tied_llama)
-
-    def mean_log_prob(folder: Path, text: str) -> float:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            return -model(ids, labels=ids).loss.item()
-
     folder, figures = trained["dpo"]
     assert figures["examples"] == NUM_PAIRS
     assert figures["kept_fraction"] == 1.0
-    chosen, rejected = (
-        mean_log_prob(folder, text) - mean_log_prob(tied_llama, text)
-        for text in ("word3 word10 word11 word12", "word3 word31 word31")
-    )
+    chosen, rejected = gains(folder, tied_llama)
     assert chosen > 0.5
     assert chosen > rejected + 0.5
 
@@ -266,6 +270,29 @@ def test_ranks_and_zero_stages_learn_the_same(trained, tied_llama, tmp_path, kin
     assert step_error(before, expected, reached) < 5e-3
     for name, figure in figures.items():
         assert found[name] == pytest.approx(figure, rel=1e-5, abs=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_an_adapter_learns_beside_frozen_weights(tied_llama, tmp_path, kind):
+    """Merged into an ordinary folder, and by itself as peft reads it; by two ranks as by one."""
+    adapter = {"rank": 8, "alpha": 16}
+    out = tmp_path / "out"
+    figures = train(settings(kind, lr=5e-3, adapter=adapter), tied_llama, out)
+    before, after = weights(tied_llama), weights(out)
+    head = {"score.weight"} if kind == "reward" else set()
+    moved = {name for name in after if name in head or (after[name] != before[name]).any()}
+    assert moved == {name for name in before if "_proj." in name} | head
+    parts = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert len(parts) == 2 * (len(moved) - len(head)) + len(head)
+    if kind == "dpo":
+        chosen, rejected = gains(out, tied_llama)
+        assert chosen > rejected + 0.2
+    else:
+        assert figures["ranking_accuracy"] > 0.9
+    config = settings(kind, lr=5e-3, adapter=adapter, workers=2, zero_stage=2)
+    found = train(config, tied_llama, tmp_path / "two")
+    for name, figure in figures.items():
+        assert found[name] == pytest.approx(figure, rel=1e-3, abs=1e-3), name
 
 
 @pytest.mark.parametrize("kind", ["dpo", "reward"])

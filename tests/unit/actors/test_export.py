@@ -99,6 +99,42 @@ def test_a_run_that_averages_gives_the_average(run: Path, tmp_path: Path) -> Non
     assert only_value(tmp_path / "out") == 20
 
 
+def test_an_adapter_is_merged_and_written_by_itself(
+    run: Path, models: Path, tmp_path: Path
+) -> None:
+    """W + (8 / 2) B A, of A and B full of 1 and 0.25: 2 more everywhere in the adapted layers."""
+    change(run, learner={"adapter": {"rank": 2, "alpha": 8}})
+    start = load_file(models / "policy" / "model.safetensors")
+    adapted = [name for name in start if "_proj." in name]
+    trained = {}
+    for name in adapted:
+        rows, columns = start[name].shape
+        layer = name.removesuffix("weight")
+        trained[f"model.{layer}lora_A"] = torch.ones(2, columns)
+        trained[f"model.{layer}lora_B"] = torch.full((rows, 2), 0.25)
+    # As a checkpoint of this run would hold it.
+    file = "learner/policy/engine/mp_rank_00_model_states.pt"
+    with CheckpointStore(run / "checkpoints", keep=2, versions={"torch": "1.2.3"}) as store:
+        old = run / "checkpoints" / "iteration-4"
+
+        def write(folder: Path) -> None:
+            (folder / file).parent.mkdir(parents=True)
+            torch.save({"module": trained}, folder / file)
+            (folder / "driver.json").write_text((old / "driver.json").read_text())
+
+        store.save(5, write)
+    # The policy of a finished run is no longer what lies below the adapter.
+    (run / "aligned").mkdir()
+    (run / "aligned" / "config.json").write_text("{}")
+    export(run, tmp_path / "out", "5")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name, before in start.items():
+        expected = before + 2 if name in adapted else before
+        torch.testing.assert_close(written[name], expected)
+    parts = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert len(parts) == len(trained)
+
+
 def test_what_is_not_there_is_refused_with_what_is(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"no checkpoint of iteration 1 .*there are 2, 4"):

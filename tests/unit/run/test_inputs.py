@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig
-from equilibrate.errors import DataError
+from equilibrate.config.train import TrainConfig
+from equilibrate.errors import ConfigError, DataError
 from equilibrate.run.door import check_inputs
 from tests.tiny_models import write_models
 
@@ -25,3 +27,27 @@ def test_a_scorer_goes_on_from_one_of_its_kind_alone(tmp_path: Path) -> None:
     check_inputs(config("policy"), tmp_path)
     with pytest.raises(DataError, match=r"kind \('reward'\) must be 'cost'"):
         check_inputs(config("reward"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fit", "train"])
+def test_layers_that_no_model_has_are_refused_at_the_door(tmp_path: Path, kind: str) -> None:
+    models = write_models(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"w{n}", "response": "w9"}) + "\n" for n in range(9))
+    )
+    adapter = {"adapter": {"target_modules": ["q_proj", "qkv"]}}
+    rows = str(tmp_path / "rows.jsonl")
+    config: FitConfig | TrainConfig
+    if kind == "fit":
+        data = {"policy": str(models / "policy"), "train": rows}
+        tree = {"data": data, "objective": {"type": "sft"}, **adapter}
+        config = parse_settings(FitConfig, tree)
+    else:
+        for scorer in ("reward", "cost"):
+            for file in (models / "policy").glob("tokenizer*"):
+                shutil.copy(file, models / scorer)
+        folders = {name: str(models / name) for name in ("policy", "reward", "cost")}
+        tree = {"data": folders | {"prompts": rows}, "learner": adapter}
+        config = parse_settings(TrainConfig, tree)
+    with pytest.raises(ConfigError, match=r"'qkv'.* has no such layer; it has down_proj, .*q_proj"):
+        check_inputs(config, tmp_path)

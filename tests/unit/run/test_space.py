@@ -90,6 +90,22 @@ def test_offline_training_writes_two_states_at_most(models: Path, tmp_path: Path
     assert found.peak == 2 * 16 * (TRUNK + 32) + 4000 + REPORT_BYTES
 
 
+def test_checkpoints_of_adapters_hold_no_frozen_weight(models: Path, tmp_path: Path) -> None:
+    adapter = {"adapter": {"rank": 2}}
+    # In each of two layers: q, k, v and o of 32 x 32, gate, up and down of 32 x 48.
+    parts = 2 * 2 * (4 * (32 + 32) + 3 * (32 + 48))
+    found = space_of(train_config(models, learner=adapter))
+    assert found.writing == 12 * (parts + 2 * (parts + 32))
+    assert found.parts["exported model"] == FLOAT * (TRUNK + parts) + texts(models / "policy")
+    (tmp_path / "rows.jsonl").write_text("")
+    data = {"policy": str(models / "policy"), "train": str(tmp_path / "rows.jsonl")}
+    tree = {"objective": {"type": "cost"}, "data": data, **adapter}
+    fit = space_of(parse_settings(FitConfig, tree))
+    model = FLOAT * (TRUNK + 32 + parts + 32) + texts(models / "policy")
+    assert fit.parts["model"] == model
+    assert fit.writing == max(12 * (parts + 32), model) + 12 * (parts + 32) - model
+
+
 def test_a_journey_needs_what_its_largest_moment_needs(models: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs").write_text("")
     tree = {
