@@ -19,6 +19,7 @@ from equilibrate.config.base import TextConfig
 from equilibrate.errors import DataError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import num_positions
+from equilibrate.models.frozen import frozen
 from equilibrate.models.loading import load_scorer
 from equilibrate.ppo.batches import token_budget_batches
 from equilibrate.text.renderer import Renderer
@@ -40,7 +41,7 @@ class OtherTokens:
         """Args: policy: its folder. max_tokens: padded tokens of one forward pass.
         Raises: DataError."""
         self._folder = folder
-        self._scorer = load_scorer(folder, kind, accelerator)
+        self._scorer = frozen(load_scorer(folder, kind, accelerator), accelerator)
         self._renderer = Renderer(folder, text)
         self._policy = Renderer(policy, text)
         self._num_positions = num_positions(folder)

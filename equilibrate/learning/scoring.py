@@ -18,6 +18,7 @@ from equilibrate.errors import DataError
 from equilibrate.learning.other_tokens import OtherTokens
 from equilibrate.learning.sources import TextScorer
 from equilibrate.models.device import Accelerator, Device, Dtype
+from equilibrate.models.frozen import frozen
 from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
 from equilibrate.models.scorer import TwinScoreModel
 from equilibrate.ppo.batches import token_budget_batches
@@ -74,7 +75,7 @@ class ScoringWorker:
                 folders.setdefault(term.source, []).append(term)
         self._models = [self._loaded(*folder) for folder in folders.items()]
         self._renderer = Renderer(reference, text) if self._texts else None
-        self._reference = load_policy(reference, self._accelerator)
+        self._reference = frozen(load_policy(reference, self._accelerator), self._accelerator)
         models: dict[str, Any] = {loaded.folder: loaded.model for loaded in self._models}
         self._num_tokens: dict[str, int] = {
             folder: model.model.get_input_embeddings().num_embeddings
@@ -86,10 +87,10 @@ class ScoringWorker:
     def _loaded(self, folder: str, terms: Sequence[_Term]) -> _Loaded:
         """Two heads of one trunk read a prefix once."""
         if len(terms) == 1:
-            model = load_scorer(folder, terms[0].kind, self._accelerator)
-            return _Loaded(folder, model, terms)
-        kinds = [term.kind for term in terms]
-        return _Loaded(folder, load_twin_scorer(folder, kinds, self._accelerator), terms)
+            model: TwinScoreModel = load_scorer(folder, terms[0].kind, self._accelerator)
+        else:
+            model = load_twin_scorer(folder, [term.kind for term in terms], self._accelerator)
+        return _Loaded(folder, frozen(model, self._accelerator), terms)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """One scored rollout per rollout, in the given order.

@@ -23,6 +23,7 @@ from equilibrate.config.adapter import AdapterConfig
 from equilibrate.errors import ConfigError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import ADAPTER_FILE, ADAPTER_WEIGHTS
+from equilibrate.models.frozen import frozen, linear_names
 
 _PARTS = ("lora_A", "lora_B")
 _PREFIX = "base_model.model."
@@ -64,20 +65,17 @@ class LoraLinear(nn.Linear):
 def adapt(module: Any, adapter: AdapterConfig, accelerator: Accelerator, *, seed: int) -> None:
     """Freeze the model of a `PolicyModel` or scorer, but for its score, and give it an adapter.
 
-    Frozen layers are held in the run's dtype: a product would round them to it each time.
-
     Raises: ConfigError as `adapted_names`.
     """
     model = module.model
     names = adapted_names(model, adapter)
-    model.requires_grad_(False)
+    frozen(module, accelerator)
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         parent, _, last = name.rpartition(".")
         layer = LoraLinear(model.get_submodule(name), adapter, generator)
-        layer.weight.data = accelerator.narrow(layer.weight.data)
         setattr(model.get_submodule(parent), last, layer.to(accelerator.torch_device))
 
 
@@ -86,7 +84,7 @@ def adapted_names(model: Any, adapter: AdapterConfig) -> list[str]:
 
     Raises: ConfigError where there are none, or none of one of the given names.
     """
-    linear = _linear_names(model)
+    linear = linear_names(model)
     if not linear:
         raise ConfigError(
             f"adapter: a {type(model).__name__} has no linear layers of the kind that adapters "
@@ -112,16 +110,6 @@ def num_trained(model: Any, adapter: AdapterConfig) -> int:
     score = getattr(model, "score", None)
     head: int = score.weight.numel() if isinstance(score, nn.Linear) else 0
     return head + adapter.rank * sum(one.in_features + one.out_features for one in layers)
-
-
-def _linear_names(model: Any) -> list[str]:
-    """Of the trunk: its head is none of them."""
-    trunk = f"{model.base_model_prefix}."
-    return [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and name.startswith(trunk)
-    ]
 
 
 def is_adapter(name: str) -> bool:

@@ -21,7 +21,6 @@ from equilibrate.models.lora import (
     merged_weights,
     write_adapter,
 )
-from equilibrate.models.policy import PolicyModel
 from tests.unit.models.toys import CONFIGS, causal_model, write_policy
 
 FLOAT32 = Accelerator("cpu", "float32")
@@ -109,19 +108,6 @@ def test_named_layers_alone_are_adapted_and_unknown_ones_refused() -> None:
         adapted_names(causal_model("gpt2"), AdapterConfig())
     with pytest.raises(ValueError, match="last part of a name"):
         AdapterConfig(target_modules=("self_attn.q_proj",))
-
-
-def test_frozen_layers_in_the_runs_dtype_change_no_bit(tmp_path: Path) -> None:
-    """A product under autocast rounds them each time."""
-    narrow = Accelerator("cpu", "bfloat16")
-    plain = PolicyModel(causal_model().eval(), narrow)
-    held = PolicyModel(causal_model().eval(), narrow)
-    adapt(held, AdapterConfig(), narrow, seed=0)
-    assert held.model.model.layers[0].mlp.up_proj.weight.dtype is torch.bfloat16
-    mask = torch.ones_like(TOKENS, dtype=torch.bool)
-    expected, _ = plain(TOKENS, mask, 1.0)
-    found, _ = held(TOKENS, mask, 1.0)
-    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("is_scorer", [False, True])

@@ -1,0 +1,36 @@
+"""Models that are only read."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from equilibrate.models.device import Accelerator
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def frozen(module: M, accelerator: Accelerator) -> M:
+    """A `PolicyModel` or scorer without gradients, its linear layers held in the run's dtype.
+
+    Autocast rounds a layer's weights before each product: held rounded they give the same bits, in
+    half the memory and without the rounding. What it leaves in float32 stays so, and the head too,
+    which may be the embeddings.
+    """
+    model: Any = module.model
+    module.requires_grad_(False)
+    for name in linear_names(model):
+        for parameter in model.get_submodule(name).parameters(recurse=False):
+            parameter.data = accelerator.narrow(parameter.data)
+    return module
+
+
+def linear_names(model: Any) -> list[str]:
+    """The linear layers of a model's trunk, by its own names: a head is none of them."""
+    trunk = f"{model.base_model_prefix}."
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name.startswith(trunk)
+    ]
