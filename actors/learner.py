@@ -32,6 +32,7 @@ from equilibrate.learning.targets import (
     staleness_metrics,
 )
 from equilibrate.learning.update import LossSettings, Update
+from equilibrate.models.activations import checkpoint_activations
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
 from equilibrate.models.lora import adapt
@@ -127,6 +128,8 @@ class LearnerWorker:
     def _trained(self, module: nn.Module, learning_rate: float) -> DeepSpeedModel:
         if adapter := self._settings.learner.adapter:
             adapt(module, adapter, self._accelerator, seed=self._settings.seed)
+        if self._settings.learner.activation_checkpointing:
+            checkpoint_activations(module)
         return DeepSpeedModel(
             module,
             learning_rate,

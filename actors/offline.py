@@ -32,6 +32,7 @@ from actors.engine import DeepSpeedModel, export_model, join_group
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.errors import EquilibrateError, ResourceError, WorkerLostError
+from equilibrate.models.activations import checkpoint_activations
 from equilibrate.models.device import Accelerator
 from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
 from equilibrate.models.lora import adapt
@@ -258,6 +259,8 @@ def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.n
     module = _whole_module(config, start, accelerator)
     if config.adapter is not None:
         adapt(module, config.adapter, accelerator, seed=config.seed)
+    if config.activation_checkpointing:
+        checkpoint_activations(module)
     return module
 
 

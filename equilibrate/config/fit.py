@@ -247,6 +247,8 @@ class FitConfig(RunConfig):
     """lambda of (R - lambda C)/(1 + lambda), which `ama.source: both` masks and ars chooses by."""
     trainer: TrainerConfig = TrainerConfig()
     adapter: Adapter = None
+    activation_checkpointing: bool = False
+    """As of `learner` in `train`."""
     epochs: int = Field(1, gt=0)
     steps: int = Field(0, ge=0)
     """Optimiser steps; 0 takes as many as `epochs` passes over the examples have."""

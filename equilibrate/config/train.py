@@ -47,6 +47,9 @@ class RolloutConfig(SamplingConfig):
 class LearnerConfig(WorkerGroup):
     adapter: Adapter = None
     """Of the policy and of each critic."""
+    activation_checkpointing: bool = False
+    """Layers run once more in the backward pass in place of being kept: a third more work, and
+    memory for the activations of one layer and the inputs of the others."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     max_tokens_per_batch: int = Field(8192, gt=0)
     """Padded tokens of one forward and backward pass on one worker, pretraining text included; a

@@ -8,7 +8,7 @@ from pathlib import Path
 from equilibrate.config.fit import ArsConfig, FitConfig, ScorerObjectiveConfig
 from equilibrate.config.inputs import InputFile
 from equilibrate.config.sources import reads_text, sources_of
-from equilibrate.config.train import TrainConfig
+from equilibrate.config.train import LearnerConfig, TrainConfig
 from equilibrate.data.columns import require_text
 from equilibrate.data.records import said
 from equilibrate.data.rows import RejectedRows, check_disjoint, prompt_key
@@ -18,6 +18,7 @@ from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
 from equilibrate.learning.other_tokens import check_readable
 from equilibrate.learning.sources import check_source
+from equilibrate.models.activations import checkpointed_layers
 from equilibrate.models.folders import check_folder, check_models, check_positions, check_sampled
 from equilibrate.models.lora import adapted_names
 from equilibrate.models.sidecar import is_scorer
@@ -42,7 +43,7 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
             check_folder(policy, kind)  # it goes on
     else:
         check_models(policy, [(folder, kind) for _, kind, folder in scorers])
-    _check_adapter(config, policy, [folder for *_, folder in scorers])
+    _check_trained(config, policy, [folder for *_, folder in scorers])
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
     samplers = [policy] if samples_to_learn or data.evaluation else []
     for folder in samplers:
@@ -66,16 +67,22 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
         check_disjoint(training, held_out)
 
 
-def _check_adapter(config: TrainConfig | FitConfig, policy: Path, scorers: Sequence[Path]) -> None:
-    """Raises: ConfigError if one of the trained models lacks the layers that are to be adapted."""
+def _check_trained(config: TrainConfig | FitConfig, policy: Path, scorers: Sequence[Path]) -> None:
+    """Raises: ConfigError if one of the models lacks the layers that the way of training needs."""
     if isinstance(config, FitConfig):
-        adapter, trained = config.adapter, [policy]
+        way: FitConfig | LearnerConfig = config
+        trained = [policy]
     else:
-        adapter = config.learner.adapter
+        way = config.learner
         trained = [policy, *(scorers if config.ppo.has_critics else ())]
-    if adapter is not None:
-        for folder in trained:
-            adapted_names(build_empty(folder, "policy"), adapter)
+    if way.adapter is None and not way.activation_checkpointing:
+        return
+    for folder in trained:
+        model = build_empty(folder, "policy")
+        if way.adapter is not None:
+            adapted_names(model, way.adapter)
+        if way.activation_checkpointing:
+            checkpointed_layers(model)
 
 
 def _check_sources(config: TrainConfig | FitConfig) -> list[tuple[str, ScorerKind, Path]]:

@@ -41,6 +41,7 @@ pytestmark = [
 
 
 ADAPTER: dict[str, Any] = {"adapter": {"rank": 4, "alpha": 8}}
+AGAIN = {"activation_checkpointing": True}
 ONE_STEP: dict[str, Any] = {"minibatch_size": NUM_ROLLOUTS, "epochs": 1}
 WAYS: dict[str, dict[str, Any]] = {
     **{f"stage{stage}": {"learner": {"zero_stage": stage}} for stage in (0, 1, 2, 3)},
@@ -54,10 +55,15 @@ WAYS: dict[str, dict[str, Any]] = {
         for stage in (0, 2, 3)
     },
     **{f"adapter{stage}": {"learner": {"zero_stage": stage, **ADAPTER}} for stage in (0, 1, 2, 3)},
+    **{f"again{stage}": {"learner": {"zero_stage": stage, **AGAIN}} for stage in (0, 2, 3)},
+    **{
+        f"adapter-again{stage}": {"learner": {"zero_stage": stage, **AGAIN, **ADAPTER}}
+        for stage in (0, 3)
+    },
 }
 """Settings whose result two ranks must share with one that has the tests' own learner settings:
 ZeRO stages, no critics, means over sequences, outputs of the pass before that are differentiated,
-and adapters."""
+adapters, and activations that are computed again."""
 
 
 def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
