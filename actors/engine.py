@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from equilibrate.config.adapter import AdapterConfig
+from equilibrate.config.training import AdapterConfig
 from equilibrate.models.device import Accelerator
 from equilibrate.models.lora import merged_weights, write_adapter
 from equilibrate.text.renderer import load_tokenizer

@@ -32,12 +32,11 @@ from equilibrate.learning.targets import (
     staleness_metrics,
 )
 from equilibrate.learning.update import LossSettings, Update
-from equilibrate.models.activations import checkpoint_activations
 from equilibrate.models.device import Accelerator, Device, Dtype
 from equilibrate.models.loading import load_policy, load_scorer
-from equilibrate.models.lora import adapt
 from equilibrate.models.names import folder_aliases, folder_tensors
 from equilibrate.models.new_scorer import new_scorer
+from equilibrate.models.trainable import prepare_training
 from equilibrate.ppo.batches import Indices, ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
 from equilibrate.seeds import derive_seed
@@ -126,16 +125,14 @@ class LearnerWorker:
         return self._trained(critic, self._settings.learner.critic_lr)
 
     def _trained(self, module: nn.Module, learning_rate: float) -> DeepSpeedModel:
-        if adapter := self._settings.learner.adapter:
-            adapt(module, adapter, self._accelerator, seed=self._settings.seed)
-        if self._settings.learner.activation_checkpointing:
-            checkpoint_activations(module)
+        settings = self._settings
+        prepare_training(module, settings.learner, self._accelerator, seed=settings.seed)
         return DeepSpeedModel(
             module,
             learning_rate,
-            zero_stage=self._settings.learner.zero_stage,
-            minibatch_size=self._settings.ppo.minibatch_size,
-            adam_epsilon=self._settings.learner.adam_epsilon,
+            zero_stage=settings.learner.zero_stage,
+            minibatch_size=settings.ppo.minibatch_size,
+            adam_epsilon=settings.learner.adam_epsilon,
         )
 
     @property

@@ -32,12 +32,11 @@ from actors.engine import DeepSpeedModel, export_model, join_group
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.errors import EquilibrateError, ResourceError, WorkerLostError
-from equilibrate.models.activations import checkpoint_activations
 from equilibrate.models.device import Accelerator
 from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
-from equilibrate.models.lora import adapt
 from equilibrate.models.new_scorer import new_scorer, new_twin_scorer
 from equilibrate.models.sidecar import ScorerSidecar, is_scorer, read_sidecar, write_sidecar
+from equilibrate.models.trainable import prepare_training
 from equilibrate.offline.scorer_loss import named_by_head
 from equilibrate.offline.table import load_answers
 from equilibrate.offline.training import OfflineTraining, Progress, batch_loss
@@ -217,8 +216,10 @@ def _train(
     torch.manual_seed(config.seed)
     join_group(accelerator)
     table = load_answers(answers)
+    module = _module(config, start, accelerator)
+    prepare_training(module, config.trainer, accelerator, seed=config.seed)
     model = DeepSpeedModel(
-        _module(config, start, accelerator),
+        module,
         config.lr,
         zero_stage=config.trainer.zero_stage,
         minibatch_size=config.batch_size,
@@ -231,10 +232,10 @@ def _train(
         tell = held.enter_context(_step_log(steps, progress.step))
         figures = training.run(progress, checkpoints.save, tell)
     if config.trains == "policy":
-        export_model(model, out, tokenizer=start, adapter=config.adapter)
+        export_model(model, out, tokenizer=start, adapter=config.trainer.adapter)
         return figures | training.summarise()
     found = training.calibrate()
-    export_model(model, out, tokenizer=start, adapter=config.adapter)
+    export_model(model, out, tokenizer=start, adapter=config.trainer.adapter)
     if dist.get_rank() == 0:
         heads = [
             read_sidecar(start, kind=kind) if is_scorer(start) else ScorerSidecar(kind=kind)
@@ -256,15 +257,6 @@ def _step_log(file: Path, start: int) -> Iterator[Callable[[Mapping[str, float]]
 
 
 def _module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:
-    module = _whole_module(config, start, accelerator)
-    if config.adapter is not None:
-        adapt(module, config.adapter, accelerator, seed=config.seed)
-    if config.activation_checkpointing:
-        checkpoint_activations(module)
-    return module
-
-
-def _whole_module(config: FitConfig, start: Path, accelerator: Accelerator) -> torch.nn.Module:
     if config.trains == "policy":
         return load_policy(start, accelerator)
     assert isinstance(config.objective, ScorerObjectiveConfig)

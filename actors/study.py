@@ -28,10 +28,11 @@ from actors.prepare import (
 from actors.workbench import Workbench
 from equilibrate.config.base import WorkerGroup
 from equilibrate.config.files import RUN_KINDS, parse_settings, resolve_settings
-from equilibrate.config.fit import FitConfig, TrainerConfig
+from equilibrate.config.fit import FitConfig
 from equilibrate.config.formats import SETTINGS_FORMAT
 from equilibrate.config.study import StudyConfig, read_base
 from equilibrate.config.train import TrainConfig
+from equilibrate.config.training import TrainingGroup
 from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.report.inputs import RESULTS_FILE
@@ -255,7 +256,7 @@ def _demand(config: TrainConfig | FitConfig) -> dict[str, float]:
     cpus = sum(group.num_workers * group.cpus for group in workers)
     return {
         # A place in which a run fits, but not what trains its base, would wait for others to end.
-        "CPU": max(cpus, TrainerConfig().cpus) if config.data.is_built_in else cpus,
+        "CPU": max(cpus, TrainingGroup().cpus) if config.data.is_built_in else cpus,
         "GPU": sum(group.num_workers * group.gpus for group in workers),
     }
 

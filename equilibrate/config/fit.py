@@ -7,14 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from equilibrate.config.adapter import Adapter
 from equilibrate.config.base import (
     Config,
     InputsConfig,
     MaskConfig,
     OutputFolder,
     RunConfig,
-    WorkerGroup,
     off_is_none,
     require_given,
     require_no_inputs,
@@ -25,6 +23,7 @@ from equilibrate.config.base import (
 from equilibrate.config.identity import InputPath
 from equilibrate.config.inputs import InputFiles
 from equilibrate.config.sources import reads_text
+from equilibrate.config.training import TrainingGroup
 from equilibrate.types import Category, ScorerKind
 
 Trained = Literal["policy", "reward", "cost", "scorer"]
@@ -213,13 +212,6 @@ class AmountsConfig(Config):
         return self
 
 
-class TrainerConfig(WorkerGroup):
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    max_tokens_per_batch: int = Field(8192, gt=0)
-    """Padded tokens of one forward and backward pass on one worker; a longer example comes
-    alone."""
-
-
 USUAL_LR: Mapping[str, float] = {
     "sft": 1e-5,
     "dpo": 5e-7,
@@ -245,10 +237,7 @@ class FitConfig(RunConfig):
     ama: Annotated[AnswerMaskConfig | None, BeforeValidator(off_is_none)] = None
     multiplier: float = Field(1.0, ge=0)
     """lambda of (R - lambda C)/(1 + lambda), which `ama.source: both` masks and ars chooses by."""
-    trainer: TrainerConfig = TrainerConfig()
-    adapter: Adapter = None
-    activation_checkpointing: bool = False
-    """As of `learner` in `train`."""
+    trainer: TrainingGroup = TrainingGroup()
     epochs: int = Field(1, gt=0)
     steps: int = Field(0, ge=0)
     """Optimiser steps; 0 takes as many as `epochs` passes over the examples have."""

@@ -13,7 +13,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from equilibrate.config.adapter import Adapter
 from equilibrate.config.base import (
     Config,
     InputsConfig,
@@ -21,7 +20,6 @@ from equilibrate.config.base import (
     OutputFolder,
     RunConfig,
     SamplingConfig,
-    WorkerGroup,
     off_is_none,
     require_given,
     require_no_inputs,
@@ -33,6 +31,7 @@ from equilibrate.config.constraint import Constraint, PidMultiplier
 from equilibrate.config.identity import InputPath, Mark
 from equilibrate.config.inputs import InputFile, InputFiles, MoreRewards
 from equilibrate.config.sources import reads_text
+from equilibrate.config.training import TrainingGroup
 from equilibrate.types import Category
 
 
@@ -44,16 +43,9 @@ class RolloutConfig(SamplingConfig):
     """Iterations that sampling may run ahead of learning; 0 learns from the newest policy only."""
 
 
-class LearnerConfig(WorkerGroup):
-    adapter: Adapter = None
-    """Of the policy and of each critic."""
-    activation_checkpointing: bool = False
-    """Layers run once more in the backward pass in place of being kept: a third more work, and
-    memory for the activations of one layer and the inputs of the others."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    max_tokens_per_batch: int = Field(8192, gt=0)
-    """Padded tokens of one forward and backward pass on one worker, pretraining text included; a
-    longer row comes alone."""
+class LearnerConfig(TrainingGroup):
+    """The policy and its critics, all of them in one way."""
+
     policy_lr: float = Field(1e-6, gt=0)
     """For 1 to 8 billion parameters: Safe RLHF took 1e-5, OpenRLHF takes 5e-7. Smaller models bear
     more."""

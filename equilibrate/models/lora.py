@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equilibrate.config.adapter import AdapterConfig
+from equilibrate.config.training import AdapterConfig
 from equilibrate.errors import ConfigError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import ADAPTER_FILE, ADAPTER_WEIGHTS
@@ -43,8 +43,9 @@ class LoraLinear(nn.Linear):
         drawn = torch.empty(adapter.rank, self.in_features).uniform_(
             -bound, bound, generator=generator
         )
-        self.lora_A = nn.Parameter(drawn)
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, adapter.rank))
+        device = linear.weight.device
+        self.lora_A = nn.Parameter(drawn.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, adapter.rank, device=device))
         self.scale = adapter.alpha / adapter.rank
 
     def forward(self, input: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def adapt(module: Any, adapter: AdapterConfig, accelerator: Accelerator, *, seed
     for name in names:
         parent, _, last = name.rpartition(".")
         layer = LoraLinear(model.get_submodule(name), adapter, generator)
-        setattr(model.get_submodule(parent), last, layer.to(accelerator.torch_device))
+        setattr(model.get_submodule(parent), last, layer)
 
 
 def adapted_names(model: Any, adapter: AdapterConfig) -> list[str]:

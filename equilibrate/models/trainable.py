@@ -6,6 +6,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from equilibrate.config.training import TrainingGroup
+from equilibrate.models.activations import checkpoint_activations, checkpointed_layers
+from equilibrate.models.device import Accelerator
+from equilibrate.models.lora import adapt, adapted_names
+
 
 class Trainable(Protocol):
     """A model with its optimizer; gradients of all ranks are added up, not averaged."""
@@ -22,3 +27,28 @@ class Trainable(Protocol):
 
     def discard(self) -> None:
         """Forget the gradients of an unfinished minibatch."""
+
+
+def prepare_training(
+    module: Any, group: TrainingGroup, accelerator: Accelerator, *, seed: int
+) -> None:
+    """Make a `PolicyModel` or scorer what the settings train of it.
+
+    Args: seed: of an adapter.
+    Raises: ConfigError as `require_trainable`.
+    """
+    if group.adapter is not None:
+        adapt(module, group.adapter, accelerator, seed=seed)
+    if group.activation_checkpointing:
+        checkpoint_activations(module)
+
+
+def require_trainable(model: Any, group: TrainingGroup) -> None:
+    """Args: model: may be on the meta device.
+
+    Raises: ConfigError if it lacks the layers that the settings need.
+    """
+    if group.adapter is not None:
+        adapted_names(model, group.adapter)
+    if group.activation_checkpointing:
+        checkpointed_layers(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from equilibrate.config.fit import ArsConfig, FitConfig, ScorerObjectiveConfig
 from equilibrate.config.inputs import InputFile
 from equilibrate.config.sources import reads_text, sources_of
-from equilibrate.config.train import LearnerConfig, TrainConfig
+from equilibrate.config.train import TrainConfig
 from equilibrate.data.columns import require_text
 from equilibrate.data.records import said
 from equilibrate.data.rows import RejectedRows, check_disjoint, prompt_key
@@ -18,11 +18,10 @@ from equilibrate.fdc.sampler import FdcSampler
 from equilibrate.fdc.schedules import make_schedule
 from equilibrate.learning.other_tokens import check_readable
 from equilibrate.learning.sources import check_source
-from equilibrate.models.activations import checkpointed_layers
 from equilibrate.models.folders import check_folder, check_models, check_positions, check_sampled
-from equilibrate.models.lora import adapted_names
 from equilibrate.models.sidecar import is_scorer
 from equilibrate.models.skeleton import build_empty
+from equilibrate.models.trainable import require_trainable
 from equilibrate.offline.labelled import chosen_columns, naming
 from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import require_files, require_path
@@ -70,19 +69,12 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
 def _check_trained(config: TrainConfig | FitConfig, policy: Path, scorers: Sequence[Path]) -> None:
     """Raises: ConfigError if one of the models lacks the layers that the way of training needs."""
     if isinstance(config, FitConfig):
-        way: FitConfig | LearnerConfig = config
-        trained = [policy]
+        group, trained = config.trainer, [policy]
     else:
-        way = config.learner
+        group = config.learner
         trained = [policy, *(scorers if config.ppo.has_critics else ())]
-    if way.adapter is None and not way.activation_checkpointing:
-        return
     for folder in trained:
-        model = build_empty(folder, "policy")
-        if way.adapter is not None:
-            adapted_names(model, way.adapter)
-        if way.activation_checkpointing:
-            checkpointed_layers(model)
+        require_trainable(build_empty(folder, "policy"), group)
 
 
 def _check_sources(config: TrainConfig | FitConfig) -> list[tuple[str, ScorerKind, Path]]:

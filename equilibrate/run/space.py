@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from equilibrate.config.adapter import AdapterConfig
 from equilibrate.config.align import Journey
 from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.config.train import TrainConfig
+from equilibrate.config.training import AdapterConfig
 from equilibrate.errors import ResourceError
 from equilibrate.models.folders import Role
 
@@ -63,7 +63,7 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
     Args: unmade: model folder that stands for those which an earlier step is still to make.
     Raises: DataError for a model folder that transformers cannot tell the size of.
     """
-    adapter = config.adapter if isinstance(config, FitConfig) else config.learner.adapter
+    adapter = (config.trainer if isinstance(config, FitConfig) else config.learner).adapter
     policy = _Model.of(config.data.policy, "policy", unmade, adapter)
     world = {"world": _world_bytes(config)} if config.data.is_built_in else {}
     if isinstance(config, FitConfig):
@@ -93,7 +93,7 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
 def _of_fit(config: FitConfig, policy: _Model, unmade: str, world: Mapping[str, int]) -> Space:
     data, model = config.data, policy
     if isinstance(config.objective, ScorerObjectiveConfig):
-        model = _Model.of(data.policy, config.objective.kinds[0], unmade, config.adapter)
+        model = _Model.of(data.policy, config.objective.kinds[0], unmade, config.trainer.adapter)
     state = model.state(config.trainer.zero_stage)
     return Space(
         parts={

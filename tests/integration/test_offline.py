@@ -85,10 +85,13 @@ COLUMNS = {
 SCORERS = ("reward", "cost", "scorer")
 
 
-def settings(objective: str, *, workers: int = 1, zero_stage: int = 0, **changes) -> FitConfig:
+def settings(
+    objective: str, *, workers: int = 1, zero_stage: int = 0, adapter=None, **changes
+) -> FitConfig:
     trainer = {
         "num_workers": workers,
         "zero_stage": zero_stage,
+        "adapter": adapter,
         "max_tokens_per_batch": TOKENS,
         "cpus": 0.5,
     }

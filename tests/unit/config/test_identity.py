@@ -117,7 +117,7 @@ def test_every_setting_changes_the_key_of_a_run_unless_its_field_says_otherwise(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_keeps_every_setting_unless_its_field_says_otherwise(kind: Any) -> None:
     # Every part that can be off is on, so that it has values.
-    trees = {"fit": {**FIT, "adapter": {}}, "train": {"learner": {"adapter": {}}}}
+    trees = {"fit": {**FIT, "trainer": {"adapter": {}}}, "train": {"learner": {"adapter": {}}}}
     config = parse_settings(RUN_KINDS[kind], trees[kind] | {"ama": {}})
     free = EXPECTED[kind][Mark.CARRIES_OUT] | EXPECTED[kind][Mark.MAY_CHANGE]
     present = {key for key in keys_of([RUN_KINDS[kind]]) if holds(config.model_dump(), key)}

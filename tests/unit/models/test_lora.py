@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from equilibrate.config.adapter import AdapterConfig
+from equilibrate.config.training import AdapterConfig
 from equilibrate.errors import ConfigError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.lora import (

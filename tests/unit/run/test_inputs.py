@@ -40,7 +40,7 @@ def test_layers_that_no_model_has_are_refused_at_the_door(tmp_path: Path, kind: 
     config: FitConfig | TrainConfig
     if kind == "fit":
         data = {"policy": str(models / "policy"), "train": rows}
-        tree = {"data": data, "objective": {"type": "sft"}, **adapter}
+        tree = {"data": data, "objective": {"type": "sft"}, "trainer": adapter}
         config = parse_settings(FitConfig, tree)
     else:
         for scorer in ("reward", "cost"):

@@ -99,7 +99,7 @@ def test_checkpoints_of_adapters_hold_no_frozen_weight(models: Path, tmp_path: P
     assert found.parts["exported model"] == FLOAT * (TRUNK + parts) + texts(models / "policy")
     (tmp_path / "rows.jsonl").write_text("")
     data = {"policy": str(models / "policy"), "train": str(tmp_path / "rows.jsonl")}
-    tree = {"objective": {"type": "cost"}, "data": data, **adapter}
+    tree = {"objective": {"type": "cost"}, "data": data, "trainer": adapter}
     fit = space_of(parse_settings(FitConfig, tree))
     model = FLOAT * (TRUNK + 32 + parts + 32) + texts(models / "policy")
     assert fit.parts["model"] == model

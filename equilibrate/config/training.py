@@ -1,12 +1,12 @@
-"""Settings of what is trained in place of all weights."""
+"""How a model is trained: over which processes, and which of its weights."""
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from equilibrate.config.base import Config, off_is_none
+from equilibrate.config.base import Config, WorkerGroup, off_is_none
 
 
 class AdapterConfig(Config):
@@ -29,5 +29,15 @@ class AdapterConfig(Config):
         return self
 
 
-Adapter = Annotated[AdapterConfig | None, BeforeValidator(off_is_none)]
-"""None, or `off`: all weights are trained."""
+class TrainingGroup(WorkerGroup):
+    """The processes that train a model together."""
+
+    adapter: Annotated[AdapterConfig | None, BeforeValidator(off_is_none)] = None
+    """Empty: all weights are trained."""
+    activation_checkpointing: bool = False
+    """Layers run once more in the backward pass in place of being kept: a third more work, and
+    memory for the activations of one layer and the inputs of the others."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    max_tokens_per_batch: int = Field(8192, gt=0)
+    """Padded tokens of one forward and backward pass on one worker, pretraining text included; a
+    longer row comes alone."""
