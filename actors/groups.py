@@ -176,6 +176,7 @@ class WorkerGroups:
             max_model_len=config.rollout.max_model_len,
             kv_cache_gib=config.rollout.memory_gib if config.device == "cpu" else None,
             enforce_eager=config.device == "cpu",
+            gpu_share=self._config.rollout.gpus or 1.0,
         )
         environment = engine_environment(device=config.device, threads=config.cpu_threads)
         return self._worker("rollout", index, make, environment)
@@ -221,7 +222,7 @@ class WorkerGroups:
         return LearnerSettings(
             policy=str(inputs.policy),
             reward=str(inputs.reward) if config.ppo.has_critics else "",
-            cost=str(inputs.cost) if _needs_cost_critic(config) else "",
+            cost=str(inputs.cost) if config.has_cost_critic else "",
             ptx=str(inputs.ptx or ""),
             device=config.device,
             dtype=config.dtype,
@@ -236,8 +237,3 @@ class WorkerGroups:
             ppo=config.ppo,
             ama=config.ama,
         )
-
-
-def _needs_cost_critic(config: TrainConfig) -> bool:
-    is_read = config.ama is not None and config.ama.source == "critics"
-    return config.ppo.has_critics and (config.constraint is not None or is_read)

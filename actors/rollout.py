@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GPU_UTILIZATION = 0.9
+"""Of an engine's share of a GPU; vLLM's default."""
 UNSYNCED = -1
 """Version of an engine that still holds what its model folder held; no policy has this version."""
 
@@ -86,12 +88,14 @@ class RolloutWorker:
         max_model_len: int,
         kv_cache_gib: float | None,
         enforce_eager: bool,
+        gpu_share: float = 1.0,
     ) -> None:
         """Start the engine on a Hugging Face folder; it generates nothing until the first sync.
 
         Args:
             max_model_len: longest prompt and response together, in tokens.
             kv_cache_gib: None leaves vLLM's default share of the device.
+            gpu_share: of the GPU that is this engine's; others may have the rest.
         Raises: DataError if the folder is not whole, as `models.folders.check_folder`.
         """
         self._expected_shapes = sent_shapes(model_folder)
@@ -102,6 +106,7 @@ class RolloutWorker:
             "max_model_len": max_model_len,
             "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
             "enforce_eager": enforce_eager,
+            "gpu_memory_utilization": GPU_UTILIZATION * min(1.0, gpu_share),
             # By default it falls back to pickled weights.
             "load_format": "safetensors",
         }

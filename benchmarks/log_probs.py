@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(arguments: argparse.Namespace) -> Result:
     import torch
 
-    from benchmarks.memory import peak_bytes
     from equilibrate.models.chunked import CHUNK_TOKENS
+    from equilibrate.planner.peak import peak_bytes
 
     torch.set_num_threads(arguments.threads)
     chunk_tokens = arguments.chunk_tokens or CHUNK_TOKENS

@@ -50,11 +50,11 @@ def simulate_all(*, sigma: float, seed: int) -> Run:
     from dataclasses import replace
 
     from benchmarks.simulation.calibrate import fit
-    from benchmarks.simulation.events import simulate
-    from benchmarks.simulation.hardware import GPUS
     from benchmarks.simulation.predict import Job, predict
     from benchmarks.simulation.published import read
     from benchmarks.simulation.report import Compared, Run
+    from equilibrate.planner.events import simulate
+    from equilibrate.planner.hardware import GPUS
 
     published = read(sigma)
     fits, compared = {}, []

@@ -56,7 +56,7 @@ def measure(arguments: argparse.Namespace) -> Result:
 
     from benchmarks.workloads import make_prompts, make_rollouts, score_rollouts, write_models
 
-    _become_rank_zero()
+    become_rank_zero()
     with TemporaryDirectory() as folder:
         models = write_models(Path(folder))
         rollouts = make_rollouts(
@@ -151,7 +151,7 @@ def _settings(models: dict[str, str], arguments: argparse.Namespace) -> Any:
     )
 
 
-def _become_rank_zero() -> None:
+def become_rank_zero() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
+from equilibrate.config.arguments import Configs, MoreRuns, OtherRuns, Overrides, RunFolder
 from equilibrate.data.commands import data, split
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
 from equilibrate.fdc import commands as fdc_commands
@@ -19,24 +20,6 @@ from equilibrate.fdc.asking import Endpoint
 from equilibrate.fdc.commands import LabelOptions
 from equilibrate.fdc.synthesize_commands import AnswersOptions, MhdOptions
 from equilibrate.offline.commands import scorer
-
-Configs = Annotated[
-    UseAppendAction[tuple[Path, ...]],
-    arg(help="YAML file; repeat it to lay one over another.", metavar="FILE"),
-]
-Overrides = Annotated[
-    Positional[tuple[str, ...]],
-    arg(help="Settings laid over the files, as key.path=value.", metavar="KEY=VALUE"),
-]
-RunFolder = Annotated[Positional[Path], arg(help="Folder of a run.", metavar="RUN")]
-MoreRuns = Annotated[
-    Positional[tuple[Path, ...]],
-    arg(help="Runs of the same settings with other seeds.", metavar="RUN"),
-]
-OtherRuns = Annotated[
-    tuple[Path, ...],
-    arg(help="Runs of other settings with the same seeds: print what changes.", metavar="RUN"),
-]
 
 SANDBOX_CONFIG = Path("deploy/configs/sandbox.yaml")
 
@@ -265,6 +248,22 @@ def validate(
     return 0
 
 
+def plan(
+    config: Configs = (),
+    overrides: Overrides = (),
+    kind: Annotated[
+        Literal["train", "fit"], arg(help="Which command the settings are for.")
+    ] = "train",
+    gpus: Annotated[str, arg(help="Kind and number of GPUs, as H100:8; none: this machine.")] = "",
+) -> int:
+    """Say how much memory each process of a run will need, and what to change if it is not there;
+    of models the config.json is enough."""
+    from equilibrate.config.files import RUN_KINDS, load_settings
+    from equilibrate.planner.commands import show_plan
+
+    return show_plan(load_settings(RUN_KINDS[kind], config, overrides), gpus)
+
+
 def _warn_here(check: Callable[[], object]) -> None:
     """Only a warning: the run may be meant for other machines."""
     try:
@@ -344,7 +343,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__.rstrip("_"): command
     for command in (
         demo, align, import_, scorer, data, split, fdc, train, fit, study, evaluate, judge, report,
-        export, serve, validate, doctor,
+        export, serve, validate, plan, doctor,
     )
 }  # fmt: skip
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {

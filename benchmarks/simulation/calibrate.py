@@ -16,9 +16,9 @@ from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 
-from benchmarks.simulation.events import simulate
-from benchmarks.simulation.hardware import Efficiency
 from benchmarks.simulation.published import Row
+from equilibrate.planner.events import simulate
+from equilibrate.planner.hardware import Efficiency
 
 ROW_SPREAD = 0.15
 GUESS_SPREAD = 0.7

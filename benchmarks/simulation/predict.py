@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.simulation.costs import Costs
-from benchmarks.simulation.events import Simulated, simulate
-from benchmarks.simulation.hardware import Efficiency, Gpu
-from benchmarks.simulation.workload import LENGTH_SIGMA, Lengths, Model, Placement, Workload
+from equilibrate.planner.costs import Costs
+from equilibrate.planner.events import Simulated, simulate
+from equilibrate.planner.hardware import Efficiency, Gpu
+from equilibrate.planner.workload import LENGTH_SIGMA, Lengths, Model, Placement, Workload
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 SHARES = tuple(eighth / 8 for eighth in range(1, 8))

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.simulation.costs import Costs
-from benchmarks.simulation.hardware import GPUS, Efficiency
-from benchmarks.simulation.workload import LENGTH_SIGMA, Lengths, Model, Placement, Workload
+from equilibrate.planner.costs import Costs
+from equilibrate.planner.hardware import GPUS, Efficiency
+from equilibrate.planner.workload import LENGTH_SIGMA, Lengths, Model, Placement, Workload
 
 PATH = Path(__file__).with_name("published.json")
 

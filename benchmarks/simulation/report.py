@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.simulation.calibrate import Fit
-from benchmarks.simulation.events import Simulated
 from benchmarks.simulation.predict import Prediction
 from benchmarks.simulation.published import Row, Unmodelled
+from equilibrate.planner.events import Simulated
 
 TOLERANCE = 0.25
 NEEDED = 6

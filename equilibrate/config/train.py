@@ -257,6 +257,11 @@ class TrainConfig(RunConfig):
     def rollouts_per_iteration(self) -> int:
         return self.rollout.prompts_per_iteration * self.rollout.copies
 
+    @property
+    def has_cost_critic(self) -> bool:
+        is_read = self.ama is not None and self.ama.source == "critics"
+        return self.ppo.has_critics and (self.constraint is not None or is_read)
+
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         rollouts, minibatch = self.rollouts_per_iteration, self.ppo.minibatch_size

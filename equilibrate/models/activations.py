@@ -21,20 +21,25 @@ def checkpoint_activations(module: Any) -> None:
     Raises: ConfigError as `checkpointed_layers`, or if a layer drops something by itself.
     """
     model = module.model
-    layers = checkpointed_layers(model)
+    checkpointed_layers(model)
     tokens = trial_tokens(model)
     with torch.no_grad():
         before = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        # Nothing is drawn in a layer, so there is no random state to bring back.
-        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-        for layer in layers:
-            layer.training = True
+        enable_checkpointing(model)
         after = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     if not torch.equal(before, after):
         raise ConfigError(
             f"activation_checkpointing: the layers of a {type(model).__name__} drop activations in "
             "training; set it to false, or the dropouts of its config.json to 0"
         )
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Whether or not something is dropped. Raises: ConfigError as `checkpointed_layers`."""
+    # Nothing is drawn in a layer, so there is no random state to bring back.
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    for layer in checkpointed_layers(model):
+        layer.training = True
 
 
 def checkpointed_layers(model: Any) -> list[GradientCheckpointingLayer]:

@@ -57,16 +57,32 @@ def chunked_log_probs(
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens ({chunk_tokens}) must be at least 1")
     kept = mask[:, 1:]
-    with _no_autocast(hidden):
-        log_probs, entropies = _ChunkedHead.apply(  # type: ignore[no-untyped-call]
-            hidden[:, :-1][kept],
-            head_weight,
-            head_bias,
-            token_ids[:, 1:][kept],
-            temperature,
-            chunk_tokens,
-        )
+    log_probs, entropies = log_probs_of_states(
+        hidden[:, :-1][kept],
+        head_weight,
+        head_bias,
+        token_ids[:, 1:][kept],
+        temperature=temperature,
+        chunk_tokens=chunk_tokens,
+    )
     return _spread(log_probs, kept), _spread(entropies, kept)
+
+
+def log_probs_of_states(
+    states: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> tuple[Tensor, Tensor]:
+    """As `chunked_log_probs`, of states [N, D] that each predict one of `targets` [N]."""
+    with _no_autocast(states):
+        found: tuple[Tensor, Tensor] = _ChunkedHead.apply(  # type: ignore[no-untyped-call]
+            states, head_weight, head_bias, targets, temperature, chunk_tokens
+        )
+    return found
 
 
 class _ChunkedHead(torch.autograd.Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from equilibrate.models.device import Accelerator
@@ -20,9 +21,17 @@ def frozen(module: M, accelerator: Accelerator) -> M:
     """
     model: Any = module.model
     module.requires_grad_(False)
-    for name in linear_names(model):
-        for parameter in model.get_submodule(name).parameters(recurse=False):
-            parameter.data = accelerator.narrow(parameter.data)
+    if accelerator.dtype == "float32":
+        return module
+    narrowed = {
+        parameter
+        for name in linear_names(model)
+        for parameter in model.get_submodule(name).parameters(recurse=False)
+    }
+    for parameter in module.parameters():
+        # All are views of the file: as long as one of them is, the whole file is in memory.
+        is_narrow = parameter in narrowed
+        parameter.data = (accelerator.narrow if is_narrow else torch.clone)(parameter.data)
     return module
 
 

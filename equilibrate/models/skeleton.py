@@ -122,8 +122,10 @@ def _require_labels(path: Path, entries: dict[str, Any], wanted: int) -> None:
     )
 
 
-def build_empty(folder: str | Path, role: Role, *, num_labels: int = 1) -> Any:
-    """The model that a folder's config.json describes, on the meta device; no weight is looked at.
+def build_empty(
+    folder: str | Path, role: Role, *, num_labels: int = 1, device: str = "meta"
+) -> Any:
+    """The model that a folder's config.json describes; no weight is looked at.
 
     Raises: DataError if transformers knows none for this role.
     """
@@ -133,7 +135,7 @@ def build_empty(folder: str | Path, role: Role, *, num_labels: int = 1) -> Any:
         config = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
-        with torch.device("meta"):
+        with torch.device(device):
             return kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: no model that can be a {role} ({first_line(error)})") from error

@@ -37,10 +37,10 @@ def prepare_training(
     Args: seed: of an adapter.
     Raises: ConfigError as `require_trainable`.
     """
+    if group.activation_checkpointing:
+        checkpoint_activations(module)  # tries the model as it is
     if group.adapter is not None:
         adapt(module, group.adapter, accelerator, seed=seed)
-    if group.activation_checkpointing:
-        checkpoint_activations(module)
 
 
 def require_trainable(model: Any, group: TrainingGroup) -> None:

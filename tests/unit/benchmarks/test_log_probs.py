@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import harness, log_probs
-from benchmarks.memory import peak_bytes
+from equilibrate.planner.peak import peak_bytes
 
 TOY = ["--tokens", "40", "--hidden", "4", "--vocabulary", "50", "--chunk-tokens", "8"]
 QUICK = ["--repeats", "2", "--warmups", "0", "--threads", "1"]

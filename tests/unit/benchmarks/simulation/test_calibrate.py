@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.simulation.calibrate import GUESS, efficiency_at, fit
-from benchmarks.simulation.events import simulate
 from benchmarks.simulation.published import read
+from equilibrate.planner.events import simulate
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import pytest
 
 from benchmarks.simulation import predict as module
-from benchmarks.simulation.hardware import GPUS
 from benchmarks.simulation.predict import Job, predict
 from benchmarks.simulation.published import read
-from tests.unit.benchmarks.simulation.perfect import PERFECT
+from equilibrate.planner.hardware import GPUS
+from tests.unit.planner.perfect import PERFECT
 
 H100 = GPUS["H100"]
 

@@ -8,11 +8,11 @@ import pytest
 
 from benchmarks import simulate
 from benchmarks.simulation.calibrate import Fit
-from benchmarks.simulation.events import Simulated
 from benchmarks.simulation.predict import Prediction
 from benchmarks.simulation.published import read
 from benchmarks.simulation.report import Compared, Run, as_json, markdown
-from tests.unit.benchmarks.simulation.perfect import PERFECT
+from equilibrate.planner.events import Simulated
+from tests.unit.planner.perfect import PERFECT
 
 
 def seconds(step):

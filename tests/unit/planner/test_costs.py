@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.simulation.hardware import GPUS
-from tests.unit.benchmarks.simulation.perfect import PERFECT
+from equilibrate.planner.hardware import GPUS
+from tests.unit.planner.perfect import PERFECT
 
 
 def test_prefill_is_bound_by_products(make_costs):

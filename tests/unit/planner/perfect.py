@@ -1,6 +1,6 @@
 """A machine that loses nothing."""
 
-from benchmarks.simulation.hardware import Efficiency
+from equilibrate.planner.hardware import Efficiency
 
 PERFECT = Efficiency(
     matmul=1.0,

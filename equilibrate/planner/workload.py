@@ -47,7 +47,7 @@ class Model:
         share = self.experts_per_token / self.num_experts
         experts = (self.num_parameters - self.num_active) / (1.0 - share)
         hit = 1.0 - (1.0 - share) ** num_sequences
-        return 2.0 * (self.num_parameters - experts + experts * hit)
+        return float(2.0 * (self.num_parameters - experts + experts * hit))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,9 @@ def _quantiles(mean: float, longest: int, sigma: float) -> np.ndarray:
             low = middle
         else:
             high = middle
-    return np.maximum(1, np.minimum(longest, math.exp(low) * spread).round().astype(int))
+    cut = np.minimum(longest, math.exp(low) * spread).round().astype(int)
+    lengths: np.ndarray = np.maximum(1, cut)
+    return lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from benchmarks.simulation.hardware import Efficiency, Gpu
-from benchmarks.simulation.workload import Model, Placement, Workload
+from equilibrate.planner.hardware import Efficiency, Gpu
+from equilibrate.planner.workload import Model, Placement, Workload
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks.simulation.events import Engine, simulate
-from tests.unit.benchmarks.simulation.perfect import PERFECT
+from equilibrate.planner.events import Engine, simulate
+from tests.unit.planner.perfect import PERFECT
 
 SPLIT = {"colocated": False, "rollout_gpus": 1, "train_gpus": 1}
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.simulation.costs import Costs
-from benchmarks.simulation.hardware import Efficiency, Gpu
-from benchmarks.simulation.workload import Lengths, Model, Placement, Workload
-from tests.unit.benchmarks.simulation.perfect import PERFECT
+from equilibrate.planner.costs import Costs
+from equilibrate.planner.hardware import Efficiency, Gpu
+from equilibrate.planner.workload import Lengths, Model, Placement, Workload
+from tests.unit.planner.perfect import PERFECT
 
 TOY_GPU = Gpu(
     name="toy",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.simulation.costs import Costs
+from equilibrate.planner.costs import Costs
 
 WATERMARK = 0.99
 """Of the cache: beyond it nothing new is admitted, so that those that run have room to grow."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.simulation.workload import Lengths, Placement
+from equilibrate.planner.workload import Lengths, Placement
 
 
 def test_dense_models_read_all_their_weights(make_costs):

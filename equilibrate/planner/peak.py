@@ -16,12 +16,13 @@ def peak_bytes(call: Callable[[], object]) -> int:
     is not seen."""
     with _LiveStorages() as storages:
         call()
-    return storages.peak
+    peak: int = storages.peak
+    return peak
 
 
-class _LiveStorages(TorchDispatchMode):
+class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._live = 0
         self._known: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
 

@@ -1,0 +1,111 @@
+"""`python -m equilibrate plan`: memory by group, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
+from equilibrate.errors import ConfigError, ResourceError
+from equilibrate.planner.events import Simulated
+from equilibrate.planner.hardware import GPUS
+from equilibrate.planner.memory import Memory
+from equilibrate.planner.plan import CUDA_RESERVE, Device, Part, plan, remedies, too_large
+from equilibrate.planner.speed import iteration_seconds
+
+COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers")
+
+
+def show_plan(config: TrainConfig | FitConfig, gpus: str) -> int:
+    """Print the table.
+
+    Args: gpus: kind and number, as H100:8; empty: this machine's memory, without GPUs.
+    Raises: ResourceError if something does not fit; ConfigError for an unknown kind, or settings
+        for another device.
+    """
+    device, number = _device(config, gpus)
+    parts = plan(config)
+    print("\n".join(_table(parts)))
+    if device.is_gpu:
+        wanted = sum(part.processes * part.gpus for part in parts)
+        if wanted > number:
+            raise ResourceError(
+                f"the groups reserve {wanted:g} GPUs of {number}; lower num_workers or gpus"
+            )
+    misfits = too_large(parts, device)
+    room = f"{_gb(device.memory)} of {device.name}"
+    if not misfits:
+        print(f"fits: {room}")
+        if device.is_gpu and isinstance(config, TrainConfig):
+            print(_speed(iteration_seconds(config, GPUS[device.name]), config.iterations))
+        return 0
+    names = ", ".join(part.name for part in misfits)
+    raise ResourceError(f"{names}: more than {room}; {_advice(config, device, misfits)}")
+
+
+def _speed(seconds: Simulated, iterations: int) -> str:
+    parts = {name: getattr(seconds, name) for name in ("rollout", "scoring", "update", "sync")}
+    shown = ", ".join(f"{name} {value:.0f}" for name, value in parts.items())
+    hours = seconds.step * iterations / 3600
+    return (
+        f"about {seconds.step:.0f} s an iteration ({shown}), {hours:.1f} h for {iterations}, if "
+        "answers are half as long as they may be and GPUs do as they did for others"
+    )
+
+
+def _advice(config: TrainConfig | FitConfig, device: Device, misfits: Sequence[Part]) -> str:
+    trained = "trainer" if isinstance(config, FitConfig) else "learner"
+    if device.is_gpu and all(part.name != trained for part in misfits):
+        return "give these groups larger GPUs, or a smaller model"
+    said: list[str] = []
+    for said, changed in remedies(config):
+        if not any(part.name == trained for part in too_large(plan(changed), device)):
+            return f"it would fit with {' '.join(said)}"
+    return f"not even {' '.join(said)} would do; take more or larger GPUs, or a smaller model"
+
+
+def _device(config: TrainConfig | FitConfig, gpus: str) -> tuple[Device, int]:
+    if not gpus:
+        if config.device == "cuda":
+            raise ConfigError("device (cuda) needs to know the GPUs; try --gpus H100:8")
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Device(name="this machine", memory=pages, is_gpu=False), 0
+    kind, _, count = gpus.partition(":")
+    if kind not in GPUS or not (count or "1").isdecimal() or count == "0":
+        raise ConfigError(
+            f"--gpus ({gpus}) must be a kind and a number, as H100:8; kinds are {', '.join(GPUS)}"
+        )
+    if config.device != "cuda":
+        raise ConfigError(
+            "device (cpu) has no GPUs; try device=cuda dtype=bfloat16, and gpus=1 of each group"
+        )
+    return Device(name=kind, memory=int(GPUS[kind].memory_bytes), is_gpu=True), int(count or 1)
+
+
+def _table(parts: Sequence[Part]) -> list[str]:
+    """GB of each process; of a GPU `CUDA_RESERVE` comes to that."""
+    head = ["group", "processes", "GPUs each", *COLUMNS, "GB each"]
+    rows = [head, *(_row(part) for part in parts)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    if any(part.gpus for part in parts):
+        lines.append(f"and {_gb(CUDA_RESERVE)} of each GPU for CUDA itself")
+    return lines
+
+
+def _row(part: Part) -> list[str]:
+    memory: Memory = part.memory
+    sizes = [f"{memory.parts()[name] / 1e9:.2f}" for name in COLUMNS]
+    total = f"{memory.total / 1e9:.2f}"
+    return [part.name, str(part.processes), f"{part.gpus:g}", *sizes, total]
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.0f} GB"

@@ -1,0 +1,139 @@
+"""Memory by group: states by hand, what does not fit, and what would help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, Qwen2Config
+
+from equilibrate import cli
+from equilibrate.config.files import load_settings, parse_settings
+from equilibrate.config.fit import FitConfig
+from equilibrate.config.train import TrainConfig
+from equilibrate.errors import ConfigError, ResourceError
+from equilibrate.planner.commands import show_plan
+from equilibrate.planner.memory import Memory, trained
+from equilibrate.planner.plan import plan
+from equilibrate.planner.tracing import Traced
+from tests.unit.models.toys import write_policy
+
+PRESETS = Path("deploy/configs/presets")
+SHAPES = {
+    "0.5b": Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "8b": LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+"""Qwen2.5-0.5B and Llama-3-8B, as their config.json say."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        # Of 1000 numbers on 4 ranks, all trained: bytes of weights, gradients, optimizer, buffers.
+        (0, (4000, 4000, 8000, 4000)),
+        (1, (4000, 4000, 3000, 4000)),
+        (2, (4000, 1000, 3000, 4000)),
+        (3, (1000, 1000, 3000, 8000)),
+    ],
+)
+def test_states_of_a_rank_by_hand(stage: int, expected: tuple[int, ...]) -> None:
+    model = Traced(parameters=1000, trained=1000, weights=4000, gradients=4000, activations=77)
+    found = trained([model], zero_stage=stage, num_ranks=4)
+    assert (found.weights, found.gradients, found.optimizer, found.buffers) == expected
+    assert found.total == sum(expected) + 77
+
+
+def test_models_of_a_rank_add_up_and_take_turns() -> None:
+    models = [
+        Traced(parameters=9, trained=n, weights=36, gradients=4 * n, activations=100 * n)
+        for n in (1, 3)
+    ]
+    found = trained(models, zero_stage=0, num_ranks=1)
+    assert found == Memory(weights=72, gradients=16, optimizer=32, activations=300)
+
+
+def train_config(folder: Path, **changes: Any) -> TrainConfig:
+    data = dict.fromkeys(("policy", "reward", "cost", "prompts"), str(folder))
+    return parse_settings(TrainConfig, {"data": data} | changes)
+
+
+def test_each_group_has_its_models(tmp_path: Path) -> None:
+    folder = write_policy(tmp_path / "model")
+    lengths = {"max_model_len": 32, "max_new_tokens": 16}
+    parts = {part.name: part for part in plan(train_config(folder, rollout=lengths))}
+    learner, scoring, rollout = (parts[name].memory for name in ("learner", "scoring", "rollout"))
+    policy = 4 * (2 * 32 * 16 + 2 * (2 * 256 + 2 * 128 + 3 * 384 + 2 * 16) + 16)
+    scorer = policy - 4 * 32 * 16 + 4 * 16  # a score in place of a head
+    assert learner.weights == policy + 2 * scorer
+    assert scoring.weights == policy + scorer  # reward and cost are one folder here
+    assert scoring.gradients == scoring.optimizer == 0
+    assert rollout.weights == policy
+    assert rollout.buffers == 2**30
+    free = train_config(folder, rollout={**lengths, "copies": 2}, ppo={"advantage": "rloo"})
+    assert plan(free)[0].memory.weights == policy
+    fit = parse_settings(
+        FitConfig, {"data": {"policy": str(folder), "train": "t"}, "objective": {"type": "cost"}}
+    )
+    (part,) = plan(fit)
+    assert part.memory.weights == scorer
+
+
+def test_what_does_not_fit_is_said_with_what_would_help(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SHAPES["8b"].save_pretrained(tmp_path / "8b")
+    gpus = {name: {"gpus": 1} for name in ("scoring", "rollout")}
+    gpus["rollout"] |= {"prompts_per_iteration": 96, "copies": 2}
+    learner = {"gpus": 1, "num_workers": 6, "zero_stage": 2}
+    config = train_config(
+        tmp_path / "8b", device="cuda", dtype="bfloat16", ppo={"minibatch_size": 48, "advantage": "rloo"},
+        learner=learner, **gpus,
+    )  # fmt: skip
+    help_ = r"learner: more than 86 GB of H100; it would fit with learner.activation_checkpointing"
+    with pytest.raises(ResourceError, match=help_):
+        show_plan(config, "H100:8")
+    assert "learner" in capsys.readouterr().out
+    with pytest.raises(ResourceError, match=r"reserve 8 GPUs of 4; lower num_workers"):
+        show_plan(config, "H100:4")
+    for kind in ("H100:0", "B7:8", "H100:many"):
+        with pytest.raises(ConfigError, match=r"must be a kind and a number, as H100:8"):
+            show_plan(config, kind)
+    with pytest.raises(ConfigError, match=r"needs to know the GPUs; try --gpus H100:8"):
+        show_plan(config, "")
+    with pytest.raises(ConfigError, match=r"device \(cpu\) has no GPUs"):
+        show_plan(train_config(tmp_path / "8b"), "H100:8")
+    with pytest.raises(ConfigError, match=r"must name a model folder to plan for"):
+        show_plan(TrainConfig(), "")
+
+
+@pytest.mark.parametrize("file", sorted(PRESETS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_presets_fit_the_gpus_that_they_are_named_for(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = "8b" if "8b" in file.stem else "0.5b"
+    SHAPES[shape].save_pretrained(tmp_path / shape)
+    config = load_settings(TrainConfig, [file], [])
+    names = {getattr(config.data, name) for name in ("policy", "reward", "cost")}
+    data = {name: str(tmp_path / shape) for name in ("policy", "reward", "cost")}
+    assert names == {"models/my-chat", "models/my-scorer"}
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    assert show_plan(config, "H100:8" if "node" in file.stem else "H100:1") == 0
+    assert "fits: 86 GB of H100" in capsys.readouterr().out
+
+
+def test_the_command_plans_for_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_policy(tmp_path / "model")
+    data = f"data={{policy: {folder}, reward: {folder}, cost: {folder}, prompts: p}}"
+    assert cli.main(["plan", data]) == 0
+    out = capsys.readouterr().out
+    assert "of this machine" in out
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["learner", "scoring", "rollout"]
