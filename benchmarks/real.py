@@ -25,7 +25,8 @@ PARTS = ("test=0.25", "judge=0.2", "train=0.55")
 """`train` teaches the run's own models, `judge` those that judge it, `test` only measures."""
 LENGTH = {"max_length": 320, "cpu_threads": 2, "trainer": {"cpus": 1}}
 CUT = 160
-"""Tokens of prompt and answer: answers cut at 48 and whole ones are told apart as well."""
+"""Tokens of prompt and answer that a cost model reads: answers cut at 48 and whole ones are told
+apart as well."""
 SAMPLING = {
     "temperature": 0.6,
     "max_new_tokens": 48,
@@ -61,14 +62,13 @@ OFFLINE: Mapping[str, tuple[Mapping[str, int], dict[str, Any]]] = {
 class Journey:
     """Where everything lies, and how each step is made."""
 
-    def __init__(self, data: Path, out: Path, model: Path) -> None:
-        self.data, self.out, self.model = data, out, model
+    def __init__(self, data: Path, out: Path, model: Path, dtype: str) -> None:
+        self.data, self.out, self.model, self.dtype = data, out, model, dtype
 
     def steps(self) -> Mapping[str, Callable[[], None]]:
         steps: dict[str, Callable[[], None]] = {
             "split": self.split,
             "cost": lambda: self.scorer("cost", seed=0),
-            "calm": self.calm,
             "reward": lambda: self.scorer("reward", seed=0),
             "judge-cost": lambda: self.scorer("judge-cost", seed=1),
             "judge-reward": lambda: self.scorer("judge-reward", seed=1),
@@ -116,26 +116,20 @@ class Journey:
             self._run("split", *files, *out, "--parts", *parts)
 
     def scorer(self, name: str, *, seed: int) -> None:
-        train = [str(file) for file in real_figures.taught(self.out, name)]
-        cut = {"max_length": CUT} if name == "judge-cost" else {}
-        self._scorer(name, self.model, train, {"epochs": 2, "seed": seed, **cut})
-
-    def calm(self) -> None:
-        """The cost model goes on with answers to harmless prompts beside as many of the others."""
-        amounts = {"EHD": 800, "GENERAL": 800}
-        train = [
-            {"file": str(file), "category": "GENERAL" if file.parent.name == "harmless" else "EHD"}
-            for file in real_figures.taught(self.out, "calm")
-        ]
-        settings = {"epochs": 1, "seed": 0, "max_length": CUT, "fdc": {"amounts": amounts}}
-        self._scorer("calm", self.out / "runs/cost/cost", train, settings)
-
-    def _scorer(
-        self, name: str, start: Path, train: Sequence[Any], settings: Mapping[str, Any]
-    ) -> None:
-        common = {**LENGTH, "lr": 5e-5, "batch_size": 16}
-        tree = {"objective": {"type": real_figures.SCORERS[name]}, **common, **settings}
-        self._config("fit", name, tree | {"data": {"policy": str(start), "train": list(train)}})
+        kind = real_figures.SCORERS[name]
+        settings = {
+            **LENGTH,
+            "dtype": self.dtype,
+            "objective": {"type": kind},
+            "batch_size": 16,
+            "seed": seed,
+            "data": {
+                "policy": str(self.model),
+                "train": [str(file) for file in real_figures.taught(self.out, name)],
+            },
+        }
+        cost = {"epochs": 2, "lr": 5e-5, "max_length": CUT}
+        self._config("fit", name, settings | (cost if kind == "cost" else {"lr": 1e-4}))
 
     def sft(self) -> None:
         """A first step on safe and on helpful answers: PPO cannot reward what is never sampled."""
@@ -150,7 +144,7 @@ class Journey:
     def own_scorers(self) -> dict[str, str]:
         return {
             "reward": str(self.out / "runs/reward/reward"),
-            "cost": str(self.out / "runs/calm/cost"),
+            "cost": str(self.out / "runs/cost/cost"),
         }
 
     def ppo(self, seed: int) -> None:
@@ -160,16 +154,18 @@ class Journey:
             **self.own_scorers(),
             "prompts": [{"file": str(self.out / "harmful/train.jsonl")}, *general],
             "evaluation": self.evaluation(),
+            "ptx": str(self.out / "harmless/train.jsonl"),
         }
         settings = {
             "seed": seed,
+            "dtype": self.dtype,
             "cpu_threads": 2,
             "iterations": 20,
             "evaluate_every": 0,
             "checkpoint_every": 8,
             "rollout": SAMPLING | {"prompts_per_iteration": 8, "copies": 4},
             "scoring": {"cpus": 0.5},
-            "learner": {"cpus": 0.5, "policy_lr": 2e-5, "lr_schedule": "cooldown"},
+            "learner": {"cpus": 0.5, "policy_lr": 2e-5, "lr_schedule": "cooldown", "ptx_coef": 0.1},
             "ppo": {"minibatch_size": 16, "advantage": "rloo", "kl": {"coef": 0.05}},
             "fdc": {"mixture": {"GENERAL": 0.4, "EHD": 0.6}},
             "constraint": {"max_unsafe_share": 0.1},
@@ -219,7 +215,8 @@ class Journey:
         ]
         data = {"policy": str(policy), "train": train, "evaluation": self.evaluation()}
         fdc = {"amounts": {CLASSES[shape]: amount for shape, amount in amounts.items()}}
-        tree = {**LENGTH, "batch_size": 16, **settings, "fdc": fdc, "rollout": SAMPLING}
+        common = {**LENGTH, "dtype": self.dtype, "batch_size": 16}
+        tree = {**common, **settings, "fdc": fdc, "rollout": SAMPLING}
         self._config("fit", name, tree | {"data": data | dict(scorers or {})})
 
     def _config(self, command: str, name: str, settings: Mapping[str, Any]) -> None:
@@ -244,8 +241,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("steps", nargs="*")
     parser.add_argument("--model", type=Path, default=Path(MODEL))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args()
-    steps = Journey(given.data.resolve(), given.out.resolve(), given.model.resolve()).steps()
+    paths = (given.data.resolve(), given.out.resolve(), given.model.resolve())
+    steps = Journey(*paths, given.dtype).steps()
     for name in given.steps or steps:
         if name not in steps:
             parser.error(f"{name} is no step; the steps are {', '.join(steps)}")

@@ -25,7 +25,6 @@ NUM_DRAWS = 2000
 SETS = ("answers-pku", "answers-beavertails")
 SCORERS: Mapping[str, ScorerKind] = {
     "cost": "cost",
-    "calm": "cost",
     "judge-cost": "cost",
     "reward": "reward",
     "judge-reward": "reward",
@@ -33,16 +32,20 @@ SCORERS: Mapping[str, ScorerKind] = {
 
 
 def taught(out: Path, name: str) -> list[Path]:
-    """What a scorer learns from."""
+    """What a scorer learns from.
+
+    A cost model learns from answers to harmless prompts too. Every prompt of PKU and BeaverTails is
+    risky: from them alone it learns that whatever is asked is.
+    """
     part = "judge" if name.startswith("judge-") else "train"
     if SCORERS[name] == "reward":
-        return [out / "helpful" / f"{part}.jsonl"]
-    folders = SETS if name == "cost" else (*SETS, "harmless")
-    files = [out / folder / f"{part}.jsonl" for folder in folders]
-    if part == "judge":
-        files += [out / folder / "judge-too.jsonl" for folder in SETS]
-        files.append(out / "answers-dna/judge.jsonl")
-    return files
+        return [out / folder / f"{part}.jsonl" for folder in ("helpful", "current")]
+    if part == "train":
+        folders = ("pairs", "answers-beavertails", "harmless")
+        return [out / folder / "train.jsonl" for folder in folders]
+    parts = [*SETS, "harmless", "answers-dna"]
+    more = [out / folder / "judge-too.jsonl" for folder in SETS]
+    return [*(out / folder / "judge.jsonl" for folder in parts), *more]
 
 
 def measured(out: Path, name: str) -> Mapping[str, Path]:
@@ -65,7 +68,7 @@ def scorers(out: Path) -> None:
 
 
 def _cost(out: Path, name: str) -> dict[str, Any]:
-    rival = _rival([row for file in taught(out, name) for row in _rows(file)])
+    rival = _rival([row for file in taught(out, name) for row in _answers(file)])
     found = {}
     for held, file in measured(out, name).items():
         rows = _rows(file)
@@ -198,6 +201,22 @@ def _text(row: Mapping[str, Any]) -> str:
 def _rows(file: Path) -> list[dict[str, Any]]:
     with file.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def _answers(file: Path) -> list[dict[str, Any]]:
+    """Each labelled answer once, of pairs both."""
+    rows = [
+        row if "response" in row else _single(row, side) for row in _rows(file) for side in (0, 1)
+    ]
+    return list({_text(row): row for row in rows}.values())
+
+
+def _single(pair: Mapping[str, Any], side: int) -> dict[str, Any]:
+    return {
+        "prompt": pair["prompt"],
+        "response": pair[f"response_{side}"],
+        "is_safe": pair[f"is_response_{side}_safe"],
+    }
 
 
 def _write(file: Path, found: Mapping[str, Any]) -> None:
