@@ -92,10 +92,9 @@ def test_what_does_not_fit_is_said_with_what_would_help(
     gpus = {name: {"gpus": 1} for name in ("scoring", "rollout")}
     gpus["rollout"] |= {"prompts_per_iteration": 96, "copies": 2}
     learner = {"gpus": 1, "num_workers": 6, "zero_stage": 2}
-    config = train_config(
-        tmp_path / "8b", device="cuda", dtype="bfloat16", ppo={"minibatch_size": 48, "advantage": "rloo"},
-        learner=learner, **gpus,
-    )  # fmt: skip
+    ppo = {"minibatch_size": 48, "advantage": "rloo"}
+    changes = {"device": "cuda", "dtype": "bfloat16", "ppo": ppo, "learner": learner, **gpus}
+    config = train_config(tmp_path / "8b", **changes)
     help_ = r"learner: more than 86 GB of H100; it would fit with learner.activation_checkpointing"
     with pytest.raises(ResourceError, match=help_):
         show_plan(config, "H100:8")
