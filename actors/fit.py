@@ -37,6 +37,7 @@ from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.offline.policy_loss import require_something_to_mask
 from equilibrate.offline.sampling import best_and_worst
 from equilibrate.offline.table import AnswerTable, load_answers, table_of_pairs
+from equilibrate.planner.commands import warn_of_memory
 from equilibrate.report import summarise_training
 from equilibrate.report.inputs import shares_of
 from equilibrate.report.results import write_outcome
@@ -97,6 +98,7 @@ def _fit(config: FitConfig) -> int:
         check_this_machine(config)
         check_inputs(config, run)
         require_space(config)
+        warn_of_memory(config)
         with ray_cluster():
             interrupt_on_sigterm()
             folder = stages_of(run)

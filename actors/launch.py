@@ -18,6 +18,7 @@ from equilibrate.errors import EXIT_STOPPED
 from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.interfaces import Generator
 from equilibrate.models.sidecar import read_sidecar
+from equilibrate.planner.commands import warn_of_memory
 from equilibrate.report import installed_versions, summarise_training
 from equilibrate.report.results import write_outcome
 from equilibrate.run.assessment import Assessor
@@ -49,6 +50,7 @@ def train(config: TrainConfig) -> int:
         check_this_machine(config)
         check_inputs(config, run)
         require_space(config)
+        warn_of_memory(config)
         with ray_cluster():
             stop = StopRequest()
             stop.install()

@@ -30,6 +30,7 @@ CASES: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("float32", ADAPTER, 1),
     ("bfloat16", ADAPTER, 1),
     ("bfloat16", ADAPTER | AGAIN, 1),
+    ("float32", {}, 2),
     ("float32", {"zero_stage": 1}, 2),
     ("float32", {"zero_stage": 2}, 2),
     ("float32", {"zero_stage": 3}, 2),
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", type=Path, nargs="*", default=[])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", help="cases whose settings hold this text")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.one:
@@ -49,14 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = []
     for model in given.models or [Path("models/SmolLM2-135M-Instruct")]:
         for dtype, group, ranks in CASES:
+            if given.only not in json.dumps(group):
+                continue
             case = {"model": str(model), "dtype": dtype, "group": group, "ranks": ranks}
             planned = _planned(case)
             taken = [_taken(case, environment) for environment in (EXACT, {})]
+            case["model"] = model.name
             found.append(case | {"planned": planned, "exact": taken[0], "default": taken[1]})
             sizes = " ".join(f"{size / 1e9:6.2f}" for size in (planned, *taken))
             print(f"{model.name} {dtype} {json.dumps(group)} x {ranks}: {sizes}", flush=True)
     if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+        given.json.write_text(json.dumps({"name": "rank_memory", "cases": found}) + "\n")
 
 
 def _rows(case: dict[str, Any]) -> int:

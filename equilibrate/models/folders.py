@@ -69,12 +69,17 @@ def check_sampled(folder: str | Path, device: str) -> None:
     """
     config = read_config(folder)
     # On a CPU it packs the experts when it starts and goes on with those.
-    experts = next((key for key in _NUM_EXPERTS if config.get(key)), None)
+    experts = experts_key(config)
     if experts and device == "cpu":
         raise DataError(
             f"{Path(folder) / CONFIG_FILE}: {experts} ({config[experts]}): on a CPU the generator "
             "keeps the experts that it started with; take a model without experts, or device=cuda"
         )
+
+
+def experts_key(config: Mapping[str, Any]) -> str | None:
+    """The key of a mixture of experts that says how many there are; None of other models."""
+    return next((key for key in _NUM_EXPERTS if config.get(key)), None)
 
 
 def num_positions(folder: str | Path) -> int | None:

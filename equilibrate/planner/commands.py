@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
-from equilibrate.errors import ConfigError, ResourceError
+from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
 from equilibrate.planner.events import Simulated
 from equilibrate.planner.hardware import GPUS
 from equilibrate.planner.memory import Memory
 from equilibrate.planner.plan import CUDA_RESERVE, Device, Part, plan, remedies, too_large
 from equilibrate.planner.speed import iteration_seconds
 
+logger = logging.getLogger(__name__)
+
+SMALL = 20
+"""Models whose weights are a smaller part of the memory than one in so many always fit."""
 COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers")
 
 
@@ -42,6 +48,34 @@ def show_plan(config: TrainConfig | FitConfig, gpus: str) -> int:
         return 0
     names = ", ".join(part.name for part in misfits)
     raise ResourceError(f"{names}: more than {room}; {_advice(config, device, misfits)}")
+
+
+def warn_of_memory(config: TrainConfig | FitConfig) -> None:
+    """Log it where a run would not fit this machine, without GPUs; the run may try all the same.
+
+    Small models are not looked at: a plan takes seconds.
+    """
+    data = config.data
+    if config.device != "cpu" or data.is_built_in or os.environ.get("RAY_ADDRESS"):
+        return
+    device, _ = _device(config, "")
+    folders = [getattr(data, key) for key in ("policy", "reward", "cost")]
+    files = [
+        file for folder in filter(None, folders) for file in Path(folder).glob("*.safetensors")
+    ]
+    if SMALL * sum(file.stat().st_size for file in files) < device.memory:
+        return
+    try:
+        misfits = too_large(plan(config), device)
+    except EquilibrateError:
+        return  # nothing is planned for models of this kind
+    if misfits:
+        logger.warning(
+            "the run may need more memory than %s has (%s); %s",
+            device.name,
+            _gb(device.memory),
+            _advice(config, device, misfits),
+        )
 
 
 def _speed(seconds: Simulated, iterations: int) -> str:

@@ -17,6 +17,10 @@ LARGEST_GATHERED = 1_000_000_000
 """Numbers that stage 3 keeps whole at one time: DeepSpeed's `stage3_max_live_parameters`."""
 
 
+OVERHEAD = 45_000_000
+"""Bytes that libraries take with the first pass, whatever the model: measured on a CPU."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Bytes at the worst moment, beside what the process held before it loaded a model."""
@@ -27,7 +31,7 @@ class Memory:
     """Adam's moments and, where DeepSpeed shards them, its own copy of the weights."""
     activations: int = 0
     buffers: int = 0
-    """What is sent between ranks, or the keys and values of a generator."""
+    """What is sent between ranks, what libraries take, or the keys and values of a generator."""
 
     @property
     def total(self) -> int:
@@ -42,7 +46,8 @@ def trained(models: Sequence[Traced], *, zero_stage: int, num_ranks: int) -> Mem
 
     DeepSpeed 0.19 (ZeRO, Rajbhandari et al. 2020, section 5): stage 1 shards the optimizer and a
     copy of the weights, stage 2 the gradients too, stage 3 the weights as well, which it keeps
-    whole where they are used soon. Buckets are allocated whole.
+    whole where they are used soon. Buckets are allocated whole; stages 0 and 1 send
+    gradients from where they are.
     """
     of_ranks = num_ranks if zero_stage else 1
     numbers = sum(model.trained for model in models)
@@ -56,7 +61,9 @@ def trained(models: Sequence[Traced], *, zero_stage: int, num_ranks: int) -> Mem
         gradients=gradients // num_ranks if zero_stage >= 2 else gradients,
         optimizer=(ADAM * numbers + copy) // of_ranks,
         activations=max(model.activations for model in models),
-        buffers=(bucket if num_ranks > 1 else 0) + (gathered if zero_stage == 3 else 0),
+        buffers=OVERHEAD
+        + (bucket if num_ranks > 1 and zero_stage >= 2 else 0)
+        + (gathered if zero_stage == 3 else 0),
     )
 
 
@@ -65,6 +72,7 @@ def read(models: Sequence[Traced]) -> Memory:
     return Memory(
         weights=sum(model.weights for model in models),
         activations=max(model.activations for model in models),
+        buffers=OVERHEAD,
     )
 
 

@@ -19,11 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils
 
 from equilibrate.config.training import TrainingGroup
+from equilibrate.errors import DataError
 from equilibrate.models.activations import enable_checkpointing
 from equilibrate.models.attention import attention_for
 from equilibrate.models.chunked import log_probs_of_states
 from equilibrate.models.device import Accelerator
-from equilibrate.models.folders import Role
+from equilibrate.models.folders import CONFIG_FILE, Role, experts_key, read_config
 from equilibrate.models.frozen import frozen
 from equilibrate.models.lora import adapt
 from equilibrate.models.skeleton import build_empty
@@ -78,8 +79,14 @@ def trace(
     Args:
         folder: needs to hold a config.json.
         group: how it is trained; None: it is only read.
-    Raises: DataError as `build_empty`; ConfigError as `require_trainable`.
+    Raises: DataError as `build_empty`, or of a mixture of experts: which tokens an expert gets no
+        fake tensor says; ConfigError as `require_trainable`.
     """
+    if experts := experts_key(read_config(folder)):
+        raise DataError(
+            f"{Path(folder) / CONFIG_FILE}: {experts}: what a pass of a mixture of experts needs "
+            "depends on the numbers in it; nothing is planned for such models"
+        )
     # A fake tensor of a GPU asks for one: kernels of a CPU keep the same.
     stand_in = Accelerator("cpu", accelerator.dtype)
     with FakeTensorMode(allow_non_fake_inputs=True), _rows_are_single():

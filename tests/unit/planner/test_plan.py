@@ -13,9 +13,10 @@ from equilibrate.config.files import load_settings, parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, ResourceError
-from equilibrate.planner.commands import show_plan
-from equilibrate.planner.memory import Memory, trained
-from equilibrate.planner.plan import plan
+from equilibrate.planner import commands
+from equilibrate.planner.commands import show_plan, warn_of_memory
+from equilibrate.planner.memory import OVERHEAD, Memory, trained
+from equilibrate.planner.plan import Device, plan
 from equilibrate.planner.tracing import Traced
 from tests.unit.models.toys import write_policy
 
@@ -37,8 +38,8 @@ SHAPES = {
     ("stage", "expected"),
     [
         # Of 1000 numbers on 4 ranks, all trained: bytes of weights, gradients, optimizer, buffers.
-        (0, (4000, 4000, 8000, 4000)),
-        (1, (4000, 4000, 3000, 4000)),
+        (0, (4000, 4000, 8000, 0)),
+        (1, (4000, 4000, 3000, 0)),
         (2, (4000, 1000, 3000, 4000)),
         (3, (1000, 1000, 3000, 8000)),
     ],
@@ -46,8 +47,9 @@ SHAPES = {
 def test_states_of_a_rank_by_hand(stage: int, expected: tuple[int, ...]) -> None:
     model = Traced(parameters=1000, trained=1000, weights=4000, gradients=4000, activations=77)
     found = trained([model], zero_stage=stage, num_ranks=4)
-    assert (found.weights, found.gradients, found.optimizer, found.buffers) == expected
-    assert found.total == sum(expected) + 77
+    sent = found.buffers - OVERHEAD
+    assert (found.weights, found.gradients, found.optimizer, sent) == expected
+    assert found.total == sum(expected) + 77 + OVERHEAD
 
 
 def test_models_of_a_rank_add_up_and_take_turns() -> None:
@@ -56,7 +58,9 @@ def test_models_of_a_rank_add_up_and_take_turns() -> None:
         for n in (1, 3)
     ]
     found = trained(models, zero_stage=0, num_ranks=1)
-    assert found == Memory(weights=72, gradients=16, optimizer=32, activations=300)
+    assert found == Memory(
+        weights=72, gradients=16, optimizer=32, activations=300, buffers=OVERHEAD
+    )
 
 
 def train_config(folder: Path, **changes: Any) -> TrainConfig:
@@ -136,3 +140,24 @@ def test_the_command_plans_for_this_machine(
     out = capsys.readouterr().out
     assert "of this machine" in out
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["learner", "scoring", "rollout"]
+
+
+def test_a_run_that_does_not_fit_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_policy(tmp_path / "model")
+    lengths = {"max_model_len": 32, "max_new_tokens": 16, "memory_gib": 1e-4}
+    config = train_config(folder, rollout=lengths)
+    warn_of_memory(config)
+    assert not caplog.records
+    size = sum(part.memory.total for part in plan(config))
+    for memory, num_warnings in ((size, 0), (size - 1, 1)):
+        device = Device(name="this machine", memory=memory, is_gpu=False)
+        monkeypatch.setattr(commands, "_device", lambda *_, device=device: (device, 0))
+        monkeypatch.setattr(commands, "SMALL", 10**9)
+        warn_of_memory(config)
+        assert len(caplog.records) == num_warnings
+    assert "it would fit with learner.activation_checkpointing=true" in caplog.text
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    warn_of_memory(config)
+    assert len(caplog.records) == 1

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from equilibrate.config.training import TrainingGroup
+from equilibrate.errors import DataError
 from equilibrate.models.attention import attention_for
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import Role
@@ -20,7 +21,7 @@ from equilibrate.models.sidecar import ScorerSidecar
 from equilibrate.models.trainable import prepare_training
 from equilibrate.planner.peak import peak_bytes
 from equilibrate.planner.tracing import trace
-from tests.unit.models.toys import causal_model, write_policy
+from tests.unit.models.toys import CONFIGS, causal_model, write_policy
 
 ROWS, LENGTH = 8, 48
 WAYS: dict[str, TrainingGroup | None] = {
@@ -93,3 +94,14 @@ def test_weights_and_gradients_by_hand(tmp_path: Path) -> None:
     parts = 4 * 2 * (2 * (16 + 16) + 2 * (16 + 8) + 3 * (16 + 24))
     assert narrow.trained == parts
     assert narrow.weights == 4 * (whole - linear) + 2 * linear + 4 * parts
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_kind_is_traced_or_refused_by_name(tmp_path: Path, kind: str) -> None:
+    folder, accelerator = write_policy(tmp_path / "model", kind), Accelerator("cpu", "bfloat16")
+    options: Any = {"rows": 2, "length": 16, "group": WAYS["again"]}
+    if kind in ("mixtral", "qwen2-moe", "gpt-oss"):
+        with pytest.raises(DataError, match="mixture of experts needs depends on the numbers"):
+            trace(folder, "policy", accelerator, **options)
+    else:
+        assert trace(folder, "policy", accelerator, **options).activations > 0
