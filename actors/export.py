@@ -151,7 +151,8 @@ def _source(config: TrainConfig, run: Path, checkpoint: Checkpoint) -> Path:
 
     Raises: DataError if the run has not ended and what it started from is gone or another.
     """
-    if config.learner.adapter is None and (run / ALIGNED / CONFIG_FILE).is_file():
+    is_whole = config.learner.adapter is None or config.learner.average_decay > 0
+    if is_whole and (run / ALIGNED / CONFIG_FILE).is_file():
         return run / ALIGNED
     stages = stages_of(run)
     policy = policy_of(config, stages)

@@ -221,8 +221,8 @@ class WorkerGroups:
         tokens = max(1, config.learner.max_tokens_per_batch // divisor)
         return LearnerSettings(
             policy=str(inputs.policy),
-            reward=str(inputs.reward) if config.ppo.has_critics else "",
-            cost=str(inputs.cost) if config.has_cost_critic else "",
+            reward=str(inputs.reward) if "reward" in config.critics else "",
+            cost=str(inputs.cost) if "cost" in config.critics else "",
             ptx=str(inputs.ptx or ""),
             device=config.device,
             dtype=config.dtype,

@@ -41,7 +41,7 @@ P = ParamSpec("P")
 REMEDIES: Mapping[Phase, str] = {
     "generate": "rollout.memory_gib or rollout.max_model_len",
     "score": "scoring.max_tokens_per_batch",
-    "update": "learner.max_tokens_per_batch",
+    "update": "learner.max_tokens_per_batch, or set learner.activation_checkpointing=true",
 }
 """What takes less memory in a phase."""
 RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")

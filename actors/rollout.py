@@ -21,6 +21,7 @@ from actors.weights import (
     update_with_repair,
     verify_weights,
 )
+from equilibrate.config.base import GPU_UTILIZATION
 from equilibrate.errors import (
     DataError,
     NumericsError,
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GPU_UTILIZATION = 0.9
-"""Of an engine's share of a GPU; vLLM's default."""
 UNSYNCED = -1
 """Version of an engine that still holds what its model folder held; no policy has this version."""
 

@@ -28,6 +28,10 @@ Phase = Literal["start", "generate", "score", "update", "sync", "save", "load", 
 """What a worker can be asked to do."""
 
 
+GPU_UTILIZATION = 0.9
+"""Of an engine's share of a GPU that it may fill."""
+
+
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -32,7 +32,7 @@ from equilibrate.config.identity import InputPath, Mark
 from equilibrate.config.inputs import InputFile, InputFiles, MoreRewards
 from equilibrate.config.sources import reads_text
 from equilibrate.config.training import TrainingGroup
-from equilibrate.types import Category
+from equilibrate.types import Category, ScorerKind
 
 
 class RolloutConfig(SamplingConfig):
@@ -258,9 +258,12 @@ class TrainConfig(RunConfig):
         return self.rollout.prompts_per_iteration * self.rollout.copies
 
     @property
-    def has_cost_critic(self) -> bool:
+    def critics(self) -> tuple[ScorerKind, ...]:
+        """What the values are of that are learned beside the policy."""
+        if not self.ppo.has_critics:
+            return ()
         is_read = self.ama is not None and self.ama.source == "critics"
-        return self.ppo.has_critics and (self.constraint is not None or is_read)
+        return ("reward", "cost") if self.constraint is not None or is_read else ("reward",)
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from equilibrate.config.base import Config, WorkerGroup, off_is_none
+from equilibrate.config.identity import Mark
 
 
 class AdapterConfig(Config):
@@ -34,7 +35,7 @@ class TrainingGroup(WorkerGroup):
 
     adapter: Annotated[AdapterConfig | None, BeforeValidator(off_is_none)] = None
     """Empty: all weights are trained."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, Mark.CARRIES_OUT] = False
     """Layers run once more in the backward pass in place of being kept: a third more work, and
     memory for the activations of one layer and the inputs of the others."""
     zero_stage: Literal[0, 1, 2, 3] = 0

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from equilibrate.config.fit import FitConfig
+from equilibrate.config.sources import reads_text, sources_of
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError, EquilibrateError, ResourceError
+from equilibrate.models.folders import read_config
 from equilibrate.planner.events import Simulated
 from equilibrate.planner.hardware import GPUS
 from equilibrate.planner.memory import Memory
 from equilibrate.planner.plan import CUDA_RESERVE, Device, Part, plan, remedies, too_large
 from equilibrate.planner.speed import iteration_seconds
+from equilibrate.run.capacity import machine_memory
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +36,16 @@ def show_plan(config: TrainConfig | FitConfig, gpus: str) -> int:
         for another device.
     """
     device, number = _device(config, gpus)
+    for _, _, source in (("", "", config.data.policy), *sources_of(config.data)):
+        if source and not reads_text(source):
+            read_config(source)  # by name, before transformers looks for it elsewhere
     parts = plan(config)
     print("\n".join(_table(parts)))
     if device.is_gpu:
-        wanted = sum(part.processes * part.gpus for part in parts)
+        wanted = _gpus_for(parts)
         if wanted > number:
             raise ResourceError(
-                f"the groups reserve {wanted:g} GPUs of {number}; lower num_workers or gpus"
+                f"the groups reserve {wanted} GPUs of {number}; lower num_workers or gpus"
             )
     misfits = too_large(parts, device)
     room = f"{_gb(device.memory)} of {device.name}"
@@ -78,6 +86,18 @@ def warn_of_memory(config: TrainConfig | FitConfig) -> None:
         )
 
 
+def _gpus_for(parts: Sequence[Part]) -> int:
+    """Whole GPUs that hold all shares: the largest first, each where it still has room."""
+    shares = sorted((part.gpus for part in parts for _ in range(part.processes)), reverse=True)
+    whole = sum(math.ceil(share) for share in shares if share >= 1)
+    free: list[float] = []
+    for share in (share for share in shares if 0 < share < 1):
+        place = next((i for i, room in enumerate(free) if share <= room + 1e-9), len(free))
+        free[place:] = free[place:] or [1.0]
+        free[place] -= share
+    return whole + len(free)
+
+
 def _speed(seconds: Simulated, iterations: int) -> str:
     parts = {name: getattr(seconds, name) for name in ("rollout", "scoring", "update", "sync")}
     shown = ", ".join(f"{name} {value:.0f}" for name, value in parts.items())
@@ -89,22 +109,27 @@ def _speed(seconds: Simulated, iterations: int) -> str:
 
 
 def _advice(config: TrainConfig | FitConfig, device: Device, misfits: Sequence[Part]) -> str:
-    trained = "trainer" if isinstance(config, FitConfig) else "learner"
-    if device.is_gpu and all(part.name != trained for part in misfits):
-        return "give these groups larger GPUs, or a smaller model"
+    """What makes all of it fit, or what is too large whatever is done."""
+    shares = [part for part in misfits if 0 < part.gpus < 1]
+    if device.is_gpu and shares and not too_large([_alone(part) for part in shares], device):
+        return f"give {shares[0].name}.gpus a larger share of a GPU, up to 1"
     said: list[str] = []
     for said, changed in remedies(config):
-        if not any(part.name == trained for part in too_large(plan(changed), device)):
+        if not too_large(plan(changed), device):
             return f"it would fit with {' '.join(said)}"
-    return f"not even {' '.join(said)} would do; take more or larger GPUs, or a smaller model"
+    tried = f"not even {' '.join(said)} would do; " if said else ""
+    return f"{tried}take more or larger GPUs, or smaller models"
+
+
+def _alone(part: Part) -> Part:
+    return replace(part, gpus=1.0)
 
 
 def _device(config: TrainConfig | FitConfig, gpus: str) -> tuple[Device, int]:
     if not gpus:
         if config.device == "cuda":
             raise ConfigError("device (cuda) needs to know the GPUs; try --gpus H100:8")
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return Device(name="this machine", memory=pages, is_gpu=False), 0
+        return Device(name="this machine", memory=machine_memory(), is_gpu=False), 0
     kind, _, count = gpus.partition(":")
     if kind not in GPUS or not (count or "1").isdecimal() or count == "0":
         raise ConfigError(

@@ -8,22 +8,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from equilibrate.config.base import RunConfig, WorkerGroup
-from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
-from equilibrate.config.sources import reads_text
+from equilibrate.config.base import GPU_UTILIZATION, RunConfig, WorkerGroup
+from equilibrate.config.fit import ArsConfig, FitConfig, ScorerObjectiveConfig
+from equilibrate.config.sources import reads_text, sources_of
 from equilibrate.config.train import TrainConfig
 from equilibrate.config.training import AdapterConfig, TrainingGroup
 from equilibrate.errors import ConfigError
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import Role
+from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.planner.memory import Memory, generator, read, trained
 from equilibrate.planner.tracing import Traced, trace
-from equilibrate.types import ScorerKind
+from equilibrate.text.vocabulary import start_of_critic
 
 GIB = 2**30
-SCORERS: tuple[ScorerKind, ...] = ("reward", "cost")
 CUDA_RESERVE = 2 * GIB
 """Of each GPU: context, kernels, NCCL and what the allocator cannot hand out; an estimate."""
+ENGINE_RESERVE = GIB
+"""Of an engine's memory: its sampler and the pass that it measures itself with; an estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +59,14 @@ def plan(config: TrainConfig | FitConfig) -> list[Part]:
         raise ConfigError("data.policy ('') must name a model folder to plan for; a config.json do")
     if isinstance(config, FitConfig):
         parts = [Part(**_group("trainer", config.trainer), memory=_trainer(config))]
-        return [*parts, *([_rollout(config)] if config.data.evaluation else [])]
-    return [
-        Part(**_group("learner", config.learner), memory=_learner(config)),
-        Part(**_group("scoring", config.scoring), memory=_scoring(config)),
-        _rollout(config),
-    ]
+        samples = isinstance(config.objective, ArsConfig)
+        if samples or config.needs_scorers or OBJECTIVES[config.objective.type].needs_reference:
+            parts.append(_scoring(config))
+        if samples or config.data.evaluation:
+            parts.append(_rollout(config))
+        return parts
+    learner = Part(**_group("learner", config.learner), memory=_learner(config))
+    return [learner, _scoring(config), _rollout(config)]
 
 
 def _group(name: str, group: WorkerGroup) -> dict[str, Any]:
@@ -78,14 +82,11 @@ def _trainer(config: FitConfig) -> Memory:
 
 
 def _learner(config: TrainConfig) -> Memory:
-    critics: list[ScorerKind] = []
-    if config.ppo.has_critics:
-        critics = ["reward", "cost"] if config.has_cost_critic else ["reward"]
-    length = config.rollout.max_model_len
-    models = [_traced(config, config.data.policy, "policy", config.learner, length)]
-    for kind in critics:
-        folder = _folder(config, kind) or config.data.policy
-        models.append(_traced(config, folder, kind, config.learner, length))
+    data, length = config.data, config.rollout.max_model_len
+    models = [_traced(config, data.policy, "policy", config.learner, length)]
+    for kind in config.critics:
+        start = start_of_critic(data.policy, getattr(data, kind) or data.policy)
+        models.append(_traced(config, str(start), kind, config.learner, length))
     return _trained(models, config.learner)
 
 
@@ -93,21 +94,16 @@ def _trained(models: Sequence[Traced], group: TrainingGroup) -> Memory:
     return trained(models, zero_stage=group.zero_stage, num_ranks=group.num_workers)
 
 
-def _scoring(config: TrainConfig) -> Memory:
-    length = config.rollout.max_model_len
-    folders = {_folder(config, kind): kind for kind in SCORERS}  # two heads of one model: once
-    roles: list[tuple[str, Role]] = [
-        (config.data.policy, "policy"),
-        *((f, kind) for f, kind in folders.items() if f),
-    ]
-    budget = config.scoring.max_tokens_per_batch
-    return read([_traced(config, *role, None, length, budget=budget) for role in roles])
-
-
-def _folder(config: TrainConfig, kind: ScorerKind) -> str:
-    """Empty where a scorer is no folder, or is none."""
-    source: str = getattr(config.data, kind)
-    return "" if reads_text(source) else source
+def _scoring(config: TrainConfig | FitConfig) -> Part:
+    """The reference, every folder that scores, and those of a judge."""
+    folders = [source for _, _, source in sources_of(config.data) if source]
+    folders += [path for path in config.judge.options.values() if Path(path).is_dir()]
+    budget, length = config.scoring.max_tokens_per_batch, config.rollout.max_model_len
+    models = [_traced(config, config.data.policy, "policy", None, length, budget=budget)]
+    for folder in dict.fromkeys(folders):  # two heads of one model: once
+        if not reads_text(folder):
+            models.append(_traced(config, folder, "reward", None, length, budget=budget))
+    return Part(**_group("scoring", config.scoring), memory=read(models))
 
 
 def _rollout(config: TrainConfig | FitConfig) -> Part:
@@ -129,10 +125,12 @@ def _traced(
     *,
     budget: int = 0,
 ) -> Traced:
-    """A pass of the longest rows, as many as the budget of tokens takes."""
+    """A pass of as many tokens as the budget takes, in the longest rows that fill it."""
     budget = budget or (group.max_tokens_per_batch if group else length)
     accelerator = Accelerator(config.device, config.dtype)
-    rows = max(1, budget // length)
+    rows = -(-budget // length)
+    if rows > 1:
+        length = budget // rows
     if group is not None:  # what a pass depends on
         group = TrainingGroup(
             adapter=group.adapter, activation_checkpointing=group.activation_checkpointing
@@ -156,12 +154,19 @@ def _trace_once(
 
 
 def too_large(parts: Sequence[Part], device: Device) -> list[Part]:
-    """Parts that do not fit: each beside those that share its GPU; on a CPU all beside another."""
+    """Parts that do not fit their share of a GPU; on a CPU all of them beside one another."""
     if not device.is_gpu:
         needed = sum(part.processes * part.memory.total for part in parts)
         return list(parts) if needed > device.memory else []
-    room = device.memory - CUDA_RESERVE
-    return [part for part in parts if part.memory.total > room * min(1.0, part.gpus or 1.0)]
+    return [part for part in parts if part.memory.total > room_for(part, device)]
+
+
+def room_for(part: Part, device: Device) -> int:
+    """Bytes of a GPU that one process of the part may take."""
+    share = min(1.0, part.gpus or 1.0)
+    if part.name == "rollout":
+        return int(device.memory * share * GPU_UTILIZATION) - ENGINE_RESERVE
+    return int((device.memory - CUDA_RESERVE) * share)
 
 
 def remedies(config: TrainConfig | FitConfig) -> Iterator[tuple[list[str], Any]]:

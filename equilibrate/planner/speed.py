@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from equilibrate.config.base import GPU_UTILIZATION
 from equilibrate.config.train import TrainConfig
+from equilibrate.config.training import TrainingGroup
 from equilibrate.models.skeleton import build_empty
 from equilibrate.planner.costs import Costs
 from equilibrate.planner.events import Simulated, simulate
@@ -30,7 +32,10 @@ def iteration_seconds(config: TrainConfig, gpu: Gpu) -> Simulated:
 
     Nothing of ours ran on a GPU: the share of the data sheet that is reached is that of others.
     """
-    models = 3 if config.has_cost_critic else 2 if config.ppo.has_critics else 1
+    models = 1 + len(config.critics)
+    groups = (config.rollout, config.learner, config.scoring)
+    sampling, training, scoring = (max(1, round(one.num_workers * one.gpus)) for one in groups)
+    is_shared = config.rollout.gpus < 1
     rollout = config.rollout
     longest_prompt = rollout.max_model_len - rollout.max_new_tokens
     work = Workload(
@@ -40,21 +45,25 @@ def iteration_seconds(config: TrainConfig, gpu: Gpu) -> Simulated:
         lengths=Lengths(mean=rollout.max_new_tokens / 2, longest=rollout.max_new_tokens),
         num_updates=config.ppo.epochs
         * (config.rollouts_per_iteration // config.ppo.minibatch_size),
-        # Reference, reward and cost, and the old log-probs and values.
-        scoring_passes=3 + models,
-        trained_models=models,
+        # The old log-probs and values by the learner; reference, reward and cost on their own GPUs.
+        scoring_passes=models + 3 * training / scoring,
+        trained_models=models * _share_of_a_training(config.learner),
         recompute=config.learner.activation_checkpointing,
     )
-    groups = (config.rollout, config.learner)
-    sampling, training = (max(1, round(group.num_workers * group.gpus)) for group in groups)
-    is_shared = rollout.gpus < 1
     placement = Placement(
         rollout_gpus=training if is_shared else sampling,
         train_gpus=training,
         colocated=is_shared,
+        memory_fraction=GPU_UTILIZATION * min(1.0, rollout.gpus or 1.0),
         max_policy_lag=0 if is_shared else rollout.max_policy_lag,
     )
     return simulate(Costs(gpu, FITTED, work, placement), seed=config.seed)
+
+
+def _share_of_a_training(group: TrainingGroup) -> float:
+    """Of the three or four products with all weights, an adapter leaves out that of gradients."""
+    products = 4 if group.activation_checkpointing else 3
+    return (products - 1) / products if group.adapter else 1.0
 
 
 def _model(folder: str) -> Model:

@@ -26,6 +26,7 @@ from equilibrate.models.chunked import log_probs_of_states
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import CONFIG_FILE, Role, experts_key, read_config
 from equilibrate.models.frozen import frozen
+from equilibrate.models.log_probs import token_entropies, token_log_probs
 from equilibrate.models.lora import adapt
 from equilibrate.models.skeleton import build_empty
 from equilibrate.planner.peak import peak_bytes
@@ -124,13 +125,19 @@ def _pass_peak(
     *,
     is_trained: bool,
 ) -> int:
+    is_plain = role != "policy" or _has_plain_head(model)
+
     def forward() -> torch.Tensor:
         with torch.set_grad_enabled(is_trained), accelerator.autocast():
+            # As `PolicyModel`, but of all tokens: which ones are kept no fake tensor says.
+            if not is_plain:
+                logits = model(input_ids=token_ids, use_cache=False).logits
+                spread = token_entropies(logits, token_ids)
+                return token_log_probs(logits, token_ids) + 0 * spread
             outputs = model.base_model(input_ids=token_ids, use_cache=False)
             if role != "policy":
                 scores: torch.Tensor = model.score(outputs.last_hidden_state.float())
                 return scores
-            # As `PolicyModel`, but of all tokens: which ones are kept no fake tensor says.
             head = model.get_output_embeddings()
             states = accelerator.narrow(outputs.last_hidden_state)[:, :-1].flatten(0, 1)
             targets = token_ids[:, 1:].flatten()
@@ -144,3 +151,15 @@ def _pass_peak(
         return peak_bytes(forward)
     both()  # gradients are there from the first pass on, and are added to
     return peak_bytes(both)
+
+
+def _has_plain_head(model: Any) -> bool:
+    """Whether logits are what the head gives and no more: `models.policy.is_head_linear`, which
+    asks the numbers."""
+    head, given = model.get_output_embeddings(), []
+    hook = head.register_forward_hook(lambda _, __, output: given.append(output))
+    try:
+        logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
+    finally:
+        hook.remove()
+    return isinstance(head, nn.Linear) and len(given) == 1 and logits is given[0]

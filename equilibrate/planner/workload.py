@@ -100,9 +100,9 @@ class Workload:
     lengths: Lengths
     num_updates: int = 1
     """Optimizer steps that the rollouts are divided into."""
-    scoring_passes: int = 2
+    scoring_passes: float = 2
     """Forward passes between rollout and update: old and reference log-probs."""
-    trained_models: int = 1
+    trained_models: float = 1
     """Policy and critics, all of the same size."""
     recompute: bool = False
     """Whether the backward pass runs the forward pass again."""

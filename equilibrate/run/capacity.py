@@ -77,6 +77,18 @@ def check_this_machine(config: TrainConfig | FitConfig) -> None:
         check_capacity(demands, [node])
 
 
+def machine_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes of this machine, or of the container that this process is in."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    total = int(fields["MemTotal"].split()[0]) * 1024
+    try:
+        return min(total, int((cgroup / "memory.max").read_text()))
+    except (OSError, ValueError):
+        return total  # no container limit: no such file, or the word "max"
+
+
 def count_gpus() -> int:
     """Of this machine, without loading a library that talks to them."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -33,6 +33,7 @@ def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> No
     data = config.data
     if data.is_built_in:
         _require_sizes_of_the_world(config)
+        _require_layers_of_the_world(config)
         return
     for key in ("policy", "notes"):
         if value := getattr(config.sandbox, key):
@@ -43,6 +44,17 @@ def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> No
     from equilibrate.run.inputs import check_files
 
     check_files(config, run)
+
+
+def _require_layers_of_the_world(config: TrainConfig | FitConfig) -> None:
+    group = config.trainer if isinstance(config, FitConfig) else config.learner
+    if group.adapter is None:
+        return
+    from equilibrate.models.trainable import require_trainable  # late: as above
+    from equilibrate.sandbox.model import build_model
+    from equilibrate.sandbox.tokenizer import build_tokenizer
+
+    require_trainable(build_model(build_tokenizer(), seed=0), group)
 
 
 def check_journey(journey: Journey) -> None:

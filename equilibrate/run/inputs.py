@@ -27,7 +27,7 @@ from equilibrate.offline.objectives import OBJECTIVES
 from equilibrate.run.door import require_files, require_path
 from equilibrate.run.folder import read_fitting
 from equilibrate.text.renderer import Renderer
-from equilibrate.text.vocabulary import other_tokens
+from equilibrate.text.vocabulary import other_tokens, start_of_critic
 from equilibrate.types import Category, Conversation, Prompt, ScorerKind, as_conversation
 
 
@@ -42,7 +42,7 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
             check_folder(policy, kind)  # it goes on
     else:
         check_models(policy, [(folder, kind) for _, kind, folder in scorers])
-    _check_trained(config, policy, [folder for *_, folder in scorers])
+    _check_trained(config, policy)
     samples_to_learn = isinstance(config, TrainConfig) or isinstance(config.objective, ArsConfig)
     samplers = [policy] if samples_to_learn or data.evaluation else []
     for folder in samplers:
@@ -66,14 +66,15 @@ def check_files(config: TrainConfig | FitConfig, run: Path | None) -> None:
         check_disjoint(training, held_out)
 
 
-def _check_trained(config: TrainConfig | FitConfig, policy: Path, scorers: Sequence[Path]) -> None:
+def _check_trained(config: TrainConfig | FitConfig, policy: Path) -> None:
     """Raises: ConfigError if one of the models lacks the layers that the way of training needs."""
     if isinstance(config, FitConfig):
         group, trained = config.trainer, [policy]
     else:
-        group = config.learner
-        trained = [policy, *(scorers if config.ppo.has_critics else ())]
-    for folder in trained:
+        group, data = config.learner, config.data
+        sources = [getattr(data, kind) for kind in config.critics]
+        trained = [policy, *(Path(start_of_critic(policy, source)) for source in sources if source)]
+    for folder in dict.fromkeys(trained):
         require_trainable(build_empty(folder, "policy"), group)
 
 

@@ -69,13 +69,9 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
     if isinstance(config, FitConfig):
         return _of_fit(config, policy, unmade, world)
     data = config.data
-    scorers: list[_Model] = []
-    if config.ppo.has_critics:
-        wanted = ["", ""] if data.is_built_in else [data.reward, *filter(None, [data.cost])]
-        # A critic starts as the policy where its scorer is none.
-        start = _there(data.policy, unmade)
-        folders = [data.policy if _is_no_start(start, source) else source for source in wanted]
-        scorers = [_Model.of(folder, "reward", unmade, adapter) for folder in folders]
+    sources = ["" if data.is_built_in else getattr(data, kind) for kind in config.critics]
+    folders = [_start_of_critic(_there(data.policy, unmade), source) for source in sources]
+    scorers = [_Model.of(folder, "reward", unmade, adapter) for folder in folders]
     stage, averages = config.learner.zero_stage, config.learner.average_decay > 0
     checkpoint = sum(model.state(stage) for model in (policy, *scorers))
     checkpoint += averages * FLOAT * policy.weights
@@ -190,13 +186,12 @@ def _there(folder: str, unmade: str) -> Path:
     return Path(folder if Path(folder).exists() or not unmade else unmade)
 
 
-def _is_no_start(policy: Path, scorer: str) -> bool:
-    """Whether a critic starts as the policy."""
-    if not scorer:
-        return False
-    from equilibrate.text.vocabulary import reads_what_is_said  # late: as above
+def _start_of_critic(policy: Path, scorer: str) -> str:
+    if not scorer:  # of the built-in world
+        return ""
+    from equilibrate.text.vocabulary import start_of_critic  # late: as above
 
-    return reads_what_is_said(policy, scorer)
+    return str(start_of_critic(policy, scorer))
 
 
 def _world_bytes(config: TrainConfig | FitConfig) -> int:

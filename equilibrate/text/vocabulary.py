@@ -73,6 +73,11 @@ def reads_what_is_said(policy: str | Path, scorer: str | Path) -> bool:
     return reads_text(scorer) or bool(other_tokens(policy, scorer))
 
 
+def start_of_critic(policy: str | Path, scorer: str | Path) -> str | Path:
+    """The folder whose trunk a critic starts with: the scorer's, or the policy's."""
+    return policy if reads_what_is_said(policy, scorer) else scorer
+
+
 def _shown(token: str | None) -> str:
     return "no token" if token is None else repr(token)
 

@@ -28,6 +28,7 @@ from equilibrate.errors import ConfigError
 from equilibrate.study.grid import run_key
 
 WORKERS = ("cpus", "gpus")
+TRAINING = (*WORKERS, "activation_checkpointing")
 SAMPLING = (*(f"rollout.{name}" for name in WORKERS), "rollout.memory_gib")
 CARRIES_OUT = {
     "settings_format",
@@ -49,7 +50,7 @@ EXPECTED: Mapping[str, Mapping[Mark, set[str]]] = {
             "keep_checkpoints",
             "wandb_project",
             "parity_tolerance",
-            *(f"learner.{name}" for name in WORKERS),
+            *(f"learner.{name}" for name in TRAINING),
         },
         Mark.MAY_CHANGE: {"iterations", "evaluate_every", "ppo.kl.stop_at"},
         Mark.INPUT: {
@@ -59,7 +60,7 @@ EXPECTED: Mapping[str, Mapping[Mark, set[str]]] = {
         },
     },
     "fit": {
-        Mark.CARRIES_OUT: {*CARRIES_OUT, *(f"trainer.{name}" for name in WORKERS)},
+        Mark.CARRIES_OUT: {*CARRIES_OUT, *(f"trainer.{name}" for name in TRAINING)},
         Mark.MAY_CHANGE: set(),
         Mark.INPUT: {
             "sandbox.policy",

@@ -12,11 +12,13 @@ from equilibrate import cli
 from equilibrate.config.files import load_settings, parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
-from equilibrate.errors import ConfigError, ResourceError
+from equilibrate.errors import ConfigError, DataError, ResourceError
 from equilibrate.planner import commands
 from equilibrate.planner.commands import show_plan, warn_of_memory
+from equilibrate.planner.hardware import GPUS
 from equilibrate.planner.memory import OVERHEAD, Memory, trained
-from equilibrate.planner.plan import Device, plan
+from equilibrate.planner.plan import Device, Part, plan, too_large
+from equilibrate.planner.speed import iteration_seconds
 from equilibrate.planner.tracing import Traced
 from tests.unit.models.toys import write_policy
 
@@ -71,7 +73,7 @@ def train_config(folder: Path, **changes: Any) -> TrainConfig:
 def test_each_group_has_its_models(tmp_path: Path) -> None:
     folder = write_policy(tmp_path / "model")
     lengths = {"max_model_len": 32, "max_new_tokens": 16}
-    parts = {part.name: part for part in plan(train_config(folder, rollout=lengths))}
+    parts = {one.name: one for one in plan(train_config(folder, rollout=lengths))}
     learner, scoring, rollout = (parts[name].memory for name in ("learner", "scoring", "rollout"))
     policy = 4 * (2 * 32 * 16 + 2 * (2 * 256 + 2 * 128 + 3 * 384 + 2 * 16) + 16)
     scorer = policy - 4 * 32 * 16 + 4 * 16  # a score in place of a head
@@ -85,8 +87,8 @@ def test_each_group_has_its_models(tmp_path: Path) -> None:
     fit = parse_settings(
         FitConfig, {"data": {"policy": str(folder), "train": "t"}, "objective": {"type": "cost"}}
     )
-    (part,) = plan(fit)
-    assert part.memory.weights == scorer
+    (trainer,) = plan(fit)
+    assert trainer.memory.weights == scorer
 
 
 def test_what_does_not_fit_is_said_with_what_would_help(
@@ -150,7 +152,7 @@ def test_a_run_that_does_not_fit_is_warned_of(
     config = train_config(folder, rollout=lengths)
     warn_of_memory(config)
     assert not caplog.records
-    size = sum(part.memory.total for part in plan(config))
+    size = sum(one.memory.total for one in plan(config))
     for memory, num_warnings in ((size, 0), (size - 1, 1)):
         device = Device(name="this machine", memory=memory, is_gpu=False)
         monkeypatch.setattr(commands, "_device", lambda *_, device=device: (device, 0))
@@ -161,3 +163,93 @@ def test_a_run_that_does_not_fit_is_warned_of(
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
     warn_of_memory(config)
     assert len(caplog.records) == 1
+
+
+GPU = Device(name="H100", memory=100 * 10**9, is_gpu=True)
+
+
+def part(name: str, size: int, gpus: float, processes: int = 1) -> Part:
+    memory = Memory(weights=size * 10**9)
+    return Part(name=name, processes=processes, memory=memory, gpus=gpus)
+
+
+def test_an_engine_may_fill_nine_tenths_of_its_share_less_what_it_measures_with() -> None:
+    # 0.9 x 50 GB - 1 GiB = 43.9 GB; of others 0.5 x (100 GB - 2 GiB) = 48.9 GB.
+    parts = [part("rollout", 43, 0.5), part("scoring", 48, 0.5)]
+    assert too_large(parts, GPU) == []
+    parts = [part("rollout", 44, 0.5), part("scoring", 49, 0.5)]
+    assert too_large(parts, GPU) == parts
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [([0.6, 0.6, 0.6], 3), ([0.6, 0.4, 0.3, 0.7], 2), ([1, 0.5, 2], 4), ([], 0)],
+)
+def test_shares_are_packed_onto_whole_gpus(shares: list[float], expected: int) -> None:
+    assert commands._gpus_for([part("learner", 1, share) for share in shares]) == expected
+
+
+def test_advice_helps_or_says_that_nothing_does(tmp_path: Path) -> None:
+    for name in ("8b", "0.5b"):
+        SHAPES[name].save_pretrained(tmp_path / name)
+    narrow = {"device": "cuda", "dtype": "bfloat16", "ppo": {"advantage": "rloo"}}
+    groups: dict[str, Any] = {"learner": {"gpus": 1}, "scoring": {"gpus": 0.2}}
+    groups["rollout"] = {"gpus": 0.8, "copies": 2}
+    small = train_config(tmp_path / "0.5b", **narrow, **groups)
+    changed = small.data.model_copy(update={"reward": str(tmp_path / "8b")})
+    mixed = small.model_copy(update={"data": changed})
+    with pytest.raises(ResourceError, match=r"scoring: .*give scoring.gpus a larger share"):
+        show_plan(mixed, "H100:2")
+    # Six models of 16 GB do not fit one GPU, whatever the learner does.
+    more = {str(tmp_path / f"8b-{number}"): 1.0 for number in range(5)}
+    for folder in more:
+        SHAPES["8b"].save_pretrained(folder)
+    groups["scoring"]["gpus"] = 1
+    data = dict.fromkeys(("policy", "reward", "cost", "prompts"), str(tmp_path / "0.5b"))
+    crowded = {"data": data | {"more_rewards": more}, **narrow, **groups}
+    config = parse_settings(TrainConfig, crowded)
+    with pytest.raises(
+        ResourceError, match=r"scoring: .*not even .* would do; take more or larger"
+    ):
+        show_plan(config, "H100:3")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="my-chat: no such folder"):
+        show_plan(train_config(tmp_path / "my-chat"), "")
+
+
+def test_every_process_of_an_offline_training_is_planned(tmp_path: Path) -> None:
+    folder = str(write_policy(tmp_path / "model"))
+    data = {"policy": folder, "train": "t"}
+    lengths = {"max_model_len": 32, "max_new_tokens": 16}
+    scorers = {"reward": folder, "cost": folder}
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({"objective": {"type": "sft"}}, ["trainer"]),
+        ({"objective": {"type": "dpo"}}, ["trainer", "scoring"]),
+        ({"objective": {"type": "ars"}, "data": data | scorers}, ["trainer", "scoring", "rollout"]),
+        (
+            {"objective": {"type": "sft"}, "data": data | {"evaluation": "e"}},
+            ["trainer", "rollout"],
+        ),
+    ]
+    for tree, names in cases:
+        config = parse_settings(FitConfig, {"data": data, "rollout": lengths} | tree)
+        assert [one.name for one in plan(config)] == names
+
+
+def test_seconds_follow_what_is_asked_of_the_gpus(tmp_path: Path) -> None:
+    SHAPES["8b"].save_pretrained(tmp_path / "8b")
+    groups: dict[str, Any] = {"scoring": {"gpus": 1}, "rollout": {"gpus": 1, "copies": 2}}
+
+    def seconds(**learner: Any) -> Any:
+        tree = {"device": "cuda", "dtype": "bfloat16", "ppo": {"advantage": "rloo"}}
+        config = train_config(tmp_path / "8b", **tree, **groups, learner={"gpus": 1} | learner)
+        return iteration_seconds(config, GPUS["H100"])
+
+    plain = seconds()
+    assert seconds(adapter={}).update == pytest.approx(plain.update * 2 / 3)
+    assert seconds(activation_checkpointing=True).update == pytest.approx(plain.update * 4 / 3)
+    groups["scoring"]["num_workers"] = 3
+    # Of one pass of the learner and three of the scorers' GPU one and one are left.
+    assert seconds().scoring == pytest.approx(plain.scoring / 2)

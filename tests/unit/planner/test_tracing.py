@@ -65,7 +65,13 @@ def measured(kind: str, role: Role, accelerator: Accelerator, group: TrainingGro
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("kind", "role"),
-    [("llama", "policy"), ("qwen2", "policy"), ("gpt-neox", "policy"), ("llama", "cost")],
+    [
+        ("llama", "policy"),
+        ("qwen2", "policy"),
+        ("gpt-neox", "policy"),
+        ("gemma2", "policy"),
+        ("llama", "cost"),
+    ],
 )
 def test_a_pass_needs_what_its_trace_says(
     tmp_path: Path, kind: str, role: Role, dtype: Any, way: str
