@@ -121,6 +121,8 @@ class Journey:
             **LENGTH,
             "dtype": self.dtype,
             "objective": {"type": kind},
+            "epochs": 2,
+            "lr": 5e-5,
             "batch_size": 16,
             "seed": seed,
             "data": {
@@ -128,8 +130,7 @@ class Journey:
                 "train": [str(file) for file in real_figures.taught(self.out, name)],
             },
         }
-        cost = {"epochs": 2, "lr": 5e-5, "max_length": CUT}
-        self._config("fit", name, settings | (cost if kind == "cost" else {"lr": 1e-4}))
+        self._config("fit", name, settings | ({"max_length": CUT} if kind == "cost" else {}))
 
     def sft(self) -> None:
         """A first step on safe and on helpful answers: PPO cannot reward what is never sampled."""
