@@ -17,7 +17,7 @@ from equilibrate.models.folders import read_config
 from equilibrate.planner.events import Simulated
 from equilibrate.planner.hardware import GPUS
 from equilibrate.planner.memory import Memory
-from equilibrate.planner.plan import CUDA_RESERVE, Device, Part, plan, remedies, too_large
+from equilibrate.planner.plan import CUDA_RESERVE, Device, Part, by_turn, plan, remedies, too_large
 from equilibrate.planner.speed import iteration_seconds
 from equilibrate.run.capacity import machine_memory
 
@@ -42,7 +42,7 @@ def show_plan(config: TrainConfig | FitConfig, gpus: str) -> int:
     parts = plan(config)
     print("\n".join(_table(parts)))
     if device.is_gpu:
-        wanted = _gpus_for(parts)
+        wanted = max(map(_gpus_for, by_turn(parts)))
         if wanted > number:
             raise ResourceError(
                 f"the groups reserve {wanted} GPUs of {number}; lower num_workers or gpus"
@@ -118,7 +118,8 @@ def _advice(config: TrainConfig | FitConfig, device: Device, misfits: Sequence[P
         if not too_large(plan(changed), device):
             return f"it would fit with {' '.join(said)}"
     tried = f"not even {' '.join(said)} would do; " if said else ""
-    return f"{tried}take more or larger GPUs, or smaller models"
+    larger = "more or larger GPUs" if device.is_gpu else "a larger machine"
+    return f"{tried}take {larger}, or smaller models"
 
 
 def _alone(part: Part) -> Part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Part:
     """Of each."""
     gpus: float
     """Of each; 0 on a CPU."""
+    turn: int = 0
+    """Parts of one turn run at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +63,9 @@ def plan(config: TrainConfig | FitConfig) -> list[Part]:
         parts = [Part(**_group("trainer", config.trainer), memory=_trainer(config))]
         samples = isinstance(config.objective, ArsConfig)
         if samples or config.needs_scorers or OBJECTIVES[config.objective.type].needs_reference:
-            parts.append(_scoring(config))
+            parts.append(replace(_scoring(config), turn=1))
         if samples or config.data.evaluation:
-            parts.append(_rollout(config))
+            parts.append(replace(_rollout(config), turn=1 if samples else 2))
         return parts
     learner = Part(**_group("learner", config.learner), memory=_learner(config))
     return [learner, _scoring(config), _rollout(config)]
@@ -154,11 +156,19 @@ def _trace_once(
 
 
 def too_large(parts: Sequence[Part], device: Device) -> list[Part]:
-    """Parts that do not fit their share of a GPU; on a CPU all of them beside one another."""
+    """Parts that do not fit their share of a GPU; on a CPU those of a turn beside one another."""
     if not device.is_gpu:
-        needed = sum(part.processes * part.memory.total for part in parts)
-        return list(parts) if needed > device.memory else []
+        found = []
+        for together in by_turn(parts):
+            needed = sum(part.processes * part.memory.total for part in together)
+            found += together if needed > device.memory else []
+        return found
     return [part for part in parts if part.memory.total > room_for(part, device)]
+
+
+def by_turn(parts: Sequence[Part]) -> list[list[Part]]:
+    turns = sorted({part.turn for part in parts})
+    return [[part for part in parts if part.turn == turn] for turn in turns]
 
 
 def room_for(part: Part, device: Device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,12 @@ def test_seconds_follow_what_is_asked_of_the_gpus(tmp_path: Path) -> None:
     groups["scoring"]["num_workers"] = 3
     # Of one pass of the learner and three of the scorers' GPU one and one are left.
     assert seconds().scoring == pytest.approx(plain.scoring / 2)
+
+
+def test_parts_of_different_turns_do_not_add_up() -> None:
+    machine = Device(name="this machine", memory=10 * 10**9, is_gpu=False)
+    parts = [part("trainer", 9, 0), replace(part("scoring", 6, 0), turn=1)]
+    assert too_large(parts, machine) == []
+    crowded = [*parts, replace(part("rollout", 5, 0), turn=1)]
+    assert too_large(crowded, machine) == crowded[1:]
+    assert too_large([replace(one, turn=0) for one in parts], machine) != []
