@@ -18,11 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Quartiles, Result, make_parser, measure_pairs, publish, settings_of
-from benchmarks.update import become_rank_zero
+from benchmarks.harness import (
+    Quartiles,
+    Result,
+    become_rank,
+    free_port,
+    make_parser,
+    measure_pairs,
+    publish,
+    settings_of,
+)
+from benchmarks.update import STEER
 
 LARGEST_RATIO = 4 / 3
-STEER = {"multiplier": 1.0, "kl_coef": 0.02}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +53,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     from actors.learner import LearnerWorker
     from equilibrate.planner.peak import peak_bytes
 
-    become_rank_zero()
+    become_rank(0, 1, free_port())
     scored = _scored(arguments)
     adapter, full = (LearnerWorker(_settings(arguments, rank)) for rank in (arguments.rank, 0))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -178,6 +179,18 @@ def make_parser(document: str | None) -> argparse.ArgumentParser:
         "--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of torch"
     )
     return parser
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def become_rank(rank: int, num_ranks: int, port: int) -> None:
+    """Of a process group on this machine: what `actors.engine.join_group` reads."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_RANK="0")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 def positive(text: str) -> int:

@@ -6,6 +6,7 @@ limit is never below them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,16 +54,16 @@ class ModelShape:
 def shape_of(folder: str | Path) -> ModelShape:
     """Of a Hugging Face model folder; parameters that are shared count once."""
     from equilibrate.models.skeleton import skeleton
+    from equilibrate.planner.memory import kv_shape
 
     model = skeleton(folder, "policy")
     config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelShape(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
-        kv_width=config.num_key_value_heads * head_dim,
+        kv_width=math.prod(kv_shape(config)),
     )
 
 

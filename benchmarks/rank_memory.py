@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import become_rank, free_port
 
 EXACT = {"MALLOC_TRIM_THRESHOLD_": "100000000"}
 TOKENS = 512
@@ -95,15 +96,11 @@ def _taken(case: dict[str, Any], environment: dict[str, str]) -> int:
 def _spawn(case: dict[str, Any]) -> None:
     from torch.multiprocessing.spawn import spawn
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_rank, (case, port), nprocs=case["ranks"])
+    spawn(_rank, (case, free_port()), nprocs=case["ranks"])
 
 
 def _rank(rank: int, case: dict[str, Any], port: int) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(case["ranks"]), LOCAL_RANK="0")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    become_rank(rank, case["ranks"], port)
     import torch
 
     from actors.engine import DeepSpeedModel, join_group

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +23,8 @@ from benchmarks.harness import (
     Quartiles,
     Result,
     RoofWatch,
+    become_rank,
+    free_port,
     make_parser,
     measure_pairs,
     publish,
@@ -56,7 +56,7 @@ def measure(arguments: argparse.Namespace) -> Result:
 
     from benchmarks.workloads import make_prompts, make_rollouts, score_rollouts, write_models
 
-    become_rank_zero()
+    become_rank(0, 1, free_port())
     with TemporaryDirectory() as folder:
         models = write_models(Path(folder))
         rollouts = make_rollouts(
@@ -149,14 +149,6 @@ def _settings(models: dict[str, str], arguments: argparse.Namespace) -> Any:
         ppo=PPOConfig(minibatch_size=arguments.minibatch, epochs=arguments.epochs),
         ama=AmaConfig(),
     )
-
-
-def become_rank_zero() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update(group | {"MASTER_PORT": str(port)})
 
 
 def _difference(worker: Any, bare: Any) -> float:

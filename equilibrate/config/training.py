@@ -42,3 +42,8 @@ class TrainingGroup(WorkerGroup):
     max_tokens_per_batch: int = Field(8192, gt=0)
     """Padded tokens of one forward and backward pass on one worker, pretraining text included; a
     longer row comes alone."""
+
+    @property
+    def asks_for_layers(self) -> bool:
+        """Whether only models with layers of certain kinds can be trained so."""
+        return self.adapter is not None or self.activation_checkpointing

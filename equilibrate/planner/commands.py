@@ -36,7 +36,7 @@ def show_plan(config: TrainConfig | FitConfig, gpus: str) -> int:
         for another device.
     """
     device, number = _device(config, gpus)
-    for _, _, source in (("", "", config.data.policy), *sources_of(config.data)):
+    for source in (config.data.policy, *(source for *_, source in sources_of(config.data))):
         if source and not reads_text(source):
             read_config(source)  # by name, before transformers looks for it elsewhere
     parts = plan(config)

@@ -89,7 +89,13 @@ def generator(folder: str, *, dtype: str, cache: int | None, tokens: int) -> Mem
 
 def kv_bytes_per_token(config: Any, width: int) -> int:
     """Keys and values of all layers; an upper bound where some layers keep a window or none."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * width * int(config.num_hidden_layers) * int(kv_heads) * int(size)
+    kv_heads, size = kv_shape(config)
+    return 2 * width * int(config.num_hidden_layers) * kv_heads * size
+
+
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Heads that keep keys and values, and the width of each."""
+    heads: int = config.num_attention_heads
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return kv_heads, size

@@ -183,27 +183,24 @@ def remedies(config: TrainConfig | FitConfig) -> Iterator[tuple[list[str], Any]]
     """Settings that need less memory, those that cost least first, each with what came before."""
     key = "trainer" if isinstance(config, FitConfig) else "learner"
     group: TrainingGroup = getattr(config, key)
-    said: list[str] = []
-
-    def changed(**update: Any) -> tuple[list[str], Any]:
-        nonlocal group
-        group = group.model_copy(update=update)
-        for name, value in update.items():
-            shown = f"{name}.rank={value.rank}" if isinstance(value, AdapterConfig) else name
-            said.append(f"{key}.{shown}" if shown != name else f"{key}.{name}={_yaml(value)}")
-        return list(said), config.model_copy(update={key: group})
-
-    if not group.activation_checkpointing:
-        yield changed(activation_checkpointing=True)
-    for stage in range(group.zero_stage + 1, 4) if group.num_workers > 1 else ():
-        said[:] = [one for one in said if "zero_stage" not in one]
-        yield changed(zero_stage=stage)
     longest = config.max_length if isinstance(config, FitConfig) else config.rollout.max_model_len
+    updates: list[dict[str, Any]] = []
+    if not group.activation_checkpointing:
+        updates.append({"activation_checkpointing": True})
+    if group.num_workers > 1:
+        updates += [{"zero_stage": stage} for stage in range(group.zero_stage + 1, 4)]
     if group.max_tokens_per_batch > longest:
-        yield changed(max_tokens_per_batch=longest)
+        updates.append({"max_tokens_per_batch": longest})
     if group.adapter is None:
-        yield changed(adapter=AdapterConfig())
+        updates.append({"adapter": AdapterConfig()})
+    together: dict[str, Any] = {}
+    for update in updates:
+        together |= update
+        said = [f"{key}.{_setting(name, value)}" for name, value in together.items()]
+        yield said, config.model_copy(update={key: group.model_copy(update=together)})
 
 
-def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _setting(name: str, value: object) -> str:
+    if isinstance(value, AdapterConfig):
+        return f"{name}.rank={value.rank}"
+    return f"{name}={str(value).lower()}"

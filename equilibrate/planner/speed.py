@@ -11,7 +11,7 @@ from equilibrate.models.skeleton import build_empty
 from equilibrate.planner.costs import Costs
 from equilibrate.planner.events import Simulated, simulate
 from equilibrate.planner.hardware import Efficiency, Gpu
-from equilibrate.planner.memory import kv_bytes_per_token
+from equilibrate.planner.memory import kv_bytes_per_token, kv_shape
 from equilibrate.planner.workload import Lengths, Model, Placement, Workload
 
 FITTED = Efficiency(
@@ -70,16 +70,14 @@ def _model(folder: str) -> Model:
     model: Any = build_empty(folder, "policy")
     config = model.config.get_text_config()
     numbers = float(sum(parameter.numel() for parameter in model.parameters()))
-    heads = config.num_attention_heads
+    kv_heads, head_size = kv_shape(config)
     return Model(
         name=folder,
         num_parameters=numbers,
         num_active=numbers,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
-        attention_width=float(
-            heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-        ),
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        attention_width=float(config.num_attention_heads * head_size),
+        kv_heads=kv_heads,
         kv_bytes_per_token=kv_bytes_per_token(config, 2),
     )

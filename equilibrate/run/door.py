@@ -48,7 +48,7 @@ def check_inputs(config: TrainConfig | FitConfig, run: Path | None = None) -> No
 
 def _require_layers_of_the_world(config: TrainConfig | FitConfig) -> None:
     group = config.trainer if isinstance(config, FitConfig) else config.learner
-    if group.adapter is None:
+    if not group.asks_for_layers:
         return
     from equilibrate.models.trainable import require_trainable  # late: as above
     from equilibrate.sandbox.model import build_model

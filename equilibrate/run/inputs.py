@@ -74,6 +74,8 @@ def _check_trained(config: TrainConfig | FitConfig, policy: Path) -> None:
         group, data = config.learner, config.data
         sources = [getattr(data, kind) for kind in config.critics]
         trained = [policy, *(Path(start_of_critic(policy, source)) for source in sources if source)]
+    if not group.asks_for_layers:
+        return
     for folder in dict.fromkeys(trained):
         require_trainable(build_empty(folder, "policy"), group)
 

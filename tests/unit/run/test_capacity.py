@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,12 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError
 from equilibrate.run import capacity
-from equilibrate.run.capacity import Demand, check_capacity, check_this_machine
+from equilibrate.run.capacity import (
+    Demand,
+    check_capacity,
+    check_this_machine,
+    machine_memory,
+)
 
 NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
 
@@ -110,3 +116,11 @@ def test_gpus_that_stay_idle_beside_an_own_model_are_a_warning(
     tree = {"device": device, "data": own, "rollout": {"cpus": 0.5}, "learner": {"cpus": 0.5}}
     check_this_machine(TrainConfig.model_validate(tree))
     assert ("try device=cuda dtype=bfloat16" in caplog.text) is warns
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", 16), (str(4 * 2**30), 4), ("", 16)])
+def test_the_memory_of_a_container_is_its_limit(tmp_path: Path, limit: str, expected: int) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\n")
+    if limit:
+        (tmp_path / "memory.max").write_text(limit)
+    assert machine_memory(tmp_path / "meminfo", tmp_path) == expected * 2**30
