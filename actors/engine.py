@@ -174,6 +174,12 @@ def model_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
         yield name.removeprefix("model."), tensor
 
 
+def trained_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
+    """As `model_weights`, those that are not frozen: of an adapter its parts."""
+    for name, tensor in policy.trained_weights():
+        yield name.removeprefix("model."), tensor
+
+
 def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     """Trained weights that `DeepSpeedModel.save` wrote, by the model's own names, whole, on the
     CPU.
@@ -220,10 +226,7 @@ def export_model(
 def _export_adapter(
     policy: DeepSpeedModel, folder: Path, adapter: AdapterConfig, *, base: str
 ) -> None:
-    trained = {
-        name.removeprefix("model."): tensor.cpu().clone()
-        for name, tensor in policy.trained_weights()
-    }
+    trained = {name: tensor.cpu().clone() for name, tensor in trained_weights(policy)}
     if dist.get_rank() == 0:
         write_adapter(folder, trained, adapter, base=base)
 

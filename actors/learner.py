@@ -8,7 +8,7 @@ result does not depend on how many ranks there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -18,8 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from actors.engine import DeepSpeedModel, export_model, join_group, model_weights
-from actors.weights import PackedWeights, pack_weights
+from actors.engine import (
+    DeepSpeedModel,
+    export_model,
+    join_group,
+    model_weights,
+    trained_weights,
+)
+from actors.weights import PackedWeights, pack_adapter, pack_weights
 from equilibrate.config.base import TextConfig
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.learning.average import WeightAverage
@@ -222,29 +228,27 @@ class LearnerWorker:
             critic.set_learning_rate(learner.critic_lr * share)
         return learner.policy_lr * share
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of the policy, as in its model folder; all ranks must iterate.
-
-        A tensor is whole only until the next one is asked for, and must not be written to.
-        """
-        yield from folder_tensors(self._policy.module.model, model_weights(self._policy))
-
     def pack_weights(self, *, averaged: bool = False) -> tuple[PackedWeights | None, int]:
-        """The policy for the generators, on rank 0; and this rank, as a receipt for the caller.
+        """The policy for the generators, on rank 0, or its adapter alone; and this rank, as a
+        receipt for the caller.
 
         Args: averaged: the average of its weights in place of the last ones, where one is kept.
         """
+        adapter, rank = self._settings.learner.adapter, self._passes.rank
         if averaged and self._average is not None:
-            if self._passes.rank:
-                return None, self._passes.rank
-            weights = self._average.named_weights()
-            named = folder_tensors(self._policy.module.model, weights)
-            return pack_weights(named, aliases=self._aliases), 0
-        if self._passes.rank == 0:
-            return pack_weights(self.named_weights(), aliases=self._aliases), 0
-        for _ in self.named_weights():
-            pass
-        return None, self._passes.rank
+            adapter, weights = None, self._average.named_weights()
+        elif adapter is None:
+            weights = model_weights(self._policy)
+        else:
+            weights = trained_weights(self._policy)
+        if rank:
+            for _ in weights:
+                pass
+            return None, rank
+        if adapter is not None:
+            return pack_adapter(weights, adapter), rank
+        named = folder_tensors(self._policy.module.model, weights)
+        return pack_weights(named, aliases=self._aliases), rank
 
     def save(self, folder: str | Path) -> None:
         """Write models, optimizers and this rank's random state; all ranks must call."""

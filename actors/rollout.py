@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from actors.weights import (
     verify_weights,
 )
 from equilibrate.config.base import GPU_UTILIZATION
+from equilibrate.config.training import AdapterConfig
 from equilibrate.errors import (
     DataError,
     NumericsError,
@@ -29,6 +30,8 @@ from equilibrate.errors import (
     WorkerLostError,
     is_out_of_memory,
 )
+from equilibrate.models.loading import read_policy
+from equilibrate.models.lora import part_shapes
 from equilibrate.models.names import sent_shapes
 from equilibrate.text.renderer import end_ids_of
 from equilibrate.types import FinishReason, Rollout, RolloutRequest
@@ -97,7 +100,8 @@ class RolloutWorker:
             gpu_share: of the GPU that is this engine's; others may have the rest.
         Raises: DataError if the folder is not whole, as `models.folders.check_folder`.
         """
-        self._expected_shapes = sent_shapes(model_folder)
+        # Before the engine: vLLM changes transformers' classes of some kinds of models.
+        self._base = read_policy(model_folder)
         self._max_model_len = max_model_len
         self._engine_options: dict[str, Any] = {
             "model": model_folder,
@@ -152,12 +156,12 @@ class RolloutWorker:
             NumericsError: the weights are damaged or incomplete; the engine keeps what it has.
             WorkerLostError: not even a fresh engine took them.
         """
-        verify_weights(weights, self._expected_shapes)
+        verify_weights(weights, self._expected_shapes(weights.adapter))
 
         def update() -> None:
             self._is_tainted = True
             self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"weights": weights}})
+            self._llm.update_weights({"update_info": {"weights": weights, "base": self._base}})
             self._llm.finish_weight_update(weight_version=str(version))
             self._llm.reset_prefix_cache()
             self._is_tainted = False
@@ -170,6 +174,11 @@ class RolloutWorker:
             raise WorkerLostError(
                 f"policy version {version} could not be loaded: {error!r}"
             ) from error
+
+    def _expected_shapes(self, adapter: AdapterConfig | None) -> Mapping[str, tuple[int, ...]]:
+        if adapter is None:
+            return sent_shapes(self._base)
+        return part_shapes(self._base, adapter)
 
     def weight_version(self) -> int:
         """Version of the last complete update, or `UNSYNCED`."""

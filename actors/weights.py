@@ -2,7 +2,8 @@
 
 The learner packs its tensors into a few flat buckets for Ray's object store; a generator reads them
 there without a copy and loads them through vLLM's weight-transfer API, by an engine registered
-here.
+here. Of a policy with an adapter the adapter alone travels: what lies below it every generator has
+in its own model folder.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
 
+from equilibrate.config.training import AdapterConfig
 from equilibrate.errors import NumericsError
+from equilibrate.models.device import Accelerator, Dtype
+from equilibrate.models.lora import with_adapter
 from equilibrate.models.names import folder_aliases, folder_tensors
 
 if TYPE_CHECKING:
@@ -54,7 +58,10 @@ class PackedWeights:
     buckets: tuple[NDArray[np.uint8], ...]
     slots: tuple[TensorSlot, ...]
     digests: tuple[bytes, ...]
-    """One a bucket: over its bytes, its place, and the whole list of slots."""
+    """One a bucket: over its bytes, its place, and all else that is said here."""
+    adapter: AdapterConfig | None = None
+    """Where these are the parts of one, by the model's own names, to be added to the weights of the
+    generator's model folder."""
 
     @property
     def num_bytes(self) -> int:
@@ -87,6 +94,20 @@ def pack_weights(
         _require_finite(name, tensor)
         packer.add((name, *second_names.get(name, ())), tensor.detach())
     return packer.finish()
+
+
+def pack_adapter(
+    parts: Iterable[tuple[str, Tensor]],
+    adapter: AdapterConfig,
+    *,
+    bucket_bytes: int = BUCKET_BYTES,
+) -> PackedWeights:
+    """Its parts by the model's own names. Raises: NumericsError as `pack_weights`."""
+    packer = _Packer(bucket_bytes)
+    for name, tensor in parts:
+        _require_finite(name, tensor)
+        packer.add((name,), tensor.detach())
+    return packer.finish(adapter)
 
 
 def pack_model(model: Any) -> PackedWeights:
@@ -125,10 +146,11 @@ class _Packer:
         if self._buckets:
             self._buckets[-1] = self._buckets[-1][: self._used]
 
-    def finish(self) -> PackedWeights:
+    def finish(self, adapter: AdapterConfig | None = None) -> PackedWeights:
         self._close()
         buckets, slots = tuple(self._buckets), tuple(self._slots)
-        return PackedWeights(buckets=buckets, slots=slots, digests=_digests(buckets, slots))
+        digests = _digests(buckets, slots, adapter)
+        return PackedWeights(buckets=buckets, slots=slots, digests=digests, adapter=adapter)
 
 
 def unpack_weights(weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
@@ -143,20 +165,53 @@ def unpack_weights(weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
         yield slot.name, region.view(dtype).view(slot.shape)
 
 
-def tensors_for(model: torch.nn.Module, weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
-    """`unpack_weights`, without the second names of tensors for which this model has no module.
+def tensors_for(
+    model: torch.nn.Module, weights: PackedWeights, base: Any, accelerator: Accelerator
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a whole version, without the second names of tensors for which this
+    model has no module: vLLM's Gemma 2 has no `lm_head` beside its embeddings, and refuses one by
+    that name.
 
-    vLLM's Gemma 2 has no `lm_head` beside its embeddings, and refuses one by that name.
+    Args:
+        base: `read_policy` of the generator's folder, to which an adapter is added.
+        accelerator: on which that is done, of the run's dtype.
     """
+    if weights.adapter is None:
+        named, second = unpack_weights(weights), _second_names(weights)
+    else:
+        aliases = folder_aliases(base)
+        parts = dict(unpack_weights(weights))
+        own = with_adapter(base.named_parameters(), parts, weights.adapter, accelerator)
+        named, second = _with_aliases(folder_tensors(base, own), aliases), set(aliases)
     modules = {name for name, _ in model.named_children()}
+    for name, tensor in named:
+        if name not in second or name.partition(".")[0] in modules:
+            yield name, tensor
+
+
+def _second_names(weights: PackedWeights) -> set[str]:
     filled = [slot for slot in weights.slots if math.prod(slot.shape)]
     first: dict[tuple[int, int], str] = {}
     for slot in filled:
         first.setdefault((slot.bucket, slot.offset), slot.name)
-    second = {slot.name for slot in filled} - set(first.values())
-    for name, tensor in unpack_weights(weights):
-        if name not in second or name.partition(".")[0] in modules:
-            yield name, tensor
+    return {slot.name for slot in filled} - set(first.values())
+
+
+def _with_aliases(
+    named: Iterable[tuple[str, Tensor]], aliases: Mapping[str, str]
+) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in named:
+        yield name, tensor
+        yield from ((alias, tensor) for alias, first in aliases.items() if first == name)
+
+
+def load_version(model: Any, config: Any, weights: PackedWeights, base: Any) -> None:
+    """Args: model, config: vLLM's; base: as of `tensors_for`."""
+    from vllm.platforms import current_platform
+
+    dtype = cast("Dtype", str(config.dtype).removeprefix("torch."))
+    accelerator = Accelerator(current_platform.device_type, dtype)
+    model.load_weights(tensors_for(model, weights, base, accelerator))
 
 
 def verify_weights(weights: PackedWeights, expected_shapes: Mapping[str, Sequence[int]]) -> None:
@@ -166,7 +221,7 @@ def verify_weights(weights: PackedWeights, expected_shapes: Mapping[str, Sequenc
 
     Raises: NumericsError that names what is damaged, missing, unknown or misshapen.
     """
-    found = _digests(weights.buckets, weights.slots)
+    found = _digests(weights.buckets, weights.slots, weights.adapter)
     for index, (bucket, digest) in enumerate(zip(weights.buckets, found, strict=True)):
         if weights.digests[index : index + 1] != (digest,):
             raise NumericsError(
@@ -179,7 +234,7 @@ def verify_weights(weights: PackedWeights, expected_shapes: Mapping[str, Sequenc
         raise NumericsError(
             f"weights: {len(missing)} of {len(expected_shapes)} tensors were not sent, "
             f"{missing[0]} first; send every parameter of the model folder, and a tied head under "
-            "its own name"
+            "its own name, or every part of an adapter"
         )
     if unknown := sorted(shapes.keys() - expected_shapes.keys()):
         raise NumericsError(
@@ -238,6 +293,7 @@ def register_object_store_engine() -> str:
     @dataclass
     class UpdateInfo(WeightTransferUpdateInfo):
         weights: PackedWeights
+        base: Any
 
     class ObjectStoreEngine(WeightTransferEngine[WeightTransferInitInfo, UpdateInfo]):
         init_info_cls = WeightTransferInitInfo
@@ -260,7 +316,7 @@ def register_object_store_engine() -> str:
             self.receive_weights(self.parse_update_info(update_info))
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
-            self.model.load_weights(tensors_for(self.model, update_info.weights))
+            load_version(self.model, self.model_config, update_info.weights, update_info.base)
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
@@ -283,11 +339,13 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 
 
 def _digests(
-    buckets: Sequence[NDArray[np.uint8]], slots: Sequence[TensorSlot]
+    buckets: Sequence[NDArray[np.uint8]],
+    slots: Sequence[TensorSlot],
+    adapter: AdapterConfig | None,
 ) -> tuple[bytes, ...]:
     """xxh3 of 128 bits: nobody forges weights between our own processes, and it runs at the speed
     of memory, 14 times that of blake2b."""
-    table = repr([astuple(slot) for slot in slots]).encode()
+    table = repr(([astuple(slot) for slot in slots], adapter)).encode()
     digests = []
     for index, bucket in enumerate(buckets):
         digest = xxhash.xxh3_128(b"%d of %d " % (index, len(buckets)) + table)

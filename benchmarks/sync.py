@@ -2,7 +2,8 @@
 
 Ours is the whole path of one version: pack the policy's tensors, put the buckets into Ray's object
 store, and load them into the vLLM engine of a rollout actor, which answers when it can sample from
-them. The copy is what no transport can avoid.
+them. The copy is what no transport of whole weights can avoid; of an adapter, which travels alone,
+the engine still loads what it is merged into.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ TIMEOUT_SECONDS = 300.0
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default="", help="model folder; default untrained built-in")
+    parser.add_argument("--adapter-rank", type=int, default=0, help="0: all weights travel")
     parser.add_argument(
         "--iteration-seconds", type=float, help="of a training, to state the share of a sync"
     )
@@ -51,15 +53,16 @@ def measure(arguments: argparse.Namespace) -> Result:
     try:
         with TemporaryDirectory() as folder:
             model = arguments.model or write_models(Path(folder)).policy
-            return _measure_path(SyncPath(model, arguments.threads), model, arguments)
+            path = SyncPath(model, arguments.threads, arguments.adapter_rank)
+            return _measure_path(path, model, arguments)
     finally:
         ray.shutdown()
 
 
 def _measure_path(path: SyncPath, model: str, arguments: argparse.Namespace) -> Result:
-    source = np.ones(path.num_bytes, np.uint8)
-    target = np.zeros_like(source)
     shape = shape_of(model)
+    source = np.ones(int(shape.num_bytes), np.uint8)
+    target = np.zeros_like(source)
     watch = RoofWatch(shape.gemm_shapes(64))
     pairs = measure_pairs(
         path.sync,
@@ -68,7 +71,7 @@ def _measure_path(path: SyncPath, model: str, arguments: argparse.Namespace) -> 
         warmups=arguments.warmups,
     )
     roof, about_roof = watch.finish()
-    limit, seconds = sync_seconds(path.num_bytes, roof), Quartiles.of(pairs.ours)
+    limit, seconds = sync_seconds(source.nbytes, roof), Quartiles.of(pairs.ours)
     phases = np.median(path.phases[-arguments.repeats :], axis=0).tolist()
     details: dict[str, Any] = {
         "seconds": seconds.median,
@@ -83,7 +86,7 @@ def _measure_path(path: SyncPath, model: str, arguments: argparse.Namespace) -> 
     return Result(
         name="sync",
         ratio=Quartiles.of(pairs.ratios),
-        reference="one memory copy of the same bytes",
+        reference="one memory copy of all weights",
         limit_fraction=limit / seconds.median,
         config=settings_of(arguments) | {"num_parameters": shape.num_parameters},
         details=details,
@@ -93,16 +96,21 @@ def _measure_path(path: SyncPath, model: str, arguments: argparse.Namespace) -> 
 class SyncPath:
     """A policy here, an engine in an actor, and the way between them."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, adapter_rank: int = 0) -> None:
         import ray
 
         from actors.rollout import RolloutWorker, engine_environment
-        from actors.weights import pack_model
+        from equilibrate.config.training import AdapterConfig
         from equilibrate.models.device import Accelerator
         from equilibrate.models.loading import load_policy
+        from equilibrate.models.lora import adapt
 
-        self._policy = load_policy(model, Accelerator("cpu", "float32")).model
-        self._pack = pack_model
+        accelerator = Accelerator("cpu", "float32")
+        policy = load_policy(model, accelerator)
+        self._adapter = AdapterConfig(rank=adapter_rank) if adapter_rank else None
+        if self._adapter is not None:
+            adapt(policy, self._adapter, accelerator, seed=0)
+        self._policy = policy.model
         environment = engine_environment(device="cpu", threads=threads)
         self._worker = (
             ray.remote(RolloutWorker)
@@ -123,7 +131,13 @@ class SyncPath:
         self.sync(-1)
 
     def _packed(self) -> Any:
-        return self._pack(self._policy)
+        from actors.weights import pack_adapter, pack_model
+
+        if self._adapter is None:
+            return pack_model(self._policy)
+        named = self._policy.named_parameters()
+        trained = ((name, parameter) for name, parameter in named if parameter.requires_grad)
+        return pack_adapter(trained, self._adapter)
 
     def sync(self, number: int) -> None:
         import ray

@@ -21,6 +21,10 @@ class AdapterConfig(Config):
     """Last parts of the layers' names, as peft takes them, for example [q_proj, v_proj]; empty: all
     linear layers but the head."""
 
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
     @model_validator(mode="after")
     def _names_are_parts(self) -> Self:
         if odd := [name for name in self.target_modules if not name or "." in name]:

@@ -23,6 +23,7 @@ ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _NUM_EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
 """What kinds of models call the number of their experts."""
+_TORCH_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
@@ -157,6 +158,18 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
         except (OSError, SafetensorError) as error:
             raise DataError(f"{file}: not a safetensors file ({error}); copy it again") from None
     return shapes
+
+
+def stored_dtype(folder: str | Path) -> str:
+    """The dtype of all tensors of the folder's weights, as torch calls it; float32 where they have
+    several. Raises: DataError as `weight_files`."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for file in weight_files(Path(folder)):
+        with safe_open(file, framework="np") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in list(tensors.keys())}
+    return _TORCH_DTYPES.get(found.pop(), "float32") if len(found) == 1 else "float32"
 
 
 def weight_files(folder: Path) -> list[Path]:

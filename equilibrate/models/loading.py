@@ -12,7 +12,7 @@ from torch import nn
 from equilibrate.errors import DataError
 from equilibrate.models.attention import attention_for
 from equilibrate.models.device import Accelerator
-from equilibrate.models.folders import Role
+from equilibrate.models.folders import Role, stored_dtype
 from equilibrate.models.heads import is_causal, is_plain_head, trial_tokens
 from equilibrate.models.policy import PolicyModel
 from equilibrate.models.scorer import ScoreModel, TwinScoreModel
@@ -28,6 +28,15 @@ def load_policy(folder: str | Path, accelerator: Accelerator) -> PolicyModel:
     """
     model = _load(folder, "policy", accelerator)
     return PolicyModel(model, accelerator).to(accelerator.torch_device).eval()
+
+
+def read_policy(folder: str | Path) -> Any:
+    """The policy's model, not to be run: its weights are views of the file, in the file's dtype.
+
+    Raises: DataError as `folders.check_folder`.
+    """
+    dtype: torch.dtype = getattr(torch, stored_dtype(folder))
+    return _load(folder, "policy", Accelerator("cpu", "float32"), dtype)
 
 
 def load_scorer(folder: str | Path, kind: ScorerKind, accelerator: Accelerator) -> ScoreModel:
@@ -82,13 +91,18 @@ def require_plain_score(folder: str | Path, model: Any) -> None:
         )
 
 
-def _load(folder: str | Path, role: Role, accelerator: Accelerator) -> Any:
+def _load(
+    folder: str | Path,
+    role: Role,
+    accelerator: Accelerator,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     expected = skeleton(folder, role)
     try:
         model, found = type(expected).from_pretrained(
             folder,
             config=expected.config,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=attention_for(expected, accelerator),
             local_files_only=True,
             use_safetensors=True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class LoraLinear(nn.Linear):
         device = linear.weight.device
         self.lora_A = nn.Parameter(drawn.to(device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, adapter.rank, device=device))
-        self.scale = adapter.alpha / adapter.rank
+        self.scale = adapter.scale
 
     def forward(self, input: Tensor) -> Tensor:
         own = F.linear(input, self.weight, self.bias)
@@ -60,7 +60,11 @@ class LoraLinear(nn.Linear):
     @torch.no_grad()
     def merged(self) -> Tensor:
         """[out, in] float32: the weight of a plain layer that gives the same."""
-        return torch.addmm(self.weight.float(), self.lora_B, self.lora_A, alpha=self.scale)
+        return _merged(self.weight, self.lora_A, self.lora_B, self.scale)
+
+
+def _merged(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    return torch.addmm(weight.float(), lora_B, lora_A, alpha=scale)
 
 
 def adapt(module: Any, adapter: AdapterConfig, accelerator: Accelerator, *, seed: int) -> None:
@@ -113,6 +117,19 @@ def num_trained(model: Any, adapter: AdapterConfig) -> int:
     return head + adapter.rank * sum(one.in_features + one.out_features for one in layers)
 
 
+def part_shapes(model: Any, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
+    """Name and shape of every part of a policy's adapter, by the model's own names.
+
+    Raises: ConfigError as `adapted_names`.
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    for name in adapted_names(model, adapter):
+        layer = model.get_submodule(name)
+        shapes[f"{name}.lora_A"] = (adapter.rank, layer.in_features)
+        shapes[f"{name}.lora_B"] = (layer.out_features, adapter.rank)
+    return shapes
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter of this name belongs to an adapter."""
     return name.rpartition(".")[2] in _PARTS
@@ -142,6 +159,30 @@ def merged_weights(
         parts = [] if layer is None else [layer.lora_A, layer.lora_B]
         with whole([parameter, *parts]):
             yield name, parameter.detach() if layer is None else layer.merged()
+
+
+@torch.no_grad()
+def with_adapter(
+    named_weights: Iterable[tuple[str, Tensor]],
+    parts: Mapping[str, Tensor],
+    adapter: AdapterConfig,
+    accelerator: Accelerator,
+) -> Iterator[tuple[str, Tensor]]:
+    """As `merged_weights`, bit by bit on the same kind of processor, of a model without an adapter
+    and the parts of one by the same names.
+
+    Args: accelerator: on which they are merged, and of the dtype in which the frozen layers of that
+        adapter were held.
+    """
+    device = accelerator.torch_device
+    for name, weight in named_weights:
+        layer = name.removesuffix(".weight")
+        lora = [parts.get(f"{layer}.{part}") for part in _PARTS]
+        if lora[0] is None or lora[1] is None:
+            yield name, weight
+        else:
+            own = accelerator.narrow(weight.detach().to(device))
+            yield name, _merged(own, lora[0].to(device), lora[1].to(device), adapter.scale)
 
 
 def write_adapter(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, revert_weight_conversion
-
-from equilibrate.models.skeleton import skeleton
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
@@ -51,12 +48,11 @@ def folder_aliases(model: Any) -> dict[str, str]:
     }
 
 
-def sent_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+def sent_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Name and shape of all that an update of this policy's generators must contain.
 
-    Raises: DataError as `folders.check_folder`.
+    Args: model: may be on the meta device.
     """
-    model = skeleton(folder, "policy")
     shapes = {
         name: tuple(tensor.shape)
         for name, tensor in folder_tensors(model, model.named_parameters())

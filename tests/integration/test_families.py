@@ -26,10 +26,14 @@ from transformers import (
 )
 
 from actors.rollout import RolloutWorker, _sampling_params
-from actors.weights import SyncOutcome, pack_model
+from actors.weights import SyncOutcome, pack_adapter, pack_model, pack_weights
+from equilibrate.config.training import AdapterConfig
 from equilibrate.models.device import Accelerator
 from equilibrate.models.folders import check_folder
 from equilibrate.models.loading import load_policy
+from equilibrate.models.lora import adapt, is_adapter, merged_weights
+from equilibrate.models.names import folder_aliases, folder_tensors
+from equilibrate.models.policy import PolicyModel
 from tests.integration.conftest import EOS_ID, VOCABULARY, write_words
 from tests.integration.test_rollout import (
     ENGINE,
@@ -70,6 +74,8 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "gpt-neox": GPTNeoXConfig(**WITHOUT_GROUPS),
 }
 
+ADAPTER = AdapterConfig(rank=4, alpha=8)
+
 
 @pytest.fixture(params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
@@ -103,6 +109,33 @@ def scores_of(worker: RolloutWorker, prompts: list[Any]) -> list[Any]:
     parameters = [_sampling_params(max_tokens=1, prompt_logprobs=0) for _ in prompts]
     outputs: list[Any] = worker._run(prompts, parameters)
     return [np.array(output.prompt_logprobs.logprobs) for output in outputs]
+
+
+def test_an_adapter_alone_arrives_as_the_weights_it_is_merged_into(
+    model: Any, worker: RolloutWorker
+) -> None:
+    """Log-probs and samples are the same bits: the adapter's, and after weights that came whole."""
+    held = PolicyModel(model, Accelerator("cpu", "float32"))
+    adapt(held, ADAPTER, Accelerator("cpu", "float32"), seed=0)
+    prompts = [request.token_ids for request in requests(copies=1)]
+    found = []
+    for version in range(4):
+        with torch.no_grad():
+            parts = {n: p for n, p in model.named_parameters() if is_adapter(n)}
+            for number, part in enumerate(parts.values()):
+                torch.manual_seed(100 * (version // 2) + number)
+                part.copy_(0.1 * torch.randn_like(part))
+        whole = pack_weights(
+            folder_tensors(model, merged_weights(model)), aliases=folder_aliases(model)
+        )
+        sent = whole if version % 2 else pack_adapter(parts.items(), ADAPTER)
+        assert worker.update_weights(sent, version) is SyncOutcome.FIRST_TRY
+        sampled = [one.rollout_log_probs for one in worker.generate(requests(), version)]
+        found.append(np.concatenate([*scores_of(worker, prompts), *sampled]))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[2], found[3])
+    num_scores = sum(len(prompt) - 1 for prompt in prompts)
+    assert np.abs(found[1][:num_scores] - found[2][:num_scores]).max() > 1e-3
 
 
 def test_a_family_is_sampled_as_it_is_trained(model: Any, worker: RolloutWorker) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from actors.engine import checkpoint_weights
+from actors.engine import checkpoint_weights, model_weights
 from actors.export import _write_model
 from actors.learner import LearnerWorker
 from actors.weights import unpack_weights
+from equilibrate.config.training import AdapterConfig
 from equilibrate.types import ScoredRollout
 from tests.integration.learners import (
     make_settings,
@@ -41,7 +42,7 @@ def test_export_is_a_model_folder_with_tokenizer(
     update(worker, scored)
     worker.export(tmp_path)
     loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
-    for name, tensor in worker.named_weights():
+    for name, tensor in model_weights(worker._policy):
         torch.testing.assert_close(loaded.pop(name).detach(), tensor, rtol=0, atol=0)
     assert not loaded
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
@@ -49,7 +50,7 @@ def test_export_is_a_model_folder_with_tokenizer(
     worker.save(tmp_path / "saved")
     _write_model(models / "policy", checkpoint_weights(tmp_path / "saved" / "policy"), tmp_path)
     again = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
-    for name, tensor in worker.named_weights():
+    for name, tensor in model_weights(worker._policy):
         torch.testing.assert_close(again.pop(name).detach(), tensor, rtol=0, atol=0)
     assert not again
 
@@ -74,11 +75,14 @@ def test_an_adapter_is_exported_merged_and_by_itself(
         )
         assert a.shape[0] == b.shape[1] == 4
         np.testing.assert_allclose(written[name], start[name] + 2 * b @ a, atol=1e-6)
+    # The generators get the adapter alone, as peft's files have it.
     packed, _ = worker.pack_weights()
     assert packed is not None
-    for name, tensor in unpack_weights(packed):
-        if name in written:
-            np.testing.assert_array_equal(tensor.numpy(), written[name], err_msg=name)
+    assert packed.adapter == AdapterConfig(rank=4, alpha=8)
+    sent = dict(unpack_weights(packed))
+    assert {f"base_model.model.{name}.weight" for name in sent} == set(parts)
+    for name, tensor in sent.items():
+        np.testing.assert_array_equal(tensor.numpy(), parts[f"base_model.model.{name}.weight"])
     # A checkpoint holds what is trained and no more.
     (tmp_path / "saved").mkdir()
     worker.save(tmp_path / "saved")

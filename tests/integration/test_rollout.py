@@ -14,9 +14,13 @@ from transformers import LlamaForCausalLM
 
 import actors.weights
 from actors.rollout import UNSYNCED, RolloutWorker, engine_environment
-from actors.weights import PackedWeights, SyncOutcome, pack_model, pack_weights
+from actors.weights import PackedWeights, SyncOutcome, pack_adapter, pack_model, pack_weights
+from equilibrate.config.training import AdapterConfig
 from equilibrate.errors import DataError, NumericsError, ParityError, WorkerLostError
+from equilibrate.models.device import Accelerator
+from equilibrate.models.lora import adapt, is_adapter, merged_weights
 from equilibrate.models.names import folder_aliases
+from equilibrate.models.policy import PolicyModel
 from equilibrate.seeds import request_seed
 from equilibrate.types import Category, FinishReason, Rollout, RolloutRequest
 from tests.integration.conftest import EOS_ID
@@ -132,22 +136,22 @@ def test_more_prompts_than_a_step_reads_are_answered_as_few_are(synced: Pair) ->
 
 
 @pytest.fixture
-def break_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+def break_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The next updates raise after so many tensors; later ones are whole again."""
-    unpack = actors.weights.unpack_weights
 
-    def break_next(num_tensors: int, num_updates: int) -> None:
+    def break_next(num_tensors: int, num_updates: int, source: str = "unpack_weights") -> None:
         remaining = [num_updates]
+        tensors = getattr(actors.weights, source)
 
-        def breaking(weights: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
+        def breaking(*arguments: Any) -> Iterator[tuple[str, torch.Tensor]]:
             is_broken = remaining[0] > 0
             remaining[0] -= 1
-            for index, item in enumerate(unpack(weights)):
+            for index, item in enumerate(tensors(*arguments)):
                 if is_broken and index == num_tensors:
                     raise ConnectionError("transport cut")
                 yield item
 
-        monkeypatch.setattr(actors.weights, "unpack_weights", breaking)
+        monkeypatch.setattr(actors.weights, source, breaking)
 
     return break_next
 
@@ -294,6 +298,32 @@ def test_an_update_cut_at_any_tensor_is_repaired_by_a_whole_one(
         break_after(cut, 1)
         assert synced.sync() is SyncOutcome.RETRIED
         assert synced.gap() <= PARITY_NATS, f"cut after {cut} tensors"
+
+
+def test_an_adapter_cut_at_any_tensor_is_repaired_and_no_part_of_one_is_taken(
+    synced: Pair, break_after: Callable[..., None]
+) -> None:
+    settings = AdapterConfig(rank=4, alpha=8)
+    start = LlamaForCausalLM.from_pretrained(synced.folder, dtype=torch.float32)
+    held = PolicyModel(start, Accelerator("cpu", "float32"))
+    adapt(held, settings, Accelerator("cpu", "float32"), seed=0)
+    parts = {name: part for name, part in start.named_parameters() if is_adapter(name)}
+    with pytest.raises(NumericsError, match="were not sent"):
+        synced.worker.update_weights(pack_adapter(list(parts.items())[1:], settings), 1)
+    num_tensors = len(list(merged_weights(start)))
+    for cut in range(num_tensors):
+        with torch.no_grad():
+            for part in parts.values():
+                part.copy_(0.1 * torch.randn_like(part))
+        break_after(cut, 2 if cut == num_tensors - 1 else 1, "with_adapter")
+        synced.version += 1
+        outcome = synced.worker.update_weights(
+            pack_adapter(parts.items(), settings), synced.version
+        )
+        # The last cut comes twice: a fresh engine reads its folder anew.
+        assert outcome is (SyncOutcome.REBUILT if cut == num_tensors - 1 else SyncOutcome.RETRIED)
+        rollouts = synced.worker.generate(requests(), synced.version)
+        assert parity_gap(rollouts, start) <= PARITY_NATS, f"cut after {cut} tensors"
 
 
 def test_a_tainted_engine_generates_nothing(

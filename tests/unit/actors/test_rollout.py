@@ -74,10 +74,11 @@ def test_memory_that_the_engine_does_not_get_is_no_loss(
 
     monkeypatch.setattr("actors.rollout.verify_weights", lambda *_: None)
     worker = object.__new__(RolloutWorker)
+    worker._base = None
     worker._llm = SimpleNamespace(generate=fail, start_weight_update=fail)
-    worker._expected_shapes = {}
+    monkeypatch.setattr(worker, "_expected_shapes", lambda _: {})
     monkeypatch.setattr(worker, "rebuild", lambda: None)
-    weights: Any = None
+    weights: Any = SimpleNamespace(adapter=None)
     for call in (lambda: worker._run([[5]], []), lambda: worker.update_weights(weights, 1)):
         with pytest.raises(raised) as caught:
             call()

@@ -13,14 +13,18 @@ from actors.weights import (
     ALIGNMENT,
     PackedWeights,
     SyncOutcome,
+    pack_adapter,
     pack_weights,
     tensors_for,
     unpack_weights,
     update_with_repair,
     verify_weights,
 )
+from equilibrate.config.training import AdapterConfig
 from equilibrate.errors import NumericsError
+from equilibrate.models.device import Accelerator
 
+CPU = Accelerator("cpu", "float32")
 EMBED = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
@@ -81,9 +85,9 @@ def test_a_tied_head_is_sent_under_both_names_and_costs_nothing() -> None:
 def test_a_model_without_a_head_of_its_own_is_sent_none() -> None:
     tied = pack_weights({"empty": torch.zeros(0), **tensors()}.items(), aliases={HEAD: EMBED})
     model = torch.nn.ModuleDict({"model": torch.nn.Linear(1, 1), "lm_head": torch.nn.Linear(1, 1)})
-    assert [name for name, _ in tensors_for(model, tied)] == [*shapes(tied)]
+    assert [name for name, _ in tensors_for(model, tied, None, CPU)] == [*shapes(tied)]
     del model["lm_head"]
-    assert [name for name, _ in tensors_for(model, tied)] == ["empty", *tensors()]
+    assert [name for name, _ in tensors_for(model, tied, None, CPU)] == ["empty", *tensors()]
 
 
 def test_an_alias_in_the_stream_is_not_sent_twice() -> None:
@@ -194,6 +198,21 @@ def test_incomplete_unknown_and_misshapen_tensors_are_named(
     packed = pack_weights(tensors().items(), aliases={})
     with pytest.raises(NumericsError, match=message):
         verify_weights(packed, expected)
+
+
+def test_an_adapter_says_how_it_is_added_and_no_one_can_change_it() -> None:
+    parts = {"q.lora_A": torch.ones(2, 4), "q.lora_B": torch.zeros(3, 2)}
+    packed = pack_adapter(parts.items(), AdapterConfig(rank=2, alpha=4))
+    expected = shapes(packed)
+    verify_weights(packed, expected)
+    for other in (AdapterConfig(rank=2, alpha=8), None):
+        with pytest.raises(NumericsError, match="checksum"):
+            verify_weights(dataclasses.replace(packed, adapter=other), expected)
+    half = pack_adapter([("q.lora_A", torch.ones(2, 4))], AdapterConfig(rank=2))
+    with pytest.raises(NumericsError, match=r"q\.lora_B first.*every part of an adapter"):
+        verify_weights(half, expected)
+    with pytest.raises(NumericsError, match=r"q\.lora_B holds a non-finite"):
+        pack_adapter([("q.lora_B", torch.tensor(torch.nan))], AdapterConfig())
 
 
 def test_buckets_travel_out_of_band_and_are_read_in_place() -> None:

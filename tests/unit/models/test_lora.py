@@ -12,13 +12,15 @@ from torch import nn
 
 from equilibrate.config.training import AdapterConfig
 from equilibrate.errors import ConfigError
-from equilibrate.models.device import Accelerator
+from equilibrate.models.device import Accelerator, Dtype
 from equilibrate.models.lora import (
     LoraLinear,
     adapt,
     adapted_names,
     is_adapter,
     merged_weights,
+    part_shapes,
+    with_adapter,
     write_adapter,
 )
 from tests.unit.models.toys import CONFIGS, causal_model, write_policy
@@ -71,6 +73,28 @@ def test_it_begins_at_the_model_and_ends_in_plain_weights(kind: str) -> None:
     assert weights.keys() == dict(plain.named_parameters()).keys()
     plain.load_state_dict(weights, strict=False)
     torch.testing.assert_close(plain(TOKENS).logits, model(TOKENS).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_on_the_model_below_give_the_same_bits(kind: str, dtype: Dtype) -> None:
+    """What a generator does with its own folder and what the learner would merge."""
+    accelerator, settings = Accelerator("cpu", dtype), AdapterConfig(rank=2, alpha=3)
+    plain, held = causal_model(kind), Held(causal_model(kind))
+    adapt(held, settings, accelerator, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    parts = {
+        name: parameter.data.normal_(std=0.3, generator=generator)
+        for name, parameter in held.model.named_parameters()
+        if is_adapter(name)
+    }
+    assert {name: tuple(part.shape) for name, part in parts.items()} == part_shapes(plain, settings)
+    merged = dict(merged_weights(held.model))
+    found = dict(with_adapter(plain.named_parameters(), parts, settings, accelerator))
+    assert list(found) == list(merged)
+    for name, tensor in found.items():
+        # A layer without an adapter is held in the run's dtype by the learner.
+        assert torch.equal(tensor.to(merged[name].dtype), merged[name]), name
 
 
 def test_only_the_adapter_and_a_score_are_trained() -> None:

@@ -39,7 +39,7 @@ def test_a_skeleton_is_the_loaded_model_without_its_numbers(tmp_path: Path, kind
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_what_is_sent_is_what_the_folder_holds_and_a_tied_head(tmp_path: Path, kind: str) -> None:
     folder = write_policy(tmp_path, kind)
-    shapes, held = sent_shapes(folder), tensor_shapes(folder)
+    shapes, held = sent_shapes(skeleton(folder, "policy")), tensor_shapes(folder)
     assert {name: shape for name, shape in shapes.items() if name in held} == held
     assert shapes.keys() - held.keys() <= HEADS
     # The sender has the loaded model, and finds the same names; values are those of the file.
@@ -93,7 +93,7 @@ def test_a_tied_head_goes_by_the_name_of_the_folder(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config.pop("tie_word_embeddings", None)
     (folder / "config.json").write_text(json.dumps(config))
-    assert sent_shapes(folder)["lm_head.weight"] == (32, 16)
+    assert sent_shapes(skeleton(folder, "policy"))["lm_head.weight"] == (32, 16)
 
 
 def test_hub_folders_without_the_prefix_are_read(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_hub_folders_without_the_prefix_are_read(tmp_path: Path) -> None:
     tensors = load_file(folder / WEIGHT_FILE)
     short = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     save_file(short, folder / WEIGHT_FILE, {"format": "pt"})
-    assert "transformer.wte.weight" in sent_shapes(folder)
+    assert "transformer.wte.weight" in sent_shapes(skeleton(folder, "policy"))
     assert torch.equal(load_policy(folder, CPU).model.transformer.wte.weight, short["wte.weight"])
 
 
