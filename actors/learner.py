@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from equilibrate.config.base import TextConfig
 from equilibrate.config.train import AmaConfig, LearnerConfig, PPOConfig
 from equilibrate.learning.average import WeightAverage
 from equilibrate.learning.parity import parity_gap, require_parity
-from equilibrate.learning.passes import Passes
+from equilibrate.learning.passes import Critic, Passes
 from equilibrate.learning.ptx import PtxData
 from equilibrate.learning.targets import (
     batch_metrics,
@@ -39,16 +38,19 @@ from equilibrate.learning.targets import (
 )
 from equilibrate.learning.update import LossSettings, Update
 from equilibrate.models.device import Accelerator, Device, Dtype
-from equilibrate.models.loading import load_policy, load_scorer
+from equilibrate.models.loading import load_policy, load_twin_scorer
 from equilibrate.models.names import folder_aliases, folder_tensors
-from equilibrate.models.new_scorer import new_scorer
+from equilibrate.models.new_scorer import new_twin_scorer
 from equilibrate.models.trainable import prepare_training
 from equilibrate.ppo.batches import Indices, ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
 from equilibrate.seeds import derive_seed
 from equilibrate.text.renderer import Renderer, load_tokenizer
-from equilibrate.text.vocabulary import reads_what_is_said
-from equilibrate.types import ScoredRollout, TokenBatch, TrainBatch, UpdateMetrics
+from equilibrate.text.vocabulary import start_of_critic
+from equilibrate.types import ScoredRollout, ScorerKind, TokenBatch, TrainBatch, UpdateMetrics
+
+VALUES: Mapping[ScorerKind, str] = {"reward": "values", "cost": "cost_values"}
+"""The field of a `TokenBatch` that holds what a critic's head of a kind says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,12 @@ class LearnerSettings:
     ppo: PPOConfig
     ama: AmaConfig | None
 
+    @property
+    def critics(self) -> list[tuple[ScorerKind, ...]]:
+        """The heads of each."""
+        kinds = tuple(kind for kind in VALUES if getattr(self, kind))
+        return [kinds] if self.learner.two_headed_critic else [(kind,) for kind in kinds]
+
 
 class LearnerWorker:
     """One rank. Its process must have RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."""
@@ -92,15 +100,13 @@ class LearnerWorker:
         policy = load_policy(settings.policy, self._accelerator)
         self._aliases = folder_aliases(policy.model)
         self._policy = self._trained(policy, settings.learner.policy_lr)
-        self._critics: dict[str, DeepSpeedModel] = {}
-        if settings.reward:
-            self._critics["critic"] = self._trained_critic(settings.reward, "reward")
-        if settings.cost:
-            self._critics["cost_critic"] = self._trained_critic(settings.cost, "cost")
+        self._critics = {kinds: self._trained_critic(kinds) for kinds in settings.critics}
         self._passes = Passes(
             policy=self._policy,
-            critic=self._critics.get("critic"),
-            cost_critic=self._critics.get("cost_critic"),
+            critics=[
+                Critic(model, [VALUES[kind] for kind in kinds])
+                for kinds, model in self._critics.items()
+            ],
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             max_tokens_per_batch=settings.learner.max_tokens_per_batch,
@@ -120,14 +126,16 @@ class LearnerWorker:
                 settings.ptx, Renderer(settings.policy, settings.text), settings.max_length
             )
 
-    def _trained_critic(self, folder: str, kind: Literal["reward", "cost"]) -> DeepSpeedModel:
-        start = self._settings.policy
-        if reads_what_is_said(start, folder):
-            pad = load_tokenizer(start).pad_token_id
-            seed = derive_seed(self._settings.seed, kind == "cost")
-            critic = new_scorer(start, kind, self._accelerator, seed=seed, pad_token_id=pad)
+    def _trained_critic(self, kinds: Sequence[ScorerKind]) -> DeepSpeedModel:
+        policy, accelerator = self._settings.policy, self._accelerator
+        scorers = [getattr(self._settings, kind) for kind in kinds]
+        start = start_of_critic(policy, scorers)
+        if start in scorers:
+            critic = load_twin_scorer(start, kinds, accelerator)
         else:
-            critic = load_scorer(folder, kind, self._accelerator)
+            pad = load_tokenizer(policy).pad_token_id
+            seed = derive_seed(self._settings.seed, "reward" not in kinds)
+            critic = new_twin_scorer(policy, kinds, accelerator, seed=seed, pad_token_id=pad)
         return self._trained(critic, self._settings.learner.critic_lr)
 
     def _trained(self, module: nn.Module, learning_rate: float) -> DeepSpeedModel:
@@ -143,11 +151,15 @@ class LearnerWorker:
 
     @property
     def _models(self) -> dict[str, DeepSpeedModel]:
-        return {"policy": self._policy, **self._critics}
+        critics = {
+            "critic" if "reward" in kinds else "cost_critic": model
+            for kinds, model in self._critics.items()
+        }
+        return {"policy": self._policy, **critics}
 
     @property
     def _has_cost_advantages(self) -> bool:
-        return not self._settings.ppo.has_critics or "cost_critic" in self._critics
+        return not self._settings.ppo.has_critics or bool(self._settings.cost)
 
     def update(
         self,

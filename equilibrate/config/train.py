@@ -51,6 +51,9 @@ class LearnerConfig(TrainingGroup):
     more."""
     critic_lr: float = Field(5e-6, gt=0)
     """Safe RLHF took 5e-6, OpenRLHF takes 9e-6."""
+    two_headed_critic: bool = False
+    """One critic with a head for rewards and one for costs, in place of two. It starts as the
+    scorer where data.reward and data.cost are one folder, else as the policy with fresh heads."""
     lr_schedule: Literal["constant", "linear", "cosine", "cooldown"] = "constant"
     """How both learning rates fall to zero over the run; cooldown falls in its last 30 % only."""
     adam_epsilon: float = Field(1e-8, gt=0)
@@ -265,6 +268,13 @@ class TrainConfig(RunConfig):
         is_read = self.ama is not None and self.ama.source == "critics"
         return ("reward", "cost") if self.constraint is not None or is_read else ("reward",)
 
+    @property
+    def critic_models(self) -> tuple[tuple[ScorerKind, ...], ...]:
+        """The heads of each critic."""
+        if self.learner.two_headed_critic:
+            return (self.critics,)
+        return tuple((kind,) for kind in self.critics)
+
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         rollouts, minibatch = self.rollouts_per_iteration, self.ppo.minibatch_size
@@ -300,6 +310,16 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 f"ama.source (critics) needs critics, and ppo.advantage ({advantage}) has none; "
                 "try ama.source=both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_critic_of_two_heads_has_two(self) -> Self:
+        if self.learner.two_headed_critic and len(self.critics) < 2:
+            raise ValueError(
+                "learner.two_headed_critic (true) needs values of rewards and of costs, and "
+                f"ppo.advantage ({self.ppo.advantage}) with this constraint has "
+                f"{' and '.join(self.critics) or 'none'}; try learner.two_headed_critic=false"
             )
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +20,28 @@ from equilibrate.ppo.batches import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Critic:
+    """A model whose heads say what prefixes are worth."""
+
+    model: Trainable
+    """Token ids [B, T] in, [B, T, H] out."""
+    fields: Sequence[str]
+    """Of a `TokenBatch`, which hold what the heads say: values, cost_values."""
+
+    def values(self, token_ids: Tensor) -> dict[str, Tensor]:
+        """By field [B, T], of the prefix that ends just before each token; 0 before the first."""
+        heads = self.model(token_ids[:, :-1]).unbind(-1)
+        return {field: pad(head, (1, 0)) for field, head in zip(self.fields, heads, strict=True)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passes:
     """The models of one rank and how it cuts its rows."""
 
     policy: Trainable
-    critic: Trainable | None
-    """None where advantages need no values."""
-    cost_critic: Trainable | None
+    critics: Sequence[Critic]
+    """Empty where advantages need no values."""
     rank: int
     world_size: int
     max_tokens_per_batch: int
@@ -76,8 +90,8 @@ class Passes:
             with torch.set_grad_enabled(is_differentiable):
                 log_probs, entropies = self.policy(token_ids, mask, self.temperature)
                 outputs = {"old_log_probs": log_probs, "entropies": entropies}
-                for name, critic in self.critics.items():
-                    outputs[name] = values_of(critic, token_ids)
+                for critic in self.critics:
+                    outputs |= critic.values(token_ids)
             for name, output in outputs.items():
                 by_name[name][index, :length] = output.detach()
         if self.world_size > 1:
@@ -97,15 +111,4 @@ class Passes:
 
     @property
     def models(self) -> list[Trainable]:
-        return [self.policy, *self.critics.values()]
-
-    @property
-    def critics(self) -> dict[str, Trainable]:
-        """By the field of a `TokenBatch` that holds what they say."""
-        named = {"values": self.critic, "cost_values": self.cost_critic}
-        return {name: critic for name, critic in named.items() if critic is not None}
-
-
-def values_of(critic: Trainable, token_ids: Tensor) -> Tensor:
-    """[B, T], score of the prefix that ends just before each token; 0 before the first."""
-    return pad(critic(token_ids[:, :-1]), (1, 0))
+        return [self.policy, *(critic.model for critic in self.critics)]

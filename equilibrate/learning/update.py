@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from equilibrate.learning.passes import Passes, values_of
+from equilibrate.learning.passes import Passes
 from equilibrate.models.trainable import Trainable
 from equilibrate.ppo.batches import Indices, minibatch_indices
 from equilibrate.ppo.losses import (
@@ -152,28 +152,29 @@ class Update:
         self, part: MicroBatch, rows: Indices, has_policy_step: bool, ptx: PtxPart | None
     ) -> Iterator[tuple[Trainable, Tensor]]:
         """One at a time: only one model's activations are in memory, unless all were kept."""
-        num_response = self._counts(self._num_response, part, rows)
-        targets = {
-            "values": ("value_loss", part.values, part.returns),
-            "cost_values": ("cost_value_loss", part.cost_values, part.cost_returns),
-        }
-        for field, critic in self._passes.critics.items():
-            name, old_values, returns = targets[field]
-            values = (
-                values_of(critic, part.token_ids) if self._graphs is None else self._graphs[field]
-            )
-            loss = clipped_value_loss(
-                values,
-                old_values,
-                returns,
-                part.response_mask,
-                value_clip_range=self._settings.value_clip_range,
-                num_tokens=num_response,
-            )
-            self._add(name, loss)
-            yield critic, loss
+        for critic in self._passes.critics:
+            found = critic.values(part.token_ids) if self._graphs is None else self._graphs
+            losses = [self._value_loss(name, found[name], part, rows) for name in critic.fields]
+            # One backward pass for all heads.
+            yield critic.model, torch.stack(losses).sum()
         if has_policy_step:
             yield self._passes.policy, self._policy_loss(part, rows, ptx)
+
+    def _value_loss(self, field: str, values: Tensor, part: MicroBatch, rows: Indices) -> Tensor:
+        name, old_values, returns = {
+            "values": ("value_loss", part.values, part.returns),
+            "cost_values": ("cost_value_loss", part.cost_values, part.cost_returns),
+        }[field]
+        loss = clipped_value_loss(
+            values,
+            old_values,
+            returns,
+            part.response_mask,
+            value_clip_range=self._settings.value_clip_range,
+            num_tokens=self._counts(self._num_response, part, rows),
+        )
+        self._add(name, loss)
+        return loss
 
     def _policy_loss(self, part: MicroBatch, rows: Indices, ptx: PtxPart | None) -> Tensor:
         settings = self._settings

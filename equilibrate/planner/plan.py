@@ -86,9 +86,10 @@ def _trainer(config: FitConfig) -> Memory:
 def _learner(config: TrainConfig) -> Memory:
     data, length = config.data, config.rollout.max_model_len
     models = [_traced(config, data.policy, "policy", config.learner, length)]
-    for kind in config.critics:
-        start = start_of_critic(data.policy, getattr(data, kind) or data.policy)
-        models.append(_traced(config, str(start), kind, config.learner, length))
+    for kinds in config.critic_models:
+        sources = [getattr(data, kind) or data.policy for kind in kinds]
+        start = start_of_critic(data.policy, sources)
+        models.append(_traced(config, str(start), kinds[0], config.learner, length))
     return _trained(models, config.learner)
 
 

@@ -32,7 +32,7 @@ def iteration_seconds(config: TrainConfig, gpu: Gpu) -> Simulated:
 
     Nothing of ours ran on a GPU: the share of the data sheet that is reached is that of others.
     """
-    models = 1 + len(config.critics)
+    models = 1 + len(config.critic_models)
     groups = (config.rollout, config.learner, config.scoring)
     sampling, training, scoring = (max(1, round(one.num_workers * one.gpus)) for one in groups)
     is_shared = config.rollout.gpus < 1

@@ -42,8 +42,9 @@ _MATTER = (
     "seed", "dtype", "iterations", "epochs", "steps", "batch_size", "lr", "max_length",
     "multiplier", "objective", "ppo", "constraint", "ama", "fdc", "rollout.prompts_per_iteration",
     "rollout.copies", "rollout.temperature", "rollout.max_new_tokens", "rollout.max_policy_lag",
-    "learner.policy_lr", "learner.critic_lr", "learner.lr_schedule", "learner.average_decay",
-    "learner.ptx_coef", "data.prefer", "data.more_rewards", "max_unsafe_share",
+    "learner.policy_lr", "learner.critic_lr", "learner.two_headed_critic", "learner.lr_schedule",
+    "learner.average_decay", "learner.ptx_coef", "data.prefer", "data.more_rewards",
+    "max_unsafe_share",
 )  # fmt: skip
 """Settings that say how a policy was trained; the rest says where and by how many processes."""
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")

@@ -72,8 +72,9 @@ def _check_trained(config: TrainConfig | FitConfig, policy: Path) -> None:
         group, trained = config.trainer, [policy]
     else:
         group, data = config.learner, config.data
-        sources = [getattr(data, kind) for kind in config.critics]
-        trained = [policy, *(Path(start_of_critic(policy, source)) for source in sources if source)]
+        sources = [[getattr(data, kind) for kind in kinds] for kinds in config.critic_models]
+        starts = [start_of_critic(policy, critic) for critic in sources if all(critic)]
+        trained = [policy, *map(Path, starts)]
     if not group.asks_for_layers:
         return
     for folder in dict.fromkeys(trained):

@@ -69,8 +69,11 @@ def space_of(config: TrainConfig | FitConfig, *, unmade: str = "") -> Space:
     if isinstance(config, FitConfig):
         return _of_fit(config, policy, unmade, world)
     data = config.data
-    sources = ["" if data.is_built_in else getattr(data, kind) for kind in config.critics]
-    folders = [_start_of_critic(_there(data.policy, unmade), source) for source in sources]
+    sources = [
+        [] if data.is_built_in else [getattr(data, kind) for kind in kinds]
+        for kinds in config.critic_models
+    ]
+    folders = [_start_of_critic(_there(data.policy, unmade), critic) for critic in sources]
     scorers = [_Model.of(folder, "reward", unmade, adapter) for folder in folders]
     stage, averages = config.learner.zero_stage, config.learner.average_decay > 0
     checkpoint = sum(model.state(stage) for model in (policy, *scorers))
@@ -186,12 +189,12 @@ def _there(folder: str, unmade: str) -> Path:
     return Path(folder if Path(folder).exists() or not unmade else unmade)
 
 
-def _start_of_critic(policy: Path, scorer: str) -> str:
-    if not scorer:  # of the built-in world
+def _start_of_critic(policy: Path, scorers: Sequence[str]) -> str:
+    if not scorers or not all(scorers):  # of the built-in world, or still to be made
         return ""
     from equilibrate.text.vocabulary import start_of_critic  # late: as above
 
-    return str(start_of_critic(policy, scorer))
+    return str(start_of_critic(policy, scorers))
 
 
 def _world_bytes(config: TrainConfig | FitConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,13 @@ def reads_what_is_said(policy: str | Path, scorer: str | Path) -> bool:
     return reads_text(scorer) or bool(other_tokens(policy, scorer))
 
 
-def start_of_critic(policy: str | Path, scorer: str | Path) -> str | Path:
-    """The folder whose trunk a critic starts with: the scorer's, or the policy's."""
-    return policy if reads_what_is_said(policy, scorer) else scorer
+def start_of_critic(policy: str | Path, scorers: Sequence[str | Path]) -> str | Path:
+    """The folder whose trunk a critic starts with: that of the scorers of its heads, if it is one
+    and reads the policy's tokens, or the policy's."""
+    first, *others = map(Path, scorers)
+    if any(other != first for other in others) or reads_what_is_said(policy, scorers[0]):
+        return policy
+    return scorers[0]
 
 
 def _shown(token: str | None) -> str:

@@ -16,6 +16,10 @@ from actors.learner import LearnerWorker
 from equilibrate.config.train import AmaConfig, PPOConfig
 from equilibrate.errors import ParityError
 from equilibrate.learning.passes import Passes
+from equilibrate.models.device import Accelerator
+from equilibrate.models.new_scorer import new_twin_scorer
+from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
+from equilibrate.text.renderer import load_tokenizer
 from equilibrate.types import Category, ScoredRollout
 from tests.integration.learners import (
     NUM_ROLLOUTS,
@@ -41,6 +45,7 @@ pytestmark = [
 
 
 ADAPTER: dict[str, Any] = {"adapter": {"rank": 4, "alpha": 8}}
+TWO_HEADS: dict[str, Any] = {"two_headed_critic": True}
 AGAIN = {"activation_checkpointing": True}
 ONE_STEP: dict[str, Any] = {"minibatch_size": NUM_ROLLOUTS, "epochs": 1}
 WAYS: dict[str, dict[str, Any]] = {
@@ -60,10 +65,13 @@ WAYS: dict[str, dict[str, Any]] = {
         f"adapter-again{stage}": {"learner": {"zero_stage": stage, **AGAIN, **ADAPTER}}
         for stage in (0, 3)
     },
+    **{f"two-heads{stage}": {"learner": {"zero_stage": stage, **TWO_HEADS}} for stage in (0, 2, 3)},
 }
 """Settings whose result two ranks must share with one that has the tests' own learner settings:
 ZeRO stages, no critics, means over sequences, outputs of the pass before that are differentiated,
-adapters, and activations that are computed again."""
+adapters, activations that are computed again, and one critic for two values."""
+MODELS = (*ADAPTER, *TWO_HEADS)
+"""What of a learner's settings says which weights there are."""
 
 
 def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
@@ -85,8 +93,8 @@ def test_ranks_and_zero_stages_do_not_change_the_result(
     spawn(run_rank, (free_port(), models, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
     for name, changes in WAYS.items():
         one_rank = {k: v for k, v in changes.items() if k != "learner"}
-        if "adapter" in changes.get("learner", {}):
-            one_rank["learner"] = ADAPTER
+        learner = changes.get("learner", {})
+        one_rank["learner"] = {key: learner[key] for key in MODELS if key in learner}
         worker = LearnerWorker(make_settings(models, **one_rank))
         before, metrics, alone = snapshot(worker), update(worker, scored), snapshot(worker)
         assert largest_difference(before, alone) > 1e-4
@@ -114,7 +122,11 @@ def test_small_gradients_move_little_under_a_large_epsilon(
 
 
 @pytest.mark.parametrize(
-    "way", ["stage0", "stage2", "stage3", "critic-free", "adapter0", "adapter2", "adapter3"]
+    "way",
+    [
+        *("stage0", "stage2", "stage3", "critic-free", "two-heads0", "two-heads3"),
+        *("adapter0", "adapter2", "adapter3"),
+    ],
 )
 def test_loading_continues_bit_by_bit(
     models: Path, scored: list[ScoredRollout], tmp_path: Path, way: str
@@ -250,6 +262,44 @@ def test_parity_violation_raises_before_anything_moves(
     with pytest.raises(ParityError, match=r"1\.0\de-03 nats"):
         update(worker, [*wrong, *scored[1:]])
     assert_equal(snapshot(worker), before)
+
+
+def test_one_critic_of_two_heads_is_worth_two(
+    models: Path, scored: list[ScoredRollout], tmp_path: Path
+) -> None:
+    """From a scorer of two heads both begin at the same values, so the policy learns the same."""
+    folder, cpu = tmp_path / "both", Accelerator("cpu", "float32")
+    twins = new_twin_scorer(models / "policy", ("reward", "cost"), cpu, seed=5, pad_token_id=0)
+    twins.model.save_pretrained(folder)
+    load_tokenizer(models / "policy").save_pretrained(folder)
+    heads = (ScorerSidecar(kind="reward", scale=2.0), ScorerSidecar(kind="cost", bias=0.5))
+    write_sidecar(folder, *heads)
+    ways: dict[str, dict[str, Any]] = {
+        "two": {"reward": str(folder), "cost": str(folder)},
+        "one": {"reward": str(folder), "cost": str(folder), "learner": TWO_HEADS},
+        # From scorers that are two models it starts as the policy, with heads of its own.
+        "fresh": {"learner": TWO_HEADS},
+    }
+    workers = {
+        name: LearnerWorker(make_settings(models, ppo=ONE_STEP, **way))
+        for name, way in ways.items()
+    }
+    begun = {name: snapshot(worker) for name, worker in workers.items()}
+    metrics = {name: dict(update(worker, scored).values) for name, worker in workers.items()}
+    assert workers["one"]._models.keys() == workers["fresh"]._models.keys() == {"policy", "critic"}
+    for name in metrics["two"]:
+        assert metrics["one"][name] == pytest.approx(metrics["two"][name], rel=1e-4), name
+    assert metrics["fresh"]["value_loss"] != pytest.approx(metrics["two"]["value_loss"], rel=1e-2)
+    one, two = (
+        {name: value for name, value in snapshot(workers[way]).items() if "policy/" in name}
+        for way in ("one", "two")
+    )
+    assert largest_difference(one, two) < 1e-6
+    trunk = "model.model.embed_tokens.weight"
+    np.testing.assert_array_equal(
+        begun["fresh"][f"critic/{trunk}"], begun["fresh"][f"policy/{trunk}"]
+    )
+    assert begun["fresh"]["critic/model.score.weight"].shape[0] == 2
 
 
 def test_plain_ppo_has_no_cost_critic_and_ignores_the_multiplier(

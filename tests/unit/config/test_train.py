@@ -231,6 +231,19 @@ def test_advantages_without_critics_need_something_to_compare_with() -> None:
     assert found.startswith("ama.source (critics) needs critics, and ppo.advantage (reinforce_")
 
 
+def test_a_critic_of_two_heads_needs_two_values() -> None:
+    config = load_config([], ["learner.two_headed_critic=true"])
+    assert config.critic_models == (("reward", "cost"),)
+    assert load_config([], []).critic_models == (("reward",), ("cost",))
+    for change, found in [
+        (["constraint=off"], "has reward; try"),
+        (["ppo.advantage=reinforce_plus_plus"], "has none; try"),
+    ]:
+        message = message_of("learner.two_headed_critic=true", *change)
+        assert message.startswith("learner.two_headed_critic (true) needs values of rewards and")
+        assert found in message
+
+
 def test_own_data_without_constraint_and_mask_needs_no_cost_model() -> None:
     own = "data={policy: p, reward: r, prompts: x}"
     config = load_config([], [own, "ama=off", "constraint=off"])

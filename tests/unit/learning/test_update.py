@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equilibrate.learning.passes import Passes
+from equilibrate.learning.passes import Critic, Passes
 from equilibrate.learning.update import LossSettings, PtxShare, Update
 from equilibrate.ppo.batches import Indices, collate
 from equilibrate.types import TrainBatch
@@ -23,8 +23,7 @@ NO_MODEL: Any = None
 def passes(rank: int, world_size: int, max_tokens: int) -> Passes:
     return Passes(
         policy=NO_MODEL,
-        critic=None,
-        cost_critic=None,
+        critics=(),
         rank=rank,
         world_size=world_size,
         max_tokens_per_batch=max_tokens,
@@ -113,15 +112,17 @@ def test_pretraining_rows_count_in_the_budget() -> None:
 
 
 class TableModel:
-    """A bias for each of ten words: log-probs of a policy, or values of a critic."""
+    """A bias for each of ten words: log-probs of a policy, or values of a critic, the same for
+    each of its heads."""
 
-    def __init__(self, *, is_policy: bool) -> None:
+    def __init__(self, *, is_policy: bool, num_heads: int = 1) -> None:
         self.bias = torch.linspace(0.0, 1.0, 10, dtype=torch.float64).requires_grad_()
         self.is_policy = is_policy
+        self.num_heads = num_heads
 
     def __call__(self, token_ids: torch.Tensor, *_: Any) -> Any:
         if not self.is_policy:
-            return self.bias[token_ids]
+            return self.bias[token_ids].unsqueeze(-1).expand(-1, -1, self.num_heads)
         log_probs = self.bias.log_softmax(0)[token_ids]
         return log_probs, torch.zeros_like(log_probs)
 
@@ -131,6 +132,10 @@ class TableModel:
     def step(self) -> float:
         assert self.bias.grad is not None
         return float(self.bias.grad.norm())
+
+
+def critic(model: Any, *fields: str) -> Critic:
+    return Critic(model, fields or ("values",))
 
 
 class CountingModel(TableModel):
@@ -181,7 +186,9 @@ def gradients(
     sums = [torch.zeros(10, dtype=torch.float64)] * 2
     for rank in range(world_size):
         models: Any = [TableModel(is_policy=True), TableModel(is_policy=False)]
-        own = replace(passes(rank, world_size, max_tokens), policy=models[0], critic=models[1])
+        own = replace(
+            passes(rank, world_size, max_tokens), policy=models[0], critics=[critic(models[1])]
+        )
         Update(own, train, lengths, settings, iteration=0, ptx=None).run()
         sums = [total + model.bias.grad for total, model in zip(sums, models, strict=True)]
     return sums
@@ -224,6 +231,26 @@ def test_the_mean_over_sequences_against_a_few_lines() -> None:
     torch.testing.assert_close(found, bias.grad)
 
 
+def test_a_critic_of_two_heads_learns_the_sum_of_what_two_critics_do() -> None:
+    train, lengths = ragged_batch()
+    train = replace(train, cost_returns=train.returns.flip(1))
+
+    def learned(*critics: Critic) -> tuple[dict[str, float], torch.Tensor]:
+        own = replace(passes(0, 1, 6), policy=TableModel(is_policy=True), critics=critics)
+        metrics, _ = Update(own, train, lengths, SETTINGS, iteration=0, ptx=None).run()
+        models: Any = {id(one.model): one.model for one in critics}
+        return metrics, sum(model.bias.grad for model in models.values())
+
+    two = learned(
+        critic(TableModel(is_policy=False)), critic(TableModel(is_policy=False), "cost_values")
+    )
+    both = critic(TableModel(is_policy=False, num_heads=2), "values", "cost_values")
+    one = learned(both)
+    assert one[0] == pytest.approx(two[0])
+    assert one[0]["value_loss"] != pytest.approx(one[0]["cost_value_loss"])
+    torch.testing.assert_close(one[1], two[1])
+
+
 def test_minibatch_without_a_response_moves_nothing() -> None:
     train, lengths = ragged_batch()
     said = train.tokens.response_mask.clone()
@@ -231,7 +258,7 @@ def test_minibatch_without_a_response_moves_nothing() -> None:
     tokens = replace(train.tokens, response_mask=said)
     train = replace(train, tokens=tokens, gradient_mask=train.gradient_mask & said)
     models: Any = [CountingModel(is_policy=True), CountingModel(is_policy=False)]
-    own = replace(passes(0, 1, 1000), policy=models[0], critic=models[1])
+    own = replace(passes(0, 1, 1000), policy=models[0], critics=[critic(models[1])])
     alone = replace(SETTINGS, minibatch_size=1)
     metrics, skipped = Update(own, train, lengths, alone, iteration=0, ptx=None).run()
     assert [model.num_steps for model in models] == [3, 3]
