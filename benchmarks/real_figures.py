@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equilibrate.data.rows import RejectedRows
+from equilibrate.data.rows import RejectedRows, prompt_key
 from equilibrate.data.tables import SFT_COLUMNS, load_table
 from equilibrate.evaluation import AnswerScorer, Estimate
 from equilibrate.evaluation.statistics import mean_interval, paired_difference
@@ -326,6 +326,18 @@ def harmless_answers(data: Path, out: Path, part: str) -> None:
     ]
     (out / "harmless").mkdir(exist_ok=True)
     write_lines(out / "harmless" / f"{part}.jsonl", rows)
+
+
+def keep_apart(out: Path, measured: Sequence[Path]) -> None:
+    """Take the prompts of these files out of all that teaches: each set is split by itself, and
+    HH-helpful asks some of what XSTest does."""
+    never = {prompt_key(prompt) for file in measured for prompt in _asked(_rows(file))}
+    for file in (*out.glob("*/train.jsonl"), *out.glob("*/judge.jsonl")):
+        rows = _rows(file)
+        prompts = zip(rows, _asked(rows), strict=True)
+        kept = [row for row, prompt in prompts if prompt_key(prompt) not in never]
+        if len(kept) < len(rows):
+            write_lines(file, kept)
 
 
 def divide(test: Path, evaluated: Path) -> None:
