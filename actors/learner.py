@@ -38,9 +38,11 @@ from equilibrate.learning.targets import (
 )
 from equilibrate.learning.update import LossSettings, Update
 from equilibrate.models.device import Accelerator, Device, Dtype
+from equilibrate.models.frozen import share_frozen
 from equilibrate.models.loading import load_policy, load_twin_scorer
 from equilibrate.models.names import folder_aliases, folder_tensors
 from equilibrate.models.new_scorer import new_twin_scorer
+from equilibrate.models.scorer import TwinScoreModel
 from equilibrate.models.trainable import prepare_training
 from equilibrate.ppo.batches import Indices, ScoredBatch, collate
 from equilibrate.ppo.learning_rates import schedule
@@ -100,7 +102,11 @@ class LearnerWorker:
         policy = load_policy(settings.policy, self._accelerator)
         self._aliases = folder_aliases(policy.model)
         self._policy = self._trained(policy, settings.learner.policy_lr)
-        self._critics = {kinds: self._trained_critic(kinds) for kinds in settings.critics}
+        self._critics: dict[tuple[ScorerKind, ...], DeepSpeedModel] = {}
+        for kinds in settings.critics:
+            critic = _new_critic(settings, kinds, self._accelerator)
+            rate = settings.learner.critic_lr
+            self._critics[kinds] = self._trained(critic, rate, beside=self._policy)
         self._passes = Passes(
             policy=self._policy,
             critics=[
@@ -126,21 +132,14 @@ class LearnerWorker:
                 settings.ptx, Renderer(settings.policy, settings.text), settings.max_length
             )
 
-    def _trained_critic(self, kinds: Sequence[ScorerKind]) -> DeepSpeedModel:
-        policy, accelerator = self._settings.policy, self._accelerator
-        scorers = [getattr(self._settings, kind) for kind in kinds]
-        start = start_of_critic(policy, scorers)
-        if start in scorers:
-            critic = load_twin_scorer(start, kinds, accelerator)
-        else:
-            pad = load_tokenizer(policy).pad_token_id
-            seed = derive_seed(self._settings.seed, "reward" not in kinds)
-            critic = new_twin_scorer(policy, kinds, accelerator, seed=seed, pad_token_id=pad)
-        return self._trained(critic, self._settings.learner.critic_lr)
-
-    def _trained(self, module: nn.Module, learning_rate: float) -> DeepSpeedModel:
+    def _trained(
+        self, module: nn.Module, learning_rate: float, *, beside: DeepSpeedModel | None = None
+    ) -> DeepSpeedModel:
+        """Args: beside: holds some of the frozen weights already."""
         settings = self._settings
         prepare_training(module, settings.learner, self._accelerator, seed=settings.seed)
+        if beside is not None and settings.learner.zero_stage < 3:  # which cuts weights up
+            share_frozen(module, beside.module)
         return DeepSpeedModel(
             module,
             learning_rate,
@@ -290,6 +289,19 @@ class LearnerWorker:
         weights = self._average.named_weights() if averaged and self._average is not None else None
         adapter, start = self._settings.learner.adapter, self._settings.policy
         export_model(self._policy, folder, tokenizer=start, weights=weights, adapter=adapter)
+
+
+def _new_critic(
+    settings: LearnerSettings, kinds: Sequence[ScorerKind], accelerator: Accelerator
+) -> TwinScoreModel:
+    """A head of each kind, as the scorers begin or with fresh ones on the policy's trunk."""
+    scorers = [getattr(settings, kind) for kind in kinds]
+    start = start_of_critic(settings.policy, scorers)
+    if start in scorers:
+        return load_twin_scorer(start, kinds, accelerator)
+    pad = load_tokenizer(settings.policy).pad_token_id
+    seed = derive_seed(settings.seed, "reward" not in kinds)
+    return new_twin_scorer(settings.policy, kinds, accelerator, seed=seed, pad_token_id=pad)
 
 
 def _collated(

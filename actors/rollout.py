@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from actors.weights import (
     PackedWeights,
     SyncOutcome,
+    load_version,
     register_object_store_engine,
     update_with_repair,
     verify_weights,
@@ -158,10 +160,12 @@ class RolloutWorker:
         """
         verify_weights(weights, self._expected_shapes(weights.adapter))
 
+        load = partial(load_version, weights=weights, base=self._base)
+
         def update() -> None:
             self._is_tainted = True
             self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"weights": weights, "base": self._base}})
+            self._llm.update_weights({"update_info": {"load": load}})
             self._llm.finish_weight_update(weight_version=str(version))
             self._llm.reset_prefix_cache()
             self._is_tainted = False

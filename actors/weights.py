@@ -206,7 +206,8 @@ def _with_aliases(
 
 
 def load_version(model: Any, config: Any, weights: PackedWeights, base: Any) -> None:
-    """Args: model, config: vLLM's; base: as of `tensors_for`."""
+    """What our engine does in the midst of an update. Args: model, config: vLLM's; base: as of
+    `tensors_for`."""
     from vllm.platforms import current_platform
 
     dtype = cast("Dtype", str(config.dtype).removeprefix("torch."))
@@ -292,8 +293,7 @@ def register_object_store_engine() -> str:
 
     @dataclass
     class UpdateInfo(WeightTransferUpdateInfo):
-        weights: PackedWeights
-        base: Any
+        load: Callable[[Any, Any], None]
 
     class ObjectStoreEngine(WeightTransferEngine[WeightTransferInitInfo, UpdateInfo]):
         init_info_cls = WeightTransferInitInfo
@@ -316,7 +316,7 @@ def register_object_store_engine() -> str:
             self.receive_weights(self.parse_update_info(update_info))
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
-            load_version(self.model, self.model_config, update_info.weights, update_info.base)
+            update_info.load(self.model, self.model_config)
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)

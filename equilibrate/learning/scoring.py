@@ -18,7 +18,7 @@ from equilibrate.errors import DataError
 from equilibrate.learning.other_tokens import OtherTokens
 from equilibrate.learning.sources import TextScorer
 from equilibrate.models.device import Accelerator, Device, Dtype
-from equilibrate.models.frozen import frozen
+from equilibrate.models.frozen import frozen, share_frozen
 from equilibrate.models.loading import load_policy, load_scorer, load_twin_scorer
 from equilibrate.models.scorer import TwinScoreModel
 from equilibrate.ppo.batches import token_budget_batches
@@ -76,6 +76,8 @@ class ScoringWorker:
         self._models = [self._loaded(*folder) for folder in folders.items()]
         self._renderer = Renderer(reference, text) if self._texts else None
         self._reference = frozen(load_policy(reference, self._accelerator), self._accelerator)
+        for loaded in self._models:
+            share_frozen(loaded.model, self._reference)
         models: dict[str, Any] = {loaded.folder: loaded.model for loaded in self._models}
         self._num_tokens: dict[str, int] = {
             folder: model.model.get_input_embeddings().num_embeddings

@@ -35,6 +35,21 @@ def frozen(module: M, accelerator: Accelerator) -> M:
     return module
 
 
+def share_frozen(module: nn.Module, holder: nn.Module) -> None:
+    """Let frozen weights that another model of this process holds too be that model's: those of one
+    trunk under several adapters, or embeddings that no training moved.
+
+    Args: module, holder: their parameters are on one device.
+    """
+    held = dict(holder.named_parameters())
+    for name, parameter in module.named_parameters():
+        other = held.get(name)
+        if other is None or parameter.requires_grad or other.requires_grad:
+            continue
+        if other.dtype == parameter.dtype and torch.equal(other, parameter):
+            parameter.data = other.data
+
+
 def linear_names(model: Any) -> list[str]:
     """The linear layers of a model's trunk, by its own names: a head is none of them."""
     trunk = f"{model.base_model_prefix}."

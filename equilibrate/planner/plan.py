@@ -89,7 +89,10 @@ def _learner(config: TrainConfig) -> Memory:
     for kinds in config.critic_models:
         sources = [getattr(data, kind) or data.policy for kind in kinds]
         start = start_of_critic(data.policy, sources)
-        models.append(_traced(config, str(start), kinds[0], config.learner, length))
+        critic = _traced(config, str(start), kinds[0], config.learner, length)
+        if start == data.policy and config.learner.zero_stage < 3:
+            critic = critic.beside_its_trunk()
+        models.append(critic)
     return _trained(models, config.learner)
 
 

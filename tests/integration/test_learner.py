@@ -16,10 +16,6 @@ from actors.learner import LearnerWorker
 from equilibrate.config.train import AmaConfig, PPOConfig
 from equilibrate.errors import ParityError
 from equilibrate.learning.passes import Passes
-from equilibrate.models.device import Accelerator
-from equilibrate.models.new_scorer import new_twin_scorer
-from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
-from equilibrate.text.renderer import load_tokenizer
 from equilibrate.types import Category, ScoredRollout
 from tests.integration.learners import (
     NUM_ROLLOUTS,
@@ -262,44 +258,6 @@ def test_parity_violation_raises_before_anything_moves(
     with pytest.raises(ParityError, match=r"1\.0\de-03 nats"):
         update(worker, [*wrong, *scored[1:]])
     assert_equal(snapshot(worker), before)
-
-
-def test_one_critic_of_two_heads_is_worth_two(
-    models: Path, scored: list[ScoredRollout], tmp_path: Path
-) -> None:
-    """From a scorer of two heads both begin at the same values, so the policy learns the same."""
-    folder, cpu = tmp_path / "both", Accelerator("cpu", "float32")
-    twins = new_twin_scorer(models / "policy", ("reward", "cost"), cpu, seed=5, pad_token_id=0)
-    twins.model.save_pretrained(folder)
-    load_tokenizer(models / "policy").save_pretrained(folder)
-    heads = (ScorerSidecar(kind="reward", scale=2.0), ScorerSidecar(kind="cost", bias=0.5))
-    write_sidecar(folder, *heads)
-    ways: dict[str, dict[str, Any]] = {
-        "two": {"reward": str(folder), "cost": str(folder)},
-        "one": {"reward": str(folder), "cost": str(folder), "learner": TWO_HEADS},
-        # From scorers that are two models it starts as the policy, with heads of its own.
-        "fresh": {"learner": TWO_HEADS},
-    }
-    workers = {
-        name: LearnerWorker(make_settings(models, ppo=ONE_STEP, **way))
-        for name, way in ways.items()
-    }
-    begun = {name: snapshot(worker) for name, worker in workers.items()}
-    metrics = {name: dict(update(worker, scored).values) for name, worker in workers.items()}
-    assert workers["one"]._models.keys() == workers["fresh"]._models.keys() == {"policy", "critic"}
-    for name in metrics["two"]:
-        assert metrics["one"][name] == pytest.approx(metrics["two"][name], rel=1e-4), name
-    assert metrics["fresh"]["value_loss"] != pytest.approx(metrics["two"]["value_loss"], rel=1e-2)
-    one, two = (
-        {name: value for name, value in snapshot(workers[way]).items() if "policy/" in name}
-        for way in ("one", "two")
-    )
-    assert largest_difference(one, two) < 1e-6
-    trunk = "model.model.embed_tokens.weight"
-    np.testing.assert_array_equal(
-        begun["fresh"][f"critic/{trunk}"], begun["fresh"][f"policy/{trunk}"]
-    )
-    assert begun["fresh"]["critic/model.score.weight"].shape[0] == 2
 
 
 def test_plain_ppo_has_no_cost_critic_and_ignores_the_multiplier(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from equilibrate.models.device import Accelerator
-from equilibrate.models.frozen import frozen
+from equilibrate.models.frozen import frozen, share_frozen
 from equilibrate.models.policy import PolicyModel
 from equilibrate.models.scorer import ScoreModel
 from equilibrate.models.sidecar import ScorerSidecar
@@ -29,6 +29,24 @@ def scorer(kind: str) -> ScoreModel:
     torch.manual_seed(1)
     model.score = nn.Linear(16, 1, bias=False)
     return ScoreModel(model, ScorerSidecar(kind="cost"), NARROW)
+
+
+def test_what_two_models_hold_alike_is_held_once() -> None:
+    one, other = frozen(policy("llama-tied"), NARROW), frozen(scorer("llama-tied"), NARROW)
+    moved = other.model.model.layers[0].mlp.up_proj.weight
+    moved.data = moved.data + 1
+    expected, named = other(TOKENS), dict(other.named_parameters())
+    trained = named["model.model.norm.weight"].requires_grad_(True)
+    share_frozen(other, one)
+    assert torch.equal(other(TOKENS), expected)
+    held = {parameter.data_ptr() for parameter in one.parameters()}
+    own = {name for name, parameter in named.items() if parameter.data_ptr() not in held}
+    assert own == {
+        "model.score.weight",
+        "model.model.layers.0.mlp.up_proj.weight",
+        "model.model.norm.weight",
+    }
+    assert trained.requires_grad
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
