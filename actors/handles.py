@@ -20,11 +20,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError as MachineOutOfMemoryError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from equilibrate.config.base import Phase
 from equilibrate.errors import (
     EquilibrateError,
+    KilledForMemoryError,
     OutOfMemoryError,
     ResourceError,
     WorkerLostError,
@@ -125,7 +127,8 @@ class Call(Generic[T]):
         """Wait for it.
 
         Raises: the worker's own error; ResourceError if the worker could not be made;
-            WorkerLostError if its process is gone, with its last words, or does not answer.
+            WorkerLostError if its process is gone, with its last words, or does not answer;
+            KilledForMemoryError if Ray ended it for the sake of its machine.
         """
         try:
             answer: T = ray.get(self.reference, timeout=max(0.0, seconds))
@@ -136,6 +139,11 @@ class Call(Generic[T]):
             raise WorkerLostError(
                 f"the {self.worker.name} did not answer in time during {self.phase!r} "
                 f"({seconds:g} s)"
+            ) from error
+        except MachineOutOfMemoryError as error:
+            raise KilledForMemoryError(
+                f"the {self.worker.name} was ended during {self.phase!r}: its machine was about to "
+                f"run out of memory{self._remedy}, or end what else runs there"
             ) from error
         except RayActorError as error:
             raise WorkerLostError(
@@ -150,11 +158,14 @@ class Call(Generic[T]):
                 f"the {name} cannot start: {cause}; its log is {self.worker.log()}"
             )
         if isinstance(cause, OutOfMemoryError):
-            remedy = f"; lower {REMEDIES[self.phase]}" if self.phase in REMEDIES else ""
             return OutOfMemoryError(
-                f"the {name} ran out of memory in {self.phase!r}{remedy}: {cause}"
+                f"the {name} ran out of memory in {self.phase!r}{self._remedy}: {cause}"
             )
         return cause if isinstance(cause, EquilibrateError) else error
+
+    @property
+    def _remedy(self) -> str:
+        return f"; lower {REMEDIES[self.phase]}" if self.phase in REMEDIES else ""
 
 
 class Worker(Generic[W]):

@@ -25,7 +25,12 @@ from actors.learner import LearnerWorker
 from actors.rollout import RolloutWorker
 from actors.weights import SyncOutcome
 from equilibrate.config.base import JudgeConfig, Phase
-from equilibrate.errors import OutOfMemoryError, ResourceError, WorkerLostError
+from equilibrate.errors import (
+    KilledForMemoryError,
+    OutOfMemoryError,
+    ResourceError,
+    WorkerLostError,
+)
 from equilibrate.evaluation import Verdict
 from equilibrate.run.judging import JudgingScorer
 from equilibrate.types import (
@@ -327,7 +332,7 @@ class RayLearnerGroup:
         """Raises: the error of a rank, or the loss of another one that stands behind it."""
         try:
             call.result(seconds=LOSS_SECONDS)
-        except OutOfMemoryError as error:
+        except (OutOfMemoryError, KilledForMemoryError) as error:
             if call.phase != "update" or self._divisor > 1 or self._restarts_left <= 0:
                 raise
             self._divisor = 2

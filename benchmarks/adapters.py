@@ -34,7 +34,12 @@ LARGEST_RATIO = 4 / 3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__)
+    arguments = adapter_parser(__doc__).parse_args(argv)
+    publish(measure(arguments), arguments.json)
+
+
+def adapter_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = make_parser(description)
     parser.add_argument("--model", type=Path, default=Path("models/SmolLM2-135M-Instruct"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rank", type=int, default=16)
@@ -43,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--response-tokens", type=int, default=128, help="longest; the least is 1/4"
     )
-    arguments = parser.parse_args(argv)
-    publish(measure(arguments), arguments.json)
+    return parser
 
 
 def measure(arguments: argparse.Namespace) -> Result:
@@ -54,8 +58,10 @@ def measure(arguments: argparse.Namespace) -> Result:
     from equilibrate.planner.peak import peak_bytes
 
     become_rank(0, 1, free_port())
-    scored = _scored(arguments)
-    adapter, full = (LearnerWorker(_settings(arguments, rank)) for rank in (arguments.rank, 0))
+    scored = random_scores(arguments)
+    adapter, full = (
+        LearnerWorker(learner_settings(arguments, rank)) for rank in (arguments.rank, 0)
+    )
 
     def update(worker: Any, number: int) -> None:
         if worker.update(scored, iteration=number, **STEER).skipped:
@@ -64,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     states, peaks = [], []
     for worker in (adapter, full):
         update(worker, 0)  # Adam's moments are there from now on
-        states.append(_state_bytes(worker))
+        states.append(state_bytes(worker))
         peaks.append(states[-1] + peak_bytes(partial(update, worker, 1)))
     pairs = measure_pairs(
         lambda number: update(adapter, number + 2),
@@ -93,18 +99,26 @@ def measure(arguments: argparse.Namespace) -> Result:
     )
 
 
-def _settings(arguments: argparse.Namespace, rank: int) -> Any:
+def learner_settings(
+    arguments: argparse.Namespace, rank: int, *, scorers: tuple[str, str] = ("", ""), **more: Any
+) -> Any:
+    """Of a policy that is trained whole (rank 0) or by an adapter.
+
+    Args:
+        scorers: with which critics begin; without them there are none.
+        more: settings of the learner.
+    """
     from actors.learner import LearnerSettings
     from equilibrate.config.base import TextConfig
     from equilibrate.config.train import LearnerConfig, PPOConfig
 
-    learner: dict[str, Any] = {"max_tokens_per_batch": arguments.max_tokens}
+    learner: dict[str, Any] = {"max_tokens_per_batch": arguments.max_tokens, **more}
     if rank:
         learner["adapter"] = {"rank": rank, "alpha": 2 * rank}
     return LearnerSettings(
         policy=str(arguments.model),
-        reward="",
-        cost="",
+        reward=scorers[0],
+        cost=scorers[1],
         ptx="",
         device="cpu",
         dtype=arguments.dtype,
@@ -118,12 +132,15 @@ def _settings(arguments: argparse.Namespace, rank: int) -> Any:
         parity_tolerance=math.inf,
         learner=LearnerConfig.model_validate(learner),
         # Two steps: a single one would take the pass before for its own.
-        ppo=PPOConfig(minibatch_size=arguments.batch // 2, advantage="reinforce_plus_plus"),
+        ppo=PPOConfig(
+            minibatch_size=arguments.batch // 2,
+            advantage="gae" if scorers[0] else "reinforce_plus_plus",
+        ),
         ama=None,
     )
 
 
-def _scored(arguments: argparse.Namespace) -> list[Any]:
+def random_scores(arguments: argparse.Namespace) -> list[Any]:
     """Random answers with random scores."""
     from benchmarks.workloads import make_prompts, make_rollouts
     from equilibrate.models.folders import read_config
@@ -145,14 +162,14 @@ def _scored(arguments: argparse.Namespace) -> list[Any]:
     return found
 
 
-def _state_bytes(worker: Any) -> int:
-    """Weights, the gradients of trained ones, and what Adam keeps."""
-    module = worker._policy.module
-    found = 0
-    for parameter in module.parameters():
-        kept = 4 if parameter.requires_grad else 1
-        found += kept * parameter.numel() * parameter.element_size()
-    return found
+def state_bytes(worker: Any) -> int:
+    """Weights, the gradients of trained ones, and what Adam keeps, of all its models."""
+    held: dict[int, int] = {}
+    for model in worker._models.values():
+        for parameter in model.module.parameters():
+            kept = 4 if parameter.requires_grad else 1
+            held[parameter.data_ptr()] = kept * parameter.numel() * parameter.element_size()
+    return sum(held.values())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,10 @@ class WorkerLostError(ResourceError):
     """A worker process is gone; its group can be rebuilt and the work done again."""
 
 
+class KilledForMemoryError(WorkerLostError):
+    """Ray ended a worker because its machine ran out of memory, for whatever reason."""
+
+
 class OutOfMemoryError(ResourceError):
     """A worker, still alive, was refused memory."""
 

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfMemoryError as MachineOutOfMemoryError
 
 from actors.handles import Call, NotStartedError, Task, task, wait_for_start
 from actors.pools import RayLearnerGroup, Watch, WorkerPool
-from equilibrate.errors import OutOfMemoryError, ResourceError, WorkerLostError
+from equilibrate.errors import (
+    KilledForMemoryError,
+    OutOfMemoryError,
+    ResourceError,
+    WorkerLostError,
+)
 
 WATCH = Watch(seconds=lambda phase: 1.0, folder=Path("first"))
 
@@ -98,21 +104,45 @@ def test_a_replacement_that_cannot_catch_up_is_a_loss_itself() -> None:
         generators(max_restarts=1).map("generate", [task(generate)], prepare=task(sync))
 
 
-def learner(divisors: list[int], *, max_restarts: int) -> RayLearnerGroup:
+def learner(
+    divisors: list[int], *, max_restarts: int, error: type[ResourceError] = OutOfMemoryError
+) -> RayLearnerGroup:
     def make(divisor: int) -> Any:
         divisors.append(divisor)
-        return [FakeWorker(update=OutOfMemoryError("17 bytes"), save=None)]
+        return [FakeWorker(update=error("17 bytes"), save=None)]
 
     return RayLearnerGroup(make, watch=WATCH, max_restarts=max_restarts)
 
 
+@pytest.mark.parametrize("phase", ["update", "score"])
+def test_a_worker_that_ray_ends_for_its_machine_is_a_loss(
+    monkeypatch: pytest.MonkeyPatch, phase: Any
+) -> None:
+    """Not a fault of the cluster: in a run of hours a generator is replaced, passes are halved."""
+
+    def get(*_: Any, **__: Any) -> None:
+        raise MachineOutOfMemoryError("1 worker(s) were killed due to the node running low")
+
+    monkeypatch.setattr("ray.get", get)
+    worker: Any = FakeWorker("learner worker 0")
+    with pytest.raises(KilledForMemoryError) as caught:
+        Call(reference=None, worker=worker, phase=phase).result(seconds=1.0)
+    key = {"update": "learner", "score": "scoring"}[phase]
+    assert str(caught.value).startswith(
+        f"the learner worker 0 was ended during {phase!r}: its machine was about to run out of "
+        f"memory; lower {key}.max_tokens_per_batch"
+    )
+    assert isinstance(caught.value, WorkerLostError)
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError, KilledForMemoryError])
 def test_halved_passes_and_the_folder_of_a_run_end_with_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    error: type[ResourceError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     written = []
     monkeypatch.setattr("actors.pools.write_stacks", lambda group, file: written.append(file))
     divisors: list[int] = []
-    group = learner(divisors, max_restarts=1)
+    group = learner(divisors, max_restarts=1, error=error)
     learn = partial(group.update, [], iteration=0, multiplier=0.0, kl_coef=0.0)
     second = Watch(seconds=lambda phase: 2.0, folder=tmp_path)
     for _ in range(2):
