@@ -23,7 +23,9 @@ from benchmarks import real_figures
 MODEL = "models/SmolLM2-135M-Instruct"
 PARTS = ("test=0.25", "judge=0.2", "train=0.55")
 """`train` teaches the run's own models, `judge` those that judge it, `test` only measures."""
-LENGTH = {"max_length": 320, "cpu_threads": 2, "trainer": {"cpus": 1}}
+PASS = {"max_tokens_per_batch": 4096}
+"""Twice as many take up to 19 GB of a process, beside which nothing else has room on 24."""
+LENGTH = {"max_length": 320, "cpu_threads": 2, "trainer": {"cpus": 1} | PASS}
 CUT = 160
 """Tokens of prompt and answer that a cost model reads: answers cut at 48 and whole ones are told
 apart as well."""
@@ -167,7 +169,13 @@ class Journey:
             "checkpoint_every": 8,
             "rollout": SAMPLING | {"prompts_per_iteration": 8, "copies": 4},
             "scoring": {"cpus": 0.5},
-            "learner": {"cpus": 0.5, "policy_lr": 2e-5, "lr_schedule": "cooldown", "ptx_coef": 0.1},
+            "learner": {
+                "cpus": 0.5,
+                "policy_lr": 2e-5,
+                "lr_schedule": "cooldown",
+                "ptx_coef": 0.1,
+                **PASS,
+            },
             "ppo": {"minibatch_size": 16, "advantage": "rloo", "kl": {"coef": 0.05}},
             "fdc": {"mixture": {"GENERAL": 0.4, "EHD": 0.6}},
             "constraint": {"max_unsafe_share": 0.1},
