@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from equilibrate.errors import (
 from equilibrate.models.loading import read_policy
 from equilibrate.models.lora import part_shapes
 from equilibrate.models.names import sent_shapes
+from equilibrate.models.skeleton import skeleton
 from equilibrate.text.renderer import end_ids_of
 from equilibrate.types import FinishReason, Rollout, RolloutRequest
 
@@ -102,8 +103,10 @@ class RolloutWorker:
             gpu_share: of the GPU that is this engine's; others may have the rest.
         Raises: DataError if the folder is not whole, as `models.folders.check_folder`.
         """
-        # Before the engine: vLLM changes transformers' classes of some kinds of models.
-        self._base = read_policy(model_folder)
+        self._skeleton = skeleton(model_folder, "policy")
+        self._whole_shapes = sent_shapes(self._skeleton)
+        self._read_base = cache(partial(read_policy, model_folder))
+        """The folder's own weights, for adapters: pages of the file, as a rule no copy."""
         self._max_model_len = max_model_len
         self._engine_options: dict[str, Any] = {
             "model": model_folder,
@@ -160,7 +163,7 @@ class RolloutWorker:
         """
         verify_weights(weights, self._expected_shapes(weights.adapter))
 
-        load = partial(load_version, weights=weights, base=self._base)
+        load = partial(load_version, weights=weights, read_base=self._read_base)
 
         def update() -> None:
             self._is_tainted = True
@@ -181,8 +184,8 @@ class RolloutWorker:
 
     def _expected_shapes(self, adapter: AdapterConfig | None) -> Mapping[str, tuple[int, ...]]:
         if adapter is None:
-            return sent_shapes(self._base)
-        return part_shapes(self._base, adapter)
+            return self._whole_shapes
+        return part_shapes(self._skeleton, adapter)
 
     def weight_version(self) -> int:
         """Version of the last complete update, or `UNSYNCED`."""

@@ -166,19 +166,25 @@ def unpack_weights(weights: PackedWeights) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensors_for(
-    model: torch.nn.Module, weights: PackedWeights, base: Any, accelerator: Accelerator
+    model: torch.nn.Module,
+    weights: PackedWeights,
+    read_base: Callable[[], Any],
+    accelerator: Accelerator,
 ) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a whole version, without the second names of tensors for which this
     model has no module: vLLM's Gemma 2 has no `lm_head` beside its embeddings, and refuses one by
     that name.
 
     Args:
-        base: `read_policy` of the generator's folder, to which an adapter is added.
+        read_base: `read_policy` of the generator's folder, to which an adapter is added. Asked in
+            the midst of an update: vLLM changes transformers' classes of the kinds that it has no
+            own class for, and outside of one these cannot be made any more.
         accelerator: on which that is done, of the run's dtype.
     """
     if weights.adapter is None:
         named, second = unpack_weights(weights), _second_names(weights)
     else:
+        base = read_base()
         aliases = folder_aliases(base)
         parts = dict(unpack_weights(weights))
         own = with_adapter(base.named_parameters(), parts, weights.adapter, accelerator)
@@ -205,14 +211,18 @@ def _with_aliases(
         yield from ((alias, tensor) for alias, first in aliases.items() if first == name)
 
 
-def load_version(model: Any, config: Any, weights: PackedWeights, base: Any) -> None:
-    """What our engine does in the midst of an update. Args: model, config: vLLM's; base: as of
-    `tensors_for`."""
+def load_version(
+    model: Any, config: Any, weights: PackedWeights, read_base: Callable[[], Any]
+) -> None:
+    """What our engine does in the midst of an update.
+
+    Args: model, config: vLLM's; read_base: as of `tensors_for`.
+    """
     from vllm.platforms import current_platform
 
     dtype = cast("Dtype", str(config.dtype).removeprefix("torch."))
     accelerator = Accelerator(current_platform.device_type, dtype)
-    model.load_weights(tensors_for(model, weights, base, accelerator))
+    model.load_weights(tensors_for(model, weights, read_base, accelerator))
 
 
 def verify_weights(weights: PackedWeights, expected_shapes: Mapping[str, Sequence[int]]) -> None:

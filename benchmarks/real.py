@@ -106,8 +106,9 @@ class Journey:
             self._split(name, "prompts", [classed], parts)
         for part in ("train", "judge"):
             real_figures.harmless_answers(self.data, self.out, part)
-        real_figures.keep_apart(self.out, [self.out / name / "test.jsonl" for name in MEASURED])
-        evaluated = self.spaced("harmful/test.jsonl", 120)
+        measured = [self.out / name / "test.jsonl" for name in MEASURED]
+        real_figures.keep_apart(self.out, measured)
+        evaluated = [*measured, self.spaced("harmful/test.jsonl", 120)]
         for name in real_figures.SETS:
             real_figures.divide(self.out / name / "test.jsonl", evaluated)
 

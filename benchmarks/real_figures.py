@@ -331,7 +331,7 @@ def harmless_answers(data: Path, out: Path, part: str) -> None:
 def keep_apart(out: Path, measured: Sequence[Path]) -> None:
     """Take the prompts of these files out of all that teaches: each set is split by itself, and
     HH-helpful asks some of what XSTest does."""
-    never = {prompt_key(prompt) for file in measured for prompt in _asked(_rows(file))}
+    never = _keys(measured)
     for file in (*out.glob("*/train.jsonl"), *out.glob("*/judge.jsonl")):
         rows = _rows(file)
         prompts = zip(rows, _asked(rows), strict=True)
@@ -340,17 +340,21 @@ def keep_apart(out: Path, measured: Sequence[Path]) -> None:
             write_lines(file, kept)
 
 
-def divide(test: Path, evaluated: Path) -> None:
+def _keys(files: Sequence[Path]) -> set[str]:
+    return {prompt_key(prompt) for file in files for prompt in _asked(_rows(file))}
+
+
+def divide(test: Path, evaluated: Sequence[Path]) -> None:
     """Labelled answers of the test part that no policy is asked about teach the judges as well:
     `judge-too`, of three prompts in five; `judged` are the others, which measure the judges."""
-    never = {row["prompt"] for row in _rows(evaluated)}
+    never = _keys(evaluated)
     rows = _rows(test)
     prompts = _groups(rows)
     taught = np.random.default_rng(0).random(len(prompts)) < 0.6
     parts: dict[str, list[dict[str, Any]]] = {"judge-too": [], "judged": []}
     for group, may_teach in zip(prompts, taught, strict=True):
         here = [rows[index] for index in group]
-        is_asked = here[0]["prompt"] in never
+        is_asked = prompt_key(_asked(here)[0]) in never
         parts["judge-too" if may_teach and not is_asked else "judged"] += here
     for name, taken in parts.items():
         write_lines(test.with_name(f"{name}.jsonl"), taken)

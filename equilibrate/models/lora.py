@@ -179,7 +179,7 @@ def with_adapter(
         layer = name.removesuffix(".weight")
         lora = [parts.get(f"{layer}.{part}") for part in _PARTS]
         if lora[0] is None or lora[1] is None:
-            yield name, weight
+            yield name, weight.detach()
         else:
             own = accelerator.narrow(weight.detach().to(device))
             yield name, _merged(own, lora[0].to(device), lora[1].to(device), adapter.scale)

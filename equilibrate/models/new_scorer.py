@@ -83,5 +83,7 @@ def _with_heads(
     nn.init.normal_(
         model.score.weight, std=HEAD_INIT_STD, generator=torch.Generator().manual_seed(seed)
     )
+    # Drawn on the CPU, so that it is the same everywhere.
+    model.score.to(model.get_input_embeddings().weight.device)
     require_plain_score(folder, model.eval())
     return model

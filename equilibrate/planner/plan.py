@@ -89,10 +89,7 @@ def _learner(config: TrainConfig) -> Memory:
     for kinds in config.critic_models:
         sources = [getattr(data, kind) or data.policy for kind in kinds]
         start = start_of_critic(data.policy, sources)
-        critic = _traced(config, str(start), kinds[0], config.learner, length)
-        if start == data.policy and config.learner.zero_stage < 3:
-            critic = critic.beside_its_trunk()
-        models.append(critic)
+        models.append(_traced(config, str(start), kinds[0], config.learner, length))
     return _trained(models, config.learner)
 
 
@@ -195,6 +192,8 @@ def remedies(config: TrainConfig | FitConfig) -> Iterator[tuple[list[str], Any]]
         updates += [{"zero_stage": stage} for stage in range(group.zero_stage + 1, 4)]
     if group.max_tokens_per_batch > longest:
         updates.append({"max_tokens_per_batch": longest})
+    if isinstance(config, TrainConfig) and len(config.critic_models) > 1:
+        updates.append({"two_headed_critic": True})
     if group.adapter is None:
         updates.append({"adapter": AdapterConfig()})
     together: dict[str, Any] = {}

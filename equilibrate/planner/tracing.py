@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,6 @@ class Traced:
     """Bytes of the gradients of the trained ones."""
     activations: int
     """Bytes that a pass needs at its worst moment beside both."""
-
-    def beside_its_trunk(self) -> Traced:
-        """Where another model of the process holds all that is frozen: `frozen.share_frozen`."""
-        return replace(self, weights=FLOAT * self.trained)
 
 
 @contextmanager

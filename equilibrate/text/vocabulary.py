@@ -77,8 +77,8 @@ def reads_what_is_said(policy: str | Path, scorer: str | Path) -> bool:
 def start_of_critic(policy: str | Path, scorers: Sequence[str | Path]) -> str | Path:
     """The folder whose trunk a critic starts with: that of the scorers of its heads, if it is one
     and reads the policy's tokens, or the policy's."""
-    first, *others = map(Path, scorers)
-    if any(other != first for other in others) or reads_what_is_said(policy, scorers[0]):
+    places = {Path(scorer).resolve() for scorer in scorers}
+    if len(places) > 1 or reads_what_is_said(policy, scorers[0]):
         return policy
     return scorers[0]
 

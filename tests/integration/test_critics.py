@@ -67,11 +67,18 @@ def test_one_critic_of_two_heads_is_worth_two(
 
 @pytest.mark.parametrize(("stage", "is_shared"), [(0, True), (2, True), (3, False)])
 def test_adapters_of_one_trunk_hold_it_once(
-    models: Path, scored: list[ScoredRollout], stage: int, is_shared: bool
+    models: Path,
+    scored: list[ScoredRollout],
+    stage: int,
+    is_shared: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And learn what they do where each has its own (ZeRO-3)."""
     learner = {"zero_stage": stage, **ADAPTER, **TWO_HEADS}
-    worker = LearnerWorker(make_settings(models, learner=learner))
+    with monkeypatch.context() as patch:
+        if not is_shared:
+            patch.setattr("actors.learner.share_frozen", None)  # is not asked
+        worker = LearnerWorker(make_settings(models, learner=learner))
     metrics = update(worker, scored)
     held = {parameter.data_ptr() for parameter in worker._policy.module.parameters()}
     critic = worker._models["critic"].module

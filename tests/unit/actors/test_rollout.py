@@ -74,7 +74,7 @@ def test_memory_that_the_engine_does_not_get_is_no_loss(
 
     monkeypatch.setattr("actors.rollout.verify_weights", lambda *_: None)
     worker = object.__new__(RolloutWorker)
-    worker._base = None
+    worker._read_base = lambda: None
     worker._llm = SimpleNamespace(generate=fail, start_weight_update=fail)
     monkeypatch.setattr(worker, "_expected_shapes", lambda _: {})
     monkeypatch.setattr(worker, "rebuild", lambda: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -112,17 +113,17 @@ def test_pretraining_rows_count_in_the_budget() -> None:
 
 
 class TableModel:
-    """A bias for each of ten words: log-probs of a policy, or values of a critic, the same for
-    each of its heads."""
+    """A bias for each of ten words: log-probs of a policy, or values of a critic, times a number
+    for each of its heads."""
 
-    def __init__(self, *, is_policy: bool, num_heads: int = 1) -> None:
+    def __init__(self, *, is_policy: bool, heads: Sequence[float] = (1.0,)) -> None:
         self.bias = torch.linspace(0.0, 1.0, 10, dtype=torch.float64).requires_grad_()
         self.is_policy = is_policy
-        self.num_heads = num_heads
+        self.heads = heads
 
     def __call__(self, token_ids: torch.Tensor, *_: Any) -> Any:
         if not self.is_policy:
-            return self.bias[token_ids].unsqueeze(-1).expand(-1, -1, self.num_heads)
+            return self.bias[token_ids].unsqueeze(-1) * torch.tensor(self.heads)
         log_probs = self.bias.log_softmax(0)[token_ids]
         return log_probs, torch.zeros_like(log_probs)
 
@@ -242,9 +243,10 @@ def test_a_critic_of_two_heads_learns_the_sum_of_what_two_critics_do() -> None:
         return metrics, sum(model.bias.grad for model in models.values())
 
     two = learned(
-        critic(TableModel(is_policy=False)), critic(TableModel(is_policy=False), "cost_values")
+        critic(TableModel(is_policy=False)),
+        critic(TableModel(is_policy=False, heads=(2.0,)), "cost_values"),
     )
-    both = critic(TableModel(is_policy=False, num_heads=2), "values", "cost_values")
+    both = critic(TableModel(is_policy=False, heads=(1.0, 2.0)), "values", "cost_values")
     one = learned(both)
     assert one[0] == pytest.approx(two[0])
     assert one[0]["value_loss"] != pytest.approx(one[0]["cost_value_loss"])
