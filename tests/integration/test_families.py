@@ -77,15 +77,16 @@ FAMILIES: dict[str, PreTrainedConfig] = {
 ADAPTER = AdapterConfig(rank=4, alpha=8)
 
 
-@pytest.fixture(params=FAMILIES)
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(params=FAMILIES, scope="module")
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[request.param]))
-    model.to(torch.float32).save_pretrained(tmp_path)
-    return write_words(tmp_path)
+    folder = tmp_path_factory.mktemp("family")
+    model.to(torch.float32).save_pretrained(folder)
+    return write_words(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(folder: Path) -> Any:
     """The learner's, before the engine: where vLLM has no class of its own for a family (OLMo 2,
     GPT-NeoX) it changes that of transformers, in its process. In a run the learner has another."""
@@ -94,7 +95,7 @@ def model(folder: Path) -> Any:
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def worker(folder: Path, model: Any) -> Iterator[RolloutWorker]:
     check_folder(folder, "policy")
     worker = RolloutWorker(model_folder=str(folder), **ENGINE)
@@ -109,6 +110,23 @@ def scores_of(worker: RolloutWorker, prompts: list[Any]) -> list[Any]:
     parameters = [_sampling_params(max_tokens=1, prompt_logprobs=0) for _ in prompts]
     outputs: list[Any] = worker._run(prompts, parameters)
     return [np.array(output.prompt_logprobs.logprobs) for output in outputs]
+
+
+def test_a_family_is_sampled_as_it_is_trained(model: Any, worker: RolloutWorker) -> None:
+    prompts = [request.token_ids for request in requests(copies=1)]
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for version in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters() if version else ():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        scores = scores_of(worker, prompts)
+        wanted = [reference_log_probs(model, prompt, 1.0).numpy()[1:] for prompt in prompts]
+        gap = max(np.abs(s - w).max() for s, w in zip(scores, wanted, strict=True))
+        # Before the update the engine has the last version, and at first the folder's.
+        assert gap > 1e-3 if version else gap <= PARITY_NATS
+        assert worker.update_weights(pack_model(model), version) is SyncOutcome.FIRST_TRY
+        assert parity_gap(worker.generate(requests(), version), model) <= PARITY_NATS
+    model.load_state_dict(start)
 
 
 def test_an_adapter_alone_arrives_as_the_weights_it_is_merged_into(
@@ -136,18 +154,3 @@ def test_an_adapter_alone_arrives_as_the_weights_it_is_merged_into(
     np.testing.assert_array_equal(found[2], found[3])
     num_scores = sum(len(prompt) - 1 for prompt in prompts)
     assert np.abs(found[1][:num_scores] - found[2][:num_scores]).max() > 1e-3
-
-
-def test_a_family_is_sampled_as_it_is_trained(model: Any, worker: RolloutWorker) -> None:
-    prompts = [request.token_ids for request in requests(copies=1)]
-    for version in range(3):
-        with torch.no_grad():
-            for parameter in model.parameters() if version else ():
-                parameter.add_(0.02 * torch.randn_like(parameter))
-        scores = scores_of(worker, prompts)
-        wanted = [reference_log_probs(model, prompt, 1.0).numpy()[1:] for prompt in prompts]
-        gap = max(np.abs(s - w).max() for s, w in zip(scores, wanted, strict=True))
-        # Before the update the engine has the last version, and at first the folder's.
-        assert gap > 1e-3 if version else gap <= PARITY_NATS
-        assert worker.update_weights(pack_model(model), version) is SyncOutcome.FIRST_TRY
-        assert parity_gap(worker.generate(requests(), version), model) <= PARITY_NATS
