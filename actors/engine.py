@@ -170,13 +170,16 @@ def _without_frozen(
 
 def model_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
     """Weights by the model's own names, without those of the module around it."""
-    for name, tensor in policy.named_weights():
-        yield name.removeprefix("model."), tensor
+    return _by_own_names(policy.named_weights())
 
 
 def trained_weights(policy: DeepSpeedModel) -> Iterator[tuple[str, Tensor]]:
     """As `model_weights`, those that are not frozen: of an adapter its parts."""
-    for name, tensor in policy.trained_weights():
+    return _by_own_names(policy.trained_weights())
+
+
+def _by_own_names(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in named:
         yield name.removeprefix("model."), tensor
 
 
@@ -195,7 +198,7 @@ def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
         state = get_fp32_state_dict_from_zero_checkpoint(
             str(folder), tag=CHECKPOINT_TAG, exclude_frozen_parameters=True
         )
-    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    return dict(_by_own_names(state.items()))
 
 
 def export_model(

@@ -152,15 +152,20 @@ class Update:
         self, part: MicroBatch, rows: Indices, has_policy_step: bool, ptx: PtxPart | None
     ) -> Iterator[tuple[Trainable, Tensor]]:
         """One at a time: only one model's activations are in memory, unless all were kept."""
+        num_tokens = self._counts(self._num_response, part, rows)
         for critic in self._passes.critics:
             found = critic.values(part.token_ids) if self._graphs is None else self._graphs
-            losses = [self._value_loss(name, found[name], part, rows) for name in critic.fields]
+            losses = [
+                self._value_loss(name, found[name], part, num_tokens) for name in critic.fields
+            ]
             # One backward pass for all heads.
             yield critic.model, torch.stack(losses).sum()
         if has_policy_step:
             yield self._passes.policy, self._policy_loss(part, rows, ptx)
 
-    def _value_loss(self, field: str, values: Tensor, part: MicroBatch, rows: Indices) -> Tensor:
+    def _value_loss(
+        self, field: str, values: Tensor, part: MicroBatch, num_tokens: int | Tensor
+    ) -> Tensor:
         name, old_values, returns = {
             "values": ("value_loss", part.values, part.returns),
             "cost_values": ("cost_value_loss", part.cost_values, part.cost_returns),
@@ -171,7 +176,7 @@ class Update:
             returns,
             part.response_mask,
             value_clip_range=self._settings.value_clip_range,
-            num_tokens=self._counts(self._num_response, part, rows),
+            num_tokens=num_tokens,
         )
         self._add(name, loss)
         return loss

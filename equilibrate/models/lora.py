@@ -111,10 +111,9 @@ def num_trained(model: Any, adapter: AdapterConfig) -> int:
 
     Raises: ConfigError as `adapted_names`.
     """
-    layers: list[nn.Linear] = [model.get_submodule(name) for name in adapted_names(model, adapter)]
     score = getattr(model, "score", None)
     head: int = score.weight.numel() if isinstance(score, nn.Linear) else 0
-    return head + adapter.rank * sum(one.in_features + one.out_features for one in layers)
+    return head + sum(math.prod(shape) for shape in part_shapes(model, adapter).values())
 
 
 def part_shapes(model: Any, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
