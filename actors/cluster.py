@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from equilibrate.errors import ResourceError
 
@@ -77,6 +77,8 @@ def ray_cluster() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "auto":
+        address = _find_cluster()
     require_answer(address)
     _join(address)
     # Behind ray:// there is no such address, and the client's own connection tells the loss.
@@ -158,6 +160,24 @@ def require_answer(address: str) -> None:
         ) from error
 
 
+def _find_cluster() -> str:
+    """What `auto` stands for. Ray itself would take the last of several, or wait for a dead one.
+
+    Raises: ResourceError unless this machine belongs to exactly one cluster.
+    """
+    from ray._private import services
+
+    found = sorted(services.find_gcs_addresses())
+    if len(found) == 1:
+        return str(found[0])
+    if found:
+        raise ResourceError(
+            f"RAY_ADDRESS is 'auto' and this machine belongs to {len(found)} Ray clusters; set it "
+            f"to one of {', '.join(found)}"
+        )
+    raise ResourceError(f"RAY_ADDRESS is 'auto' and no Ray cluster runs here; {_REMEDY}")
+
+
 def _join(address: str) -> None:
     try:
         ray.init(
@@ -167,8 +187,20 @@ def _join(address: str) -> None:
             log_to_driver=False,
             runtime_env={"env_vars": {"RAY_DEDUP_LOGS": "1"}} if address == "local" else None,
         )
+    except (AuthenticationError, ConnectionError) as error:
+        # Its port was seen to listen. Of a wrong token Ray tells its log alone.
+        raise ResourceError(
+            f"something listens at {address!r} that does not let us in as a Ray cluster would "
+            f"({error}); if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
+            "(or RAY_AUTH_TOKEN) as where its head was started"
+        ) from error
     except Exception as error:
-        # Ray raises nothing narrower where a node of its own is not up within 30 s.
+        # Ray raises nothing narrower, also where a node of its own is not up within 30 s.
+        if "Version mismatch" in str(error):
+            raise ResourceError(
+                f"the Ray cluster at {address!r} has other software ({' '.join(str(error).split())}"
+                "); start the run from the environment that the cluster was started from"
+            ) from error
         remedy = "try again when this machine is less busy" if address == "local" else _REMEDY
         raise ResourceError(
             f"the Ray cluster at {address!r} does not answer ({error}); {remedy}"

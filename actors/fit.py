@@ -50,7 +50,8 @@ from equilibrate.run.inputs import by_row
 from equilibrate.run.metrics import mixture_metrics
 from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.space import require_space
-from equilibrate.run.stages import Stage, library_versions, short_hash
+from equilibrate.run.stages import Stage, short_hash
+from equilibrate.run.versions import library_versions
 from equilibrate.run.watch import ScoreWatch
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Conversation, PromptBatch, ScorerKind

@@ -14,8 +14,9 @@ from typing import Any, Literal, Self, TypeVar, cast
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.handles import Worker, wait_for_start
-from actors.learner import LearnerSettings, LearnerWorker
+from actors.handles import Worker, wait_for_start, who_sits_where
+from actors.learner import LearnerWorker
+from actors.makers import learner_worker, rollout_worker, scoring_worker
 from actors.meeting import open_meeting
 from actors.placement import Reservation
 from actors.pools import (
@@ -29,12 +30,13 @@ from actors.pools import (
 from actors.prepare import Models
 from actors.rollout import RolloutWorker, engine_environment
 from actors.weights import pack_model
-from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig, WorkerGroup
-from equilibrate.config.identity import only
+from equilibrate.config.base import RunConfig, WorkerGroup
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError, WorkerLostError
 from equilibrate.learning.scoring import ENVIRONMENT
+from equilibrate.run.agreement import Agreement
 from equilibrate.run.capacity import Demand
+from equilibrate.run.folder import say
 from equilibrate.run.judging import JudgingScorer
 from equilibrate.seeds import request_seed
 from equilibrate.types import Weights
@@ -65,6 +67,7 @@ class WorkerGroups:
         self._pools: list[WorkerPool[Any]] = []
 
     def __enter__(self) -> Self:
+        self._agreement = Agreement.write(self._folder)
         demands = [Demand.of(name, group) for name, group in self._groups.items()]
         self._reservation = Reservation(demands, self._config.deadline("start"))
         try:
@@ -99,14 +102,21 @@ class WorkerGroups:
                 f"{self._watch.overdue('start', late, [*workers, *ranks])}; raise timeout_seconds "
                 "where the machine is slow or busy"
             )
+        if seats := who_sits_where([*workers, *ranks]):
+            say(seats)
 
     @property
     def _watch(self) -> Watch:
-        return Watch(seconds=self._config.deadline, folder=Path(self._config.output).resolve())
+        return Watch(seconds=self._config.deadline, folder=self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._config.output).resolve()
 
     def renew(self, config: RunConfig) -> None:
         """For the next run: its folder and restarts, and a fresh learner where there is one."""
         self._config = config
+        self._agreement = Agreement.write(self._folder)
         for pool in self._pools:
             pool.renew(self._watch, config.max_restarts)
         if "learner" in self._groups:
@@ -146,9 +156,13 @@ class WorkerGroups:
         make: partial[W],
         environment: Mapping[str, str],
         *,
+        bundle: int | None = None,
         starts: bool = True,
     ) -> Worker[W]:
+        """Args: bundle: its place in the reservation, where it is not the one of its index."""
         group = self._groups[role]
+        if bundle is None:
+            bundle = self._reservation.bundles(role)[index]
         base = {
             "OMP_NUM_THREADS": str(self._config.cpu_threads),
             "HF_HUB_OFFLINE": "1",
@@ -157,53 +171,40 @@ class WorkerGroups:
         options = {
             "num_cpus": group.cpus,
             "num_gpus": group.gpus,
+            "resources": dict(group.resources),
             "runtime_env": {"env_vars": {**base, **environment}},
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._reservation.group, self._reservation.bundle_index(role, index)
+                self._reservation.group, bundle
             ),
         }
         name = f"{role} worker {index}"
-        return Worker(name, make, options=options, environment={} if starts else None)
+        return Worker(
+            name,
+            make,
+            options=options,
+            environment={} if starts else None,
+            agreement=self._agreement,
+        )
 
     def _start_rollout_worker(self, index: int) -> Worker[RolloutWorker]:
-        config = only(self._config, *SAMPLED_BY)
-        make = partial(
-            RolloutWorker,
-            model_folder=str(self._inputs.policy),
-            dtype=config.dtype,
-            temperature=config.rollout.temperature,
-            max_new_tokens=config.rollout.max_new_tokens,
-            max_model_len=config.rollout.max_model_len,
-            kv_cache_gib=config.rollout.memory_gib if config.device == "cpu" else None,
-            enforce_eager=config.device == "cpu",
-            gpu_share=self._config.rollout.gpus or 1.0,
+        return self._worker(
+            "rollout",
+            index,
+            rollout_worker(self._config, self._inputs),
+            engine_environment(device=self._config.device, threads=self._config.cpu_threads),
         )
-        environment = engine_environment(device=config.device, threads=config.cpu_threads)
-        return self._worker("rollout", index, make, environment)
 
     def _start_scoring_worker(self, index: int) -> Worker[JudgingScorer]:
-        config = only(self._config, *SCORED_BY, "rollout.temperature", "text")
-        inputs = self._inputs
-        make = partial(
-            JudgingScorer,
-            reward=str(inputs.reward or ""),
-            cost=str(inputs.cost or ""),
-            more_rewards=inputs.more_rewards,
-            reference=str(inputs.policy),
-            device=config.device,
-            dtype=config.dtype,
-            cpu_threads=config.cpu_threads,
-            max_tokens_per_batch=config.scoring.max_tokens_per_batch,
-            temperature=config.rollout.temperature,
-            deadline_seconds=self._config.deadline("score"),
-            text=config.text,
+        return self._worker(
+            "scoring", index, scoring_worker(self._config, self._inputs), ENVIRONMENT
         )
-        return self._worker("scoring", index, make, ENVIRONMENT)
 
     def _start_learner_ranks(self, divisor: int) -> list[Worker[LearnerWorker]]:
-        make = partial(LearnerWorker, self._learner_settings(divisor))
-        num_ranks = self._groups["learner"].num_workers
-        ranks = [self._worker("learner", rank, make, {}, starts=False) for rank in range(num_ranks)]
+        make = learner_worker(cast(TrainConfig, self._config), self._inputs, divisor)
+        ranks = [
+            self._worker("learner", rank, make, {}, bundle=bundle, starts=False)
+            for rank, bundle in enumerate(self._reservation.bundles_by_node("learner"))
+        ]
         # Opened where it stays open: a port that is only looked up may be another's when it is
         # needed.
         try:
@@ -213,27 +214,5 @@ class WorkerGroups:
                 rank.kill()  # the next ones need their places
             raise
         for number, rank in enumerate(ranks):
-            rank.start(meeting.environment(rank=number, world_size=num_ranks))
+            rank.start(meeting.environment(rank=number, world_size=len(ranks)))
         return ranks
-
-    def _learner_settings(self, divisor: int) -> LearnerSettings:
-        config, inputs = cast(TrainConfig, self._config), self._inputs
-        tokens = max(1, config.learner.max_tokens_per_batch // divisor)
-        return LearnerSettings(
-            policy=str(inputs.policy),
-            reward=str(inputs.reward) if "reward" in config.critics else "",
-            cost=str(inputs.cost) if "cost" in config.critics else "",
-            ptx=str(inputs.ptx or ""),
-            device=config.device,
-            dtype=config.dtype,
-            cpu_threads=config.cpu_threads,
-            seed=config.seed,
-            iterations=config.iterations,
-            temperature=config.rollout.temperature,
-            text=config.text,
-            max_length=config.rollout.max_model_len,
-            parity_tolerance=config.parity_tolerance,
-            learner=config.learner.model_copy(update={"max_tokens_per_batch": tokens}),
-            ppo=config.ppo,
-            ama=config.ama,
-        )

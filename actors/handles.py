@@ -9,6 +9,7 @@ what it is (Ray keeps only its text), and a worker that hangs can be asked where
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import traceback
@@ -19,19 +20,27 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.exceptions import OutOfMemoryError as MachineOutOfMemoryError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from equilibrate.config.base import Phase
 from equilibrate.errors import (
     EquilibrateError,
+    InputLostError,
     KilledForMemoryError,
     OutOfMemoryError,
     ResourceError,
     WorkerLostError,
     is_out_of_memory,
 )
+from equilibrate.run.agreement import Agreement
 from equilibrate.run.processes import Process, end, last_words, open_stacks, stacks_of, this_process
 
 W = TypeVar("W")
@@ -52,8 +61,23 @@ ASKING_SECONDS = 10.0
 """Longest wait for what a machine says of a process that hangs or is gone."""
 
 
+def machine_name() -> str:
+    """Of this process: as Ray calls it, and as people do."""
+    return f"machine {ray.util.get_node_ip_address()} ({socket.gethostname()})"
+
+
 class NotStartedError(ResourceError):
     """A constructor raised what is none of our errors; the text says what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a worker runs."""
+
+    node: str
+    """As Ray calls the machine among themselves."""
+    machine: str
+    process: Process
 
 
 class Host:
@@ -64,14 +88,21 @@ class Host:
         self._failure: Exception | None = None
         self._stacks = open_stacks()
 
-    def place(self) -> tuple[str, Process]:
-        """The machine, as Ray calls it, and the process."""
-        return ray.get_runtime_context().get_node_id(), this_process(self._stacks)
+    def place(self) -> Place:
+        node = ray.get_runtime_context().get_node_id()
+        return Place(node=node, machine=machine_name(), process=this_process(self._stacks))
 
-    def start(self, make: Callable[[], Any], environment: Mapping[str, str]) -> None:
+    def start(
+        self,
+        make: Callable[[], Any],
+        environment: Mapping[str, str],
+        agreement: Agreement | None = None,
+    ) -> None:
         """Make the worker. What goes wrong is raised here and by every later `call`."""
         os.environ.update(environment)
         try:
+            if agreement is not None:
+                agreement.require(machine_name())
             self._worker = make()
         except EquilibrateError as error:
             self._failure = error
@@ -128,13 +159,24 @@ class Call(Generic[T]):
 
         Raises: the worker's own error; ResourceError if the worker could not be made;
             WorkerLostError if its process is gone, with its last words, or does not answer;
-            KilledForMemoryError if Ray ended it for the sake of its machine.
+            KilledForMemoryError if Ray ended it for the sake of its machine; InputLostError if what
+            it was to read is lost.
         """
         try:
             answer: T = ray.get(self.reference, timeout=max(0.0, seconds))
             return answer
         except RayTaskError as error:
+            # An error of Ray's that met a task is of both kinds.
+            if isinstance(error, ObjectLostError):
+                raise InputLostError(
+                    f"what the {self.worker.name} needed for {self.phase!r} is gone with the "
+                    "machine that held it"
+                ) from error
             raise self._own(error) from None
+        except ObjectLostError as error:
+            raise WorkerLostError(
+                f"the answer of the {self.worker.name} to {self.phase!r} is gone with its machine"
+            ) from error
         except GetTimeoutError as error:
             raise WorkerLostError(
                 f"the {self.worker.name} did not answer in time during {self.phase!r} "
@@ -178,6 +220,7 @@ class Worker(Generic[W]):
         *,
         options: Mapping[str, Any],
         environment: Mapping[str, str] | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
         """Begin to start it.
 
@@ -186,9 +229,11 @@ class Worker(Generic[W]):
             make: gives the worker, in its process.
             options: of the actor.
             environment: set before `make`; None waits for `start`.
+            agreement: what it must find where it runs.
         """
         self.name = name
         self._make = make
+        self._agreement = agreement
         # Named as the worker, for those who look at processes.
         host = type(getattr(make.func, "__name__", "Worker"), (Host,), {})
         self._host = ray.remote(host).options(**options).remote()
@@ -199,7 +244,7 @@ class Worker(Generic[W]):
             self.start(environment)
 
     def start(self, environment: Mapping[str, str]) -> None:
-        reference = self._host.start.remote(self._make, dict(environment))
+        reference = self._host.start.remote(self._make, dict(environment), self._agreement)
         self.started = Call(reference=reference, worker=self, phase="start")
 
     @property
@@ -237,37 +282,64 @@ class Worker(Generic[W]):
         """What every thread of its process is doing."""
         return self._ask(stacks_of) or "its process does not answer"
 
+    @property
+    def place(self) -> Place | None:
+        """None of one that no machine has room for yet, or whose machine is gone before it said."""
+        try:
+            found: Place = ray.get(self._place, timeout=ASKING_SECONDS)
+            return found
+        except RayError:
+            return None
+
     def log(self) -> str:
-        return self._ask(lambda process: process.log) or "not known"
+        place = self.place
+        return f"{place.process.log} on {place.machine}" if place else "not known"
 
     def last_words(self, error: RayActorError) -> str:
         """Ray's reason, and the end of the log."""
+        place, said = self.place, self._ask(last_words)
+        if place is not None and said is None:
+            return f" with its {place.machine}, which does not answer"
         # What follows is the same for every death.
         reason = str(error).partition("Worker exit type: ")[2].partition(" Some common causes")[0]
-        lines = self._ask(last_words).splitlines()
+        lines = (said or "").splitlines()
         tail = "".join(f"\n    {line}" for line in lines if not line.startswith(RAY_MARKS))
         return (f" ({reason.strip()})" if reason else "") + (
             f"; the end of its log:{tail}" if tail else ""
         )
 
-    def _ask(self, question: Callable[[Process], str]) -> str:
-        """Ask the machine of the process; "" if neither answers."""
+    def _ask(self, question: Callable[[Process], str]) -> str | None:
+        """Ask the machine of the process; None if it does not answer."""
         try:
-            node, process = ray.get(self._place, timeout=ASKING_SECONDS)
-            if node == ray.get_runtime_context().get_node_id():
-                return question(process)
-            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+            place = self.place
+            if place is None:
+                return None
+            if place.node == ray.get_runtime_context().get_node_id():
+                return question(place.process)
+            strategy = NodeAffinitySchedulingStrategy(place.node, soft=False)
             remote = ray.remote(question).options(num_cpus=0, scheduling_strategy=strategy)
-            answer: str = ray.get(remote.remote(process), timeout=ASKING_SECONDS)
+            answer: str = ray.get(remote.remote(place.process), timeout=ASKING_SECONDS)
             return answer
-        except (RayError, OSError):
-            return ""
+        except RayError:
+            return None  # first: Ray's timeout is an OSError as well
+        except OSError:
+            return ""  # the process is gone, not its machine
 
 
 def write_stacks(workers: Iterable[Worker[Any]], file: Path) -> None:
     """What each worker is doing, one after another."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n\n".join(f"== {w.name}\n{w.stacks().strip()}" for w in workers) + "\n")
+
+
+def who_sits_where(workers: Iterable[Worker[Any]]) -> str:
+    """For people; empty where all are on one machine."""
+    seated: dict[str, list[str]] = {}
+    for worker in workers:
+        if place := worker.place:
+            seated.setdefault(place.machine, []).append(worker.name)
+    parts = [f"{machine}: {', '.join(names)}" for machine, names in seated.items()]
+    return "; ".join(parts) if len(parts) > 1 else ""
 
 
 def wait_for_start(

@@ -19,7 +19,7 @@ from equilibrate.evaluation import Judge, check_disjoint
 from equilibrate.interfaces import Generator
 from equilibrate.models.sidecar import read_sidecar
 from equilibrate.planner.commands import warn_of_memory
-from equilibrate.report import installed_versions, summarise_training
+from equilibrate.report import summarise_training
 from equilibrate.report.results import write_outcome
 from equilibrate.run.assessment import Assessor
 from equilibrate.run.capacity import check_this_machine
@@ -34,6 +34,7 @@ from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.run.sinks import open_sink
 from equilibrate.run.space import require_space
 from equilibrate.run.state import RunCheckpoints, Stateful
+from equilibrate.run.versions import installed_versions
 from equilibrate.run.watch import RunWatch
 from equilibrate.text.renderer import Renderer
 from equilibrate.types import Prompt, ScorerKind

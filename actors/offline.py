@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ import transformers
 from ray.train.torch import TorchTrainer
 
 from actors.engine import DeepSpeedModel, export_model, join_group
+from actors.handles import machine_name
+from actors.placement import live_machines
 from equilibrate.config.files import parse_settings
 from equilibrate.config.fit import FitConfig, ScorerObjectiveConfig
 from equilibrate.errors import EquilibrateError, ResourceError, WorkerLostError
@@ -40,12 +42,13 @@ from equilibrate.models.trainable import prepare_training
 from equilibrate.offline.scorer_loss import named_by_head
 from equilibrate.offline.table import load_answers
 from equilibrate.offline.training import OfflineTraining, Progress, batch_loss
-from equilibrate.report import installed_versions
+from equilibrate.run.agreement import Agreement
 from equilibrate.run.capacity import Demand, check_capacity
 from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.folder import say
 from equilibrate.run.progress import format_step
 from equilibrate.run.sinks import JsonlFile, read_rows
+from equilibrate.run.versions import installed_versions
 from equilibrate.text.renderer import load_tokenizer
 
 CHECKPOINTS = "checkpoints"
@@ -91,10 +94,7 @@ def train_on_cluster(
         is too small, or if others keep it full; WorkerLostError after `max_restarts`.
     """
     workers, name = config.trainer, config.objective.type
-    demand = Demand(
-        name="training", num_workers=workers.num_workers, cpus=workers.cpus, gpus=workers.gpus
-    )
-    check_capacity([demand], [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    check_capacity([Demand.of("training", workers)], live_machines())
     for variable, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(variable, value)
     steps = steps or out / STORAGE / STEPS_FILE
@@ -104,8 +104,8 @@ def train_on_cluster(
         "answers": str(answers.resolve()),
         "out": str(out.resolve()),
         "steps": str(steps.resolve()),
+        "agreement": asdict(Agreement.write(out / STORAGE)),
     }
-    (out / STORAGE).mkdir(parents=True, exist_ok=True)
     try:
         with _narrated(steps, name):
             outcome = _trainer(config, job, out / STORAGE).fit().return_value
@@ -169,7 +169,7 @@ class _LeanTrainer(TorchTrainer):
 
 def _trainer(config: FitConfig, job: dict[str, Any], storage: Path) -> TorchTrainer:
     workers = config.trainer
-    gpus = {"GPU": workers.gpus} if workers.gpus else {}
+    reserved = Demand.of("trainer", workers).amounts
     return _LeanTrainer(
         # Plain values: a class of ours would make the controller process import all that it needs.
         train_worker,
@@ -177,7 +177,7 @@ def _trainer(config: FitConfig, job: dict[str, Any], storage: Path) -> TorchTrai
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=workers.gpus > 0,
-            resources_per_worker={"CPU": workers.cpus} | gpus,
+            resources_per_worker={"CPU": 0, **reserved},
         ),
         run_config=ray.train.RunConfig(
             name=config.objective.type,
@@ -197,6 +197,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, float] | EquilibrateError:
     restarts that are meant for lost workers.
     """
     try:
+        Agreement(**job["agreement"]).require(machine_name())
         config = parse_settings(FitConfig, job["settings"])
         return _train(config, *(Path(job[name]) for name in ("start", "answers", "out", "steps")))
     except EquilibrateError as error:

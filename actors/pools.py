@@ -26,6 +26,7 @@ from actors.rollout import RolloutWorker
 from actors.weights import SyncOutcome
 from equilibrate.config.base import JudgeConfig, Phase
 from equilibrate.errors import (
+    InputLostError,
     KilledForMemoryError,
     OutOfMemoryError,
     ResourceError,
@@ -50,9 +51,9 @@ T = TypeVar("T")
 
 MakeWorker = Callable[[int], Worker[W]]
 """Starts worker number i; constructors run in the actor, so a failure shows at its first call."""
-LOSS_SECONDS = 30.0
+LOSS_SECONDS = 60.0
 """A rank that is killed breaks the collectives of the others before Ray says that it is gone: so
-long after an error of one rank the others are watched. Ray finds a lost machine in about 25 s."""
+long after an error of one rank the others are watched. Ray finds a lost machine in 30 s."""
 GOES_ON = "the same command goes on from the last checkpoint"
 
 
@@ -76,6 +77,12 @@ class Watch:
         file = next(file for file in files if not file.exists())
         write_stacks(group, file)
         names = ", ".join(worker.name for worker in late)
+        if all(worker.place is None for worker in late):
+            return WorkerLostError(
+                f"no machine of the cluster had room for the {names} within "
+                f"{self.seconds('start'):g} s (timeout_seconds, phase_seconds.start); add one for "
+                "a lost one, or end what else runs there"
+            )
         return WorkerLostError(
             f"the {names} did not answer in time: {phase!r} may take {self.seconds(phase):g} s "
             f"(timeout_seconds, phase_seconds.{phase}); what it was doing is in {file}"
@@ -143,6 +150,8 @@ class WorkerPool(Generic[W]):
                     # Its error is the cause of that of the task, which came after it.
                     prepared[index].result(seconds=left)
                 answers[index] = calls[index].result(seconds=left)
+            except InputLostError:
+                raise  # another worker would not find it either
             except WorkerLostError as error:
                 # Another map under way may have met the same loss: one loss, one restart.
                 if self.workers[index] is worker:

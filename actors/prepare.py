@@ -30,7 +30,8 @@ from equilibrate.offline.labelled import chosen_columns, labelled_answers
 from equilibrate.run.contents import Contents
 from equilibrate.run.disk import held
 from equilibrate.run.door import SCORERS, require_files, require_path
-from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
+from equilibrate.run.stages import Stage, run_stage, short_hash
+from equilibrate.run.versions import library_versions
 from equilibrate.sandbox.data import Sizes, write_world
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
@@ -246,7 +247,7 @@ class _World:
         start = config.sandbox.policy
         evaluation = "evaluation_noted" if config.sandbox.notes else "evaluation"
         return {
-            "policy": Path(start) if start else self.base,
+            "policy": Path(start).absolute() if start else self.base,
             "reward": self.scorers.get("reward"),
             "cost": self.scorers.get("cost"),
             "evaluation": plain(self.data / evaluation),

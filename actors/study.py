@@ -26,7 +26,6 @@ from actors.prepare import (
     prepare_inputs,
 )
 from actors.workbench import Workbench
-from equilibrate.config.base import WorkerGroup
 from equilibrate.config.files import RUN_KINDS, parse_settings, resolve_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.formats import SETTINGS_FORMAT
@@ -37,6 +36,7 @@ from equilibrate.errors import EXIT_STOPPED, ConfigError, EquilibrateError
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.report.inputs import RESULTS_FILE
 from equilibrate.report.origin import commit, machine
+from equilibrate.run.capacity import Demand, total_of
 from equilibrate.run.checkpoint import FolderLock
 from equilibrate.run.contents import Contents
 from equilibrate.run.door import check_inputs
@@ -233,9 +233,8 @@ def _parallel(runs: Sequence[PlannedRun]) -> int:
     for run in runs:
         demand = _demand(_settings_of(run))
         for resource, amount in demand.items():
-            if amount:
-                # Sums of fractions: three times 0.2 and a bit is not more than 0.6.
-                most = min(most, math.floor(total.get(resource, 0.0) / amount + 1e-6))
+            # Sums of fractions: three times 0.2 and a bit is not more than 0.6.
+            most = min(most, math.floor(total.get(resource, 0.0) / amount + 1e-6))
     return max(1, min(len(runs), int(most) if math.isfinite(most) else 1))
 
 
@@ -251,14 +250,12 @@ def _settings_of(run: PlannedRun, output: Path | None = None) -> TrainConfig | F
 
 
 def _demand(config: TrainConfig | FitConfig) -> dict[str, float]:
-    groups = [getattr(config, name) for name in GROUPS if hasattr(config, name)]
-    workers: list[WorkerGroup] = groups
-    cpus = sum(group.num_workers * group.cpus for group in workers)
-    return {
+    demands = [Demand.of(name, getattr(config, name)) for name in GROUPS if hasattr(config, name)]
+    total = total_of(demands)
+    if config.data.is_built_in:
         # A place in which a run fits, but not what trains its base, would wait for others to end.
-        "CPU": max(cpus, TrainingGroup().cpus) if config.data.is_built_in else cpus,
-        "GPU": sum(group.num_workers * group.gpus for group in workers),
-    }
+        total["CPU"] = max(total.get("CPU", 0.0), TrainingGroup().cpus)
+    return total
 
 
 def _carry_out(task: Task) -> dict[str, tuple[str, int]]:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.limits import Roof
-from equilibrate.report import installed_versions
 from equilibrate.report.origin import machine
+from equilibrate.run.versions import installed_versions
 
 ROOF_TOLERANCE = 0.1
 """Relative move of the roof within a run above which its numbers deserve doubt."""

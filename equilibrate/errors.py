@@ -5,6 +5,7 @@
     |- DataError              file:line, the value and the rule                  exit 3
     |- ResourceError          what the cluster lacks, or what did not answer     exit 4
     |  |- WorkerLostError     a worker died and the caller may start it again
+    |  |  |- KilledForMemoryError, InputLostError
     |  |- OutOfMemoryError    what a worker could not allocate, and what would take less
     |- NumericsError          non-finite numbers, or two parts that disagree     exit 5
        |- ParityError         generator and learner give different log-probs
@@ -38,6 +39,11 @@ class WorkerLostError(ResourceError):
 
 class KilledForMemoryError(WorkerLostError):
     """Ray ended a worker because its machine ran out of memory, for whatever reason."""
+
+
+class InputLostError(WorkerLostError):
+    """What a healthy worker was to read is gone with the machine that held it: the policy's weights
+    with that of the learner."""
 
 
 class OutOfMemoryError(ResourceError):

@@ -125,12 +125,31 @@ def require_no_shares(data: Config, *keys: str, prefix: str = "data.") -> None:
             )
 
 
+_OF_EVERY_MACHINE = {
+    "CPU": "set cpus",
+    "GPU": "set gpus",
+    "memory": "name the machines that have enough of it, for example {big_memory: 1}",
+    "object_store_memory": "leave it out: it is shared",
+}
+
+
 class WorkerGroup(Config):
     """How many processes do one job and what each reserves in the cluster."""
 
     num_workers: int = Field(1, gt=0)
     cpus: Annotated[float, Mark.CARRIES_OUT] = Field(1.0, ge=0)
     gpus: Annotated[float, Mark.CARRIES_OUT] = Field(0.0, ge=0)
+    resources: Annotated[dict[str, Annotated[float, Field(gt=0)]], Mark.CARRIES_OUT] = {}
+    """What else a worker reserves of its machine, by the names that the machines were given, for
+    example {big_memory: 1} after `ray start --resources '{"big_memory": 8}'`: only those are
+    used."""
+
+    @field_validator("resources")
+    @classmethod
+    def _are_not_counted_elsewhere(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value.keys() & _OF_EVERY_MACHINE.keys():
+            raise ValueError(f"{name!r} is no resource of its own; {_OF_EVERY_MACHINE[name]}")
+        return value
 
 
 class SamplingConfig(WorkerGroup):

@@ -134,13 +134,11 @@ def _traced(
     rows = -(-budget // length)
     if rows > 1:
         length = budget // rows
-    if group is not None:  # what a pass depends on
-        group = TrainingGroup(
-            adapter=group.adapter, activation_checkpointing=group.activation_checkpointing
-        )
+    # What a pass depends on.
+    training = (group.adapter, group.activation_checkpointing) if group else None
     # Both kinds of scorer are one kind of model.
     kind: Role = "policy" if role == "policy" else "reward"
-    return _trace_once(Path(folder), kind, accelerator, rows, length, group)
+    return _trace_once(Path(folder), kind, accelerator, rows, length, training)
 
 
 @lru_cache(maxsize=64)
@@ -150,9 +148,12 @@ def _trace_once(
     accelerator: Accelerator,
     rows: int,
     length: int,
-    group: TrainingGroup | None,
+    training: tuple[AdapterConfig | None, bool] | None,
 ) -> Traced:
     """Several models of a run are alike, and what would help is asked of many settings."""
+    group = None
+    if training is not None:
+        group = TrainingGroup(adapter=training[0], activation_checkpointing=training[1])
     return trace(folder, role, accelerator, rows=rows, length=length, group=group)
 
 

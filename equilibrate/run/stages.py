@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from equilibrate.run.contents import SEAL
 from equilibrate.run.disk import held
+from equilibrate.run.versions import library_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +76,6 @@ def _make(stage: Stage, root: Path, folder: Path) -> None:
     stage.make(work)
     (work / SEAL).write_text(json.dumps(stage.identity, indent=1, sort_keys=True))
     os.replace(work, folder)
-
-
-def library_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """Versions of the installed ones among these distributions."""
-    versions = {}
-    for name in distributions:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def short_hash(tree: Any) -> str:

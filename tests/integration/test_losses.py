@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import ObjectLostError, RayTaskError
 from ray.exceptions import OutOfMemoryError as MachineOutOfMemoryError
 
 from actors.handles import Call, NotStartedError, Task, task, wait_for_start
 from actors.pools import RayLearnerGroup, Watch, WorkerPool
 from equilibrate.errors import (
+    InputLostError,
     KilledForMemoryError,
     OutOfMemoryError,
     ResourceError,
@@ -102,6 +104,47 @@ def test_a_replacement_that_cannot_catch_up_is_a_loss_itself() -> None:
     assert pool.restarts_left == 0
     with pytest.raises(ResourceError, match=r"not loaded\nno restart is left"):
         generators(max_restarts=1).map("generate", [task(generate)], prepare=task(sync))
+
+
+def test_what_no_worker_could_read_is_left_to_the_caller() -> None:
+    """The learner publishes its weights again; another generator would not find them either."""
+    workers: list[Any] = [
+        FakeWorker(generate=WorkerLostError("died")),
+        FakeWorker(sync=InputLostError("gone"), generate=ResourceError("sync it first")),
+    ]
+    pool: WorkerPool[Any] = WorkerPool(
+        lambda index: workers.pop(0), num_workers=1, watch=WATCH, max_restarts=5
+    )
+    with pytest.raises(InputLostError):
+        pool.map("generate", [task(generate)], prepare=task(sync))
+    assert pool.restarts_left == 4
+
+
+LOST = ObjectLostError("ab", None, "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "said"),
+    [
+        (LOST, WorkerLostError, "the answer of the rollout worker 1 to 'sync' is gone"),
+        (
+            RayTaskError("update_weights", "", LOST).as_instanceof_cause(),
+            InputLostError,
+            "what the rollout worker 1 needed for 'sync' is gone",
+        ),
+    ],
+)
+def test_what_is_lost_with_a_machine_is_an_answer_or_an_input(
+    raised: Exception, expected: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("ray.get", get)
+    worker: Any = FakeWorker("rollout worker 1")
+    with pytest.raises(WorkerLostError, match=said) as caught:
+        Call(reference=None, worker=worker, phase="sync").result(seconds=1.0)
+    assert type(caught.value) is expected
 
 
 def learner(

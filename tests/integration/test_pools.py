@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 import ray
 
-from actors.cluster import HeadWatch, ray_cluster, require_answer
 from actors.handles import Task, Worker, task, wait_for_start
 from actors.meeting import open_meeting
 from actors.placement import Reservation
 from actors.pools import RayLearnerGroup, Watch, WorkerPool
+from equilibrate.config.base import WorkerGroup
 from equilibrate.errors import DataError, OutOfMemoryError, ResourceError, WorkerLostError
+from equilibrate.run.agreement import Agreement
 from equilibrate.run.capacity import Demand
 from equilibrate.types import UpdateMetrics
 
@@ -333,68 +335,34 @@ def test_rank_0_keeps_the_port_where_the_ranks_meet() -> None:
 
 
 def test_busy_cluster_is_a_resource_error_after_the_deadline() -> None:
-    first = Reservation([Demand(name="a", num_workers=1, cpus=1.5, gpus=0)], timeout_seconds=30)
+    most = WorkerGroup(cpus=1.5)
+    first = Reservation([Demand.of("a", most)], timeout_seconds=30)
     try:
-        with pytest.raises(ResourceError, match="large enough but not free"):
-            Reservation([Demand(name="b", num_workers=1, cpus=1.5, gpus=0)], timeout_seconds=1)
+        with pytest.raises(ResourceError, match=r"not free: after 1 s .* 0\.5 CPU of the 1\.5 wa"):
+            Reservation([Demand.of("b", most)], timeout_seconds=1)
     finally:
         first.release()
 
 
-@pytest.mark.parametrize(
-    ("address", "remedy"), [("", "when this machine is less busy"), ("10.0.0.1:6379", "ray start")]
-)
-def test_a_cluster_that_does_not_start_is_a_resource_error(
-    address: str, remedy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def init(**_: object) -> None:
-        raise Exception("The current node timed out during startup.")  # as Ray itself does
-
-    monkeypatch.setattr("actors.cluster.require_answer", lambda address: None)
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ResourceError, match=remedy), ray_cluster():
-        pytest.fail("entered a cluster that is not there")
-
-
-def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
-    with socket.socket() as listening, socket.socket() as silent:
-        for one in (listening, silent):
-            one.bind(("127.0.0.1", 0))
-        listening.listen()
-        require_answer(f"127.0.0.1:{listening.getsockname()[1]}")
-        require_answer(f"ray://127.0.0.1:{listening.getsockname()[1]}")
-        with pytest.raises(ResourceError, match=r"nothing answers at RAY_ADDRESS .*ray start"):
-            require_answer(f"127.0.0.1:{silent.getsockname()[1]}")
-    require_answer("local")
-    require_answer("auto")
+def test_ranks_on_one_machine_are_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    demands = [
+        Demand.of("sampling", WorkerGroup(num_workers=2, cpus=0.1)),
+        Demand.of("learner", WorkerGroup(num_workers=4, cpus=0.1)),
+    ]
+    reservation = Reservation(demands, timeout_seconds=30)
+    try:
+        assert list(reservation.bundles("sampling")) == [0, 1]
+        assert reservation.bundles_by_node("learner") == [2, 3, 4, 5]
+        nodes = dict(enumerate("xyabab"))
+        monkeypatch.setattr(reservation, "_node_of_bundle", lambda: nodes)
+        assert reservation.bundles_by_node("learner") == [2, 4, 3, 5]
+    finally:
+        reservation.release()
 
 
-def test_a_head_that_stops_listening_is_told_once_and_a_slow_one_is_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("actors.cluster.HEAD_CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("actors.cluster.HEAD_LOST_SECONDS", 0.5)
-    lost: list[str] = []
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as head:
-        address = f"127.0.0.1:{head.getsockname()[1]}"
-        HeadWatch(address, lost.append)
-        stopped = HeadWatch(address, lost.append)
-        time.sleep(1.0)  # it accepts nobody, as one that is busy
-        assert lost == []
-        stopped.stop()
-    HeadWatch(address, lost.append)  # no answer from the start: not watched
-    time.sleep(2.0)
-    assert lost == [address]
-
-
-def test_a_cluster_that_fails_under_way_is_a_resource_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ResourceError, match=r"failed \(GetTimeoutError: .*goes on"), ray_cluster():
-        raise ray.exceptions.GetTimeoutError("no answer")
+def test_a_worker_without_the_drivers_folder_does_not_start(tmp_path: Path) -> None:
+    agreement = replace(Agreement.write(tmp_path), nonce="another")
+    make = partial(Sleeper, 0, str(tmp_path))
+    worker = make_worker("test worker 0", make, environment={}, agreement=agreement)
+    with pytest.raises(ResourceError, match=r"machine [\d.]+ \(.*\) does not share the run's"):
+        wait_for_start([worker], [], seconds=100.0)

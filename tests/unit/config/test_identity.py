@@ -27,7 +27,7 @@ from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ConfigError
 from equilibrate.study.grid import run_key
 
-WORKERS = ("cpus", "gpus")
+WORKERS = ("cpus", "gpus", "resources")
 TRAINING = (*WORKERS, "activation_checkpointing")
 SAMPLING = (*(f"rollout.{name}" for name in WORKERS), "rollout.memory_gib")
 CARRIES_OUT = {

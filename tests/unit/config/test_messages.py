@@ -28,6 +28,8 @@ from tests.unit.config.configs import message_of
         ("ppo.kl={type: fixed, cof: 1}", "ppo.kl.cof is not a known key; did you mean 'coef'?"),
         ("fdc.mixture={GENRAL: 1}", "fdc.mixture.GENRAL ('GENRAL'): Input should be"),
         ("ama.baseline=zer", "ama.baseline ('zer'): Input should be 'zero', 'batch_mean'"),
+        ("rollout.resources={GPU: 1}", "rollout.resources ({'GPU': 1}): 'GPU' is no resource of"),
+        ("learner.resources={fast: 0}", "learner.resources.fast (0): Input should be greater"),
     ],
 )
 def test_wrong_choice_is_named_as_written(override: str, message: str) -> None:

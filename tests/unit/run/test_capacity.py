@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from equilibrate.config.base import WorkerGroup
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import ResourceError
@@ -15,17 +16,26 @@ from equilibrate.run.capacity import (
     check_capacity,
     check_this_machine,
     machine_memory,
+    total_of,
 )
 
-NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
+NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "fast": 1.0}]
 
 
-def demand(name: str, num_workers: int, cpus: float, gpus: float = 0.0) -> Demand:
-    return Demand(name=name, num_workers=num_workers, cpus=cpus, gpus=gpus)
+def demand(
+    name: str, num_workers: int, cpus: float, gpus: float = 0.0, **resources: float
+) -> Demand:
+    group = WorkerGroup(num_workers=num_workers, cpus=cpus, gpus=gpus, resources=resources)
+    return Demand.of(name, group)
 
 
 def test_what_fits_is_accepted() -> None:
-    check_capacity([demand("rollout", 2, 4.0, 1.0), demand("learner", 1, 8.0)], NODES)
+    check_capacity([demand("rollout", 2, 4.0, 1.0), demand("learner", 1, 8.0, fast=1.0)], NODES)
+
+
+def test_nothing_is_reserved_where_nothing_is_asked() -> None:
+    assert demand("scoring", 1, 0.0).amounts == {}
+    assert total_of([demand("a", 2, 1.5, fast=1.0), demand("b", 1, 1.0)]) == {"CPU": 4.0, "fast": 2}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +44,11 @@ def test_what_fits_is_accepted() -> None:
         ([demand("rollout", 3, 6.0)], r"needs 18 CPU \(rollout 18\) but the cluster has 16"),
         ([demand("rollout", 1, 1.0, 2.0), demand("learner", 1, 1.0, 1.0)], "needs 3 GPU"),
         ([demand("learner", 1, 9.0)], "one learner worker needs 9 CPU but the largest machine"),
+        (
+            [demand("rollout", 2, 1.0, fast=1.0), demand("learner", 1, 1.0)],
+            r"needs 2 fast \(rollout 2\) but the cluster has 1; .* resources\.fast of a group",
+        ),
+        ([demand("scoring", 1, 1.0, huge=3.0)], "but the cluster has 0"),
     ],
 )
 def test_what_does_not_fit_is_named(demands: list[Demand], message: str) -> None:

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from equilibrate.errors import NumericsError
+from equilibrate.errors import InputLostError, NumericsError
 from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.types import PromptBatch, Rollout, Weights
 from tests.fakes import FakeLearner, FakeRolloutPool, FakeSampler
@@ -99,20 +100,26 @@ def test_who_measures_the_average_leaves_the_last_weights_behind() -> None:
 
 
 class BrokenPool(AnyVersionPool):
-    """A policy that says nothing but nan."""
+    """A policy that says nothing but nan, or whose weights are lost."""
+
+    error: Exception = NumericsError("a sampled token has a non-finite log-prob")
 
     def start(self, batch: PromptBatch, policy_version: int) -> Callable[[], list[Rollout]]:
         finish = super().start(batch, policy_version)
 
         def fail() -> list[Rollout]:
             finish()
-            raise NumericsError("a sampled token has a non-finite log-prob")
+            raise self.error
 
         return fail if batch.iteration else finish
 
 
-def test_what_is_forgotten_ends_before_the_next_weights_come(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [BrokenPool.error, InputLostError("gone with its machine")])
+def test_what_is_forgotten_ends_before_the_next_weights_come(
+    error: Exception, tmp_path: Path
+) -> None:
     pool = BrokenPool([])
+    pool.error = error
     queue = RolloutQueue(FakeSampler(), pool, max_policy_lag=1, iterations=9)
     queue.take(0)
     queue.load(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from equilibrate.run.contents import SEAL
-from equilibrate.run.stages import Stage, library_versions, run_stage, short_hash
+from equilibrate.run.stages import Stage, run_stage, short_hash
 
 
 def make_stage(calls: list[str], *, steps: int = 10, fail: bool = False) -> Stage:
@@ -77,13 +77,9 @@ def test_key_follows_inputs_and_not_their_order() -> None:
 def test_another_version_of_a_library_is_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     before = stage().key
     versions = {"torch": "99.0", "pydantic": stage().identity["versions"]["pydantic"]}
-    monkeypatch.setattr("equilibrate.run.stages.metadata.version", versions.__getitem__)
+    monkeypatch.setattr("equilibrate.run.versions.metadata.version", versions.__getitem__)
     assert stage().key != before
     assert stage().identity["versions"] == versions
-
-
-def test_a_library_that_is_absent_has_no_version() -> None:
-    assert library_versions(("torch", "no-such-library-at-all")).keys() == {"torch"}
 
 
 def test_the_seal_says_what_the_key_was_made_of(tmp_path: Path) -> None:
