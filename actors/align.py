@@ -15,6 +15,7 @@ from equilibrate.errors import EXIT_STOPPED
 from equilibrate.run.capacity import check_this_machine
 from equilibrate.run.door import check_journey, proposed_budget
 from equilibrate.run.folder import say
+from equilibrate.run.policies import with_whole_policy
 from equilibrate.run.space import require_space_of_journey
 
 
@@ -24,7 +25,7 @@ def align(config: AlignConfig) -> int:
     Returns: the exit code, 0, or that of the first step that was stopped.
     Raises: as `fit` and `train`; what can be known of all steps is checked before the first.
     """
-    journey = Journey(config)
+    journey = Journey(with_whole_policy(config))
     check_journey(journey)
     for step in journey.steps():
         check_this_machine(step.config)

@@ -48,6 +48,7 @@ from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
 from equilibrate.run.inputs import by_row
 from equilibrate.run.metrics import mixture_metrics
+from equilibrate.run.policies import with_whole_policy
 from equilibrate.run.sinks import SAMPLES_FILE
 from equilibrate.run.space import require_space
 from equilibrate.run.stages import Stage, short_hash
@@ -93,6 +94,7 @@ def fit(config: FitConfig) -> int:
 
 
 def _fit(config: FitConfig) -> int:
+    config = with_whole_policy(config)
     with own_run_folder(config) as run:
         if run is None:
             return 0

@@ -30,6 +30,7 @@ from equilibrate.run.door import check_inputs
 from equilibrate.run.folder import measured, own_run_folder, read_fitting, say, stages_of
 from equilibrate.run.inputs import make_sampler
 from equilibrate.run.judging import in_pool
+from equilibrate.run.policies import with_whole_policy
 from equilibrate.run.queue import AverageRollouts, RolloutQueue
 from equilibrate.run.sinks import open_sink
 from equilibrate.run.space import require_space
@@ -45,6 +46,7 @@ def train(config: TrainConfig) -> int:
 
     Returns: the exit code, 0 or EXIT_STOPPED.
     """
+    config = with_whole_policy(config)
     with own_run_folder(config) as run:
         if run is None:
             return 0

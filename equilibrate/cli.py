@@ -226,10 +226,11 @@ def validate(
     from equilibrate.run.capacity import check_this_machine
     from equilibrate.run.disk import require_writable
     from equilibrate.run.door import check_inputs, check_journey, proposed_budget
+    from equilibrate.run.policies import with_base_policy
     from equilibrate.run.space import require_space, require_space_of_journey
 
     if kind == "align":
-        journey = Journey(load_settings(AlignConfig, config, overrides))
+        journey = Journey(with_base_policy(load_settings(AlignConfig, config, overrides)))
         require_writable(Path(journey.config.output).resolve())
         check_journey(journey)
         budget = proposed_budget(journey)
@@ -241,9 +242,10 @@ def validate(
         return 0
     settings = load_settings(RUN_KINDS[kind], config, overrides)
     require_writable(Path(settings.output).resolve())
-    check_inputs(settings)
+    whole = with_base_policy(settings)
+    check_inputs(whole)
     print(dump_config(settings), end="")
-    _warn_here(lambda: print(f"# disk: {require_space(settings)}"))
+    _warn_here(lambda: print(f"# disk: {require_space(whole)}"))
     _warn_here(lambda: check_this_machine(settings))
     return 0
 
@@ -260,8 +262,9 @@ def plan(
     of models the config.json is enough."""
     from equilibrate.config.files import RUN_KINDS, load_settings
     from equilibrate.planner.commands import show_plan
+    from equilibrate.run.policies import with_base_policy
 
-    return show_plan(load_settings(RUN_KINDS[kind], config, overrides), gpus)
+    return show_plan(with_base_policy(load_settings(RUN_KINDS[kind], config, overrides)), gpus)
 
 
 def _warn_here(check: Callable[[], object]) -> None:

@@ -129,7 +129,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if (folder / ADAPTER_FILE).exists():
         raise DataError(
             f"{folder / ADAPTER_FILE}: adapters are not applied; merge it into the weights "
-            "(merge_and_unload, save_pretrained), or move the adapter's files elsewhere"
+            f"(python -m equilibrate import BASE OUT --adapter {folder}), or move the adapter's "
+            "files elsewhere"
         )
     config = read_object(folder / CONFIG_FILE)
     for name in (CONFIG_FILE, "tokenizer_config.json"):

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from equilibrate.errors import DataError, ResourceError
 from equilibrate.models import gguf_file
-from equilibrate.models.adapters import merge_adapter, require_mergeable
+from equilibrate.models.adapters import base_of, is_adapter_alone, merge_adapter, require_mergeable
 from equilibrate.models.folders import (
-    ADAPTER_FILE,
     CONFIG_FILE,
     Role,
     check_folder,
@@ -114,7 +113,8 @@ def import_model(
     """Make the folder `out`, whole or not at all.
 
     Args:
-        source: a GGUF file, or a folder with config.json and safetensors or pytorch_model.bin.
+        source: a GGUF file, a folder with config.json and safetensors or pytorch_model.bin, or a
+            PEFT folder whose base is a folder here.
         adapter: a PEFT folder, merged into the weights.
         tokenizer: a folder whose tokenizer and chat template are taken in place of the source's.
     Returns: the note, and False where `out` was made of the very same files before.
@@ -143,6 +143,8 @@ def recognise(
     source: Path, *, adapter: Path | None = None, tokenizer: Path | None = None
 ) -> Source:
     """Tell by what is there, and refuse what nobody could import, before anything is loaded."""
+    if adapter is None and is_adapter_alone(source):
+        source, adapter = base_of(source), source
     if adapter is not None:
         require_mergeable(adapter)
     if tokenizer is not None and not has_tokenizer(tokenizer):
@@ -178,12 +180,6 @@ def describe(note: ImportNote, out: Path) -> str:
 def _kind_of_folder(folder: Path) -> str:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such file or folder; give a GGUF file or a model folder")
-    if (folder / ADAPTER_FILE).exists():
-        base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path") or "BASE"
-        raise DataError(
-            f"{folder}: an adapter has no model of its own; give its base, {base}, too: "
-            f"{_COMMAND} {base} OUT --adapter {folder}"
-        )
     if files := sorted(folder.glob("*.gguf")):
         raise DataError(f"{folder}: holds {files[0].name}; try {_COMMAND} {files[0]} OUT")
     config = read_config(folder)
