@@ -70,12 +70,19 @@ MODELS = (*ADAPTER, *TWO_HEADS)
 """What of a learner's settings says which weights there are."""
 
 
-def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
-    """In a process of its own: one of two ranks, in every way in turn."""
-    set_rank(rank, 2, port)
+RANKS = {
+    2: tuple(WAYS),
+    4: ("stage1", "stage2", "stage3", "critic-free", "adapter-again3", "two-heads3"),
+}
+"""How many ranks, and in which ways."""
+
+
+def run_rank(rank: int, num_ranks: int, port: int, models: Path, out: Path) -> None:
+    """In a process of its own: one of the ranks, in each way in turn."""
+    set_rank(rank, num_ranks, port)
     scored = score_rollouts(models)
-    for name, changes in WAYS.items():
-        worker = LearnerWorker(make_settings(models, **changes))
+    for name in RANKS[num_ranks]:
+        worker = LearnerWorker(make_settings(models, **WAYS[name]))
         metrics = update(worker, scored)
         weights = snapshot(worker)
         if rank == 0:
@@ -83,11 +90,14 @@ def run_rank(rank: int, port: int, models: Path, out: Path) -> None:
             np.savez(out / f"metrics-{name}.npz", **metrics.values)
 
 
+@pytest.mark.parametrize("num_ranks", RANKS)
 def test_ranks_and_zero_stages_do_not_change_the_result(
-    models: Path, scored: list[ScoredRollout], tmp_path: Path
+    num_ranks: int, models: Path, scored: list[ScoredRollout], tmp_path: Path
 ) -> None:
-    spawn(run_rank, (free_port(), models, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
-    for name, changes in WAYS.items():
+    arguments = (num_ranks, free_port(), models, tmp_path)
+    spawn(run_rank, arguments, nprocs=num_ranks)  # type: ignore[no-untyped-call]
+    for name in RANKS[num_ranks]:
+        changes = WAYS[name]
         one_rank = {k: v for k, v in changes.items() if k != "learner"}
         learner = changes.get("learner", {})
         one_rank["learner"] = {key: learner[key] for key in MODELS if key in learner}
