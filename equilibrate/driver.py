@@ -55,6 +55,9 @@ class EarlyStop(Protocol):
 class Checkpoints(Protocol):
     def save(self, iteration: int) -> None: ...
 
+    def try_save(self, iteration: int) -> None:
+        """`save` in the midst of a run, which goes on where the disk refuses for a while."""
+
     def restore(self) -> int:
         """Load the newest checkpoint into the parts and return its iteration.
 
@@ -163,7 +166,7 @@ def train(parts: Parts, *, iterations: int, checkpoint_every: int, max_restarts:
             iteration += 1
             skipped = skipped + 1 if update.skipped else 0
             if iteration % checkpoint_every == 0 and not skipped:
-                parts.checkpoints.save(iteration)
+                parts.checkpoints.try_save(iteration)
         except WorkerLostError:
             restarts += 1
             if restarts > max_restarts:

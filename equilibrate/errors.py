@@ -6,6 +6,7 @@
     |- ResourceError          what the cluster lacks, or what did not answer     exit 4
     |  |- WorkerLostError     a worker died and the caller may start it again
     |  |  |- KilledForMemoryError, InputLostError
+    |  |- DiskError           what a disk refuses
     |  |- OutOfMemoryError    what a worker could not allocate, and what would take less
     |- NumericsError          non-finite numbers, or two parts that disagree     exit 5
        |- ParityError         generator and learner give different log-probs
@@ -44,6 +45,10 @@ class KilledForMemoryError(WorkerLostError):
 class InputLostError(WorkerLostError):
     """What a healthy worker was to read is gone with the machine that held it: the policy's weights
     with that of the learner."""
+
+
+class DiskError(ResourceError):
+    """A disk is full, or closed to this user."""
 
 
 class OutOfMemoryError(ResourceError):

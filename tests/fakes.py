@@ -5,6 +5,7 @@ They keep a common journal, so that a test can state in which order the driver d
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -135,8 +136,8 @@ class FakeScorer:
 
 
 class FakeLearner:
-    """Counts its updates; skips or dies at the update numbers, or dies at the saves or restarts, it
-    is told."""
+    """Counts its updates; skips or dies at the update numbers, or dies or finds the disk full at
+    the saves or restarts, it is told."""
 
     def __init__(
         self,
@@ -146,8 +147,10 @@ class FakeLearner:
         lost_at: Sequence[int] = (),
         lost_at_save: Sequence[int] = (),
         lost_at_restart: Sequence[int] = (),
+        full_at_save: Sequence[int] = (),
     ) -> None:
         self.journal = journal
+        self.full_at_save = full_at_save
         self.num_updates = 0
         self.calls = 0
         self.saves = 0
@@ -181,6 +184,8 @@ class FakeLearner:
         self.saves += 1
         if self.saves in self.lost_at_save:
             raise WorkerLostError("a learner rank is gone")
+        if self.saves in self.full_at_save:
+            raise OSError(errno.ENOSPC, "No space left on device")
         folder.mkdir()
         (folder / "state.json").write_text(json.dumps(self.num_updates))
 

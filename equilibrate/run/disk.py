@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from equilibrate.errors import EquilibrateError, ResourceError
+from equilibrate.errors import DiskError, EquilibrateError, ResourceError
 
 # Libraries that write through C++ lose the errno and keep only a text like these.
 _FULL_DISK_TEXTS = ("No space left", "File too large", "PytorchStreamWriter", "inline_container")
@@ -32,7 +32,7 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def as_resource_error(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses into a ResourceError that names `path` and the reason."""
+    """Turn what a disk refuses into a DiskError that names `path` and the reason."""
     try:
         yield
     except Exception as error:
@@ -41,7 +41,7 @@ def as_resource_error(path: Path) -> Iterator[None]:
         lines = str(error).splitlines() or [repr(error)]
         # A remote error brings its whole traceback along; one line of it has the reason.
         reason = next((line for line in lines if _tells_full_disk(line)), lines[-1]).strip()
-        raise ResourceError(
+        raise DiskError(
             f"{path}: cannot be written ({reason}); free space or give another output"
         ) from error
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from equilibrate.config.formats import SETTINGS_FORMAT, require_resumable
 from equilibrate.config.identity import require_fixed
+from equilibrate.errors import DiskError
 from equilibrate.interfaces import Learner, MetricSink
 from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.queue import RolloutQueue
+
+logger = logging.getLogger(__name__)
+
+MAX_REFUSED_SAVES = 3
+"""Saves in a row that a disk may refuse before the run ends: it could not be resumed from anywhere
+near."""
 
 
 class Stateful(Protocol):
@@ -48,6 +56,22 @@ class RunCheckpoints:
         self._stateful = stateful
         self._fixed = dict(fixed)
         self._defaults = defaults
+        self._refused = 0
+
+    def try_save(self, iteration: int) -> None:
+        """`save` in the midst of a run, which goes on where the disk refuses.
+
+        Raises: DiskError at the last of `MAX_REFUSED_SAVES` in a row; as `save` otherwise.
+        """
+        try:
+            self.save(iteration)
+        except DiskError as error:
+            self._refused += 1
+            if self._refused >= MAX_REFUSED_SAVES:
+                raise
+            logger.warning("%s; the run goes on, and its last checkpoint stays", error)
+        else:
+            self._refused = 0
 
     def save(self, iteration: int) -> None:
         def write(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from equilibrate.run.sinks import read_rows
+from tests.faults.scenes import scene
 from tests.integration import runs
 
 
@@ -85,3 +86,30 @@ def test_a_killed_training_of_a_cost_model_ends_in_the_same_bytes(
     assert runs.finish(runs.fit_scorer("cost", policy, tmp_path, killed)) == 0
     for file in ("cost/model.safetensors", "cost/equilibrate_score.json", "training.json"):
         assert (killed / file).read_bytes() == (straight / file).read_bytes()
+
+
+FULL = (
+    "equilibrate.run.checkpoint:CheckpointStore._seal:"
+    "n = len(list(state.iterdir())); (state / str(n)).touch(); "
+    "open('/dev/full', 'wb', 0).write(b'x') if n in {} else None"
+)
+"""By the number of the save; the first is that of iteration 0."""
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_iteration(settings: Path, tmp_path: Path) -> None:
+    with scene(settings, tmp_path, fault=FULL.format((1, 2))) as run:
+        said = run.ends(0)
+    assert said.count("No space left on device); free space or give another output; the run g") == 2
+    assert runs.num_rows(run.output) == runs.ITERATIONS
+    assert "Traceback" not in said
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_its_last_checkpoint(
+    settings: Path, tmp_path: Path
+) -> None:
+    more = ("iterations=9", "checkpoint_every=2")
+    with scene(settings, tmp_path, *more, fault=FULL.format((2, 3, 4))) as run:
+        said = run.ends(4)
+    assert said.count("the run goes on") == 2
+    assert (run.output / "checkpoints/LATEST").read_text() == "iteration-2"
+    assert "Traceback" not in said

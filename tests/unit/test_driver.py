@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from equilibrate.config.constraint import ProjectedMultiplier
 from equilibrate.driver import MAX_SKIPPED_UPDATES, Parts, train
-from equilibrate.errors import ConfigError, NumericsError, WorkerLostError
+from equilibrate.errors import ConfigError, DiskError, NumericsError, WorkerLostError
 from equilibrate.run.checkpoint import CheckpointStore
 from equilibrate.run.controllers import KLStop
 from equilibrate.run.queue import RolloutQueue
@@ -34,26 +35,18 @@ class Run:
         self,
         folder: Path,
         *,
-        skip_at: tuple[int, ...] = (),
-        lost_at: tuple[int, ...] = (),
-        lost_at_save: tuple[int, ...] = (),
-        lost_at_restart: tuple[int, ...] = (),
         should_stop: Callable[[], bool] = lambda: False,
         seed: int = 0,
         max_policy_lag: int = 0,
         iterations: int = 9,
         stop_at: float | None = None,
+        **learner: Any,
     ) -> None:
+        """Args: learner: when it skips, is lost or finds the disk full."""
         self.journal: list[str] = []
         self.sampler = FakeSampler()
         self.rollouts = FakeRolloutPool(self.journal)
-        self.learner = FakeLearner(
-            self.journal,
-            skip_at=skip_at,
-            lost_at=lost_at,
-            lost_at_save=lost_at_save,
-            lost_at_restart=lost_at_restart,
-        )
+        self.learner = FakeLearner(self.journal, **learner)
         self.multiplier, self.kl = FakeController(), FakeController()
         self.early_stop, self.sink = KLStop(stop_at), MemorySink()
         steering = {"multiplier": self.multiplier, "kl": self.kl, "early_stop": self.early_stop}
@@ -135,6 +128,34 @@ def test_resumed_run_repeats_nothing_and_misses_nothing(tmp_path: Path) -> None:
     assert second.train(5) == 5
     assert first.rollouts.prompts + second.rollouts.prompts == straight.rollouts.prompts
     assert first.sink.rows + second.sink.rows == straight.sink.rows
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Save 1 is that of iteration 0; the second and the third, of iterations 2 and 4, are refused.
+    run = Run(tmp_path, full_at_save=(2, 3))
+    assert run.train(7) == 7
+    said = [record.message for record in caplog.records if "No space left" in record.message]
+    assert len(said) == 2
+    assert all("the run goes on" in line for line in said)
+    assert [iteration for iteration, _ in run.sink.rows] == list(range(7))
+    assert not list(tmp_path.glob("tmp-*"))
+
+
+def test_a_disk_that_stays_full_ends_the_run_which_goes_on_later(tmp_path: Path) -> None:
+    run = Run(tmp_path, full_at_save=(3, 4, 5))
+    with pytest.raises(DiskError, match=r"iteration-8: .*No space left"):
+        run.train(9)
+    assert (tmp_path / "LATEST").read_text() == "iteration-2"
+    straight, again = Run(tmp_path / "straight"), Run(tmp_path)
+    straight.train(9)
+    assert again.train(9) == 9
+    assert run.sink.rows[:2] + again.sink.rows == straight.sink.rows
+
+
+@pytest.mark.parametrize("save", [1, 2])
+def test_the_first_save_and_the_last_may_not_fail(tmp_path: Path, save: int) -> None:
+    with pytest.raises(DiskError):
+        Run(tmp_path, full_at_save=(save,)).train(1)
 
 
 def test_with_lag_one_the_next_rollouts_start_before_the_update(tmp_path: Path) -> None:
