@@ -22,10 +22,10 @@ from equilibrate.types import ScoredRollout, TrainBatch
 
 
 class BareLearner:
-    """Three models, three optimizers, one loop; float32 on CPU."""
+    """Three models, three optimizers, one loop; on CPU, in bfloat16 under autocast."""
 
     def __init__(self, settings: LearnerSettings) -> None:
-        accelerator = Accelerator("cpu", "float32")
+        self._accelerator = accelerator = Accelerator("cpu", settings.dtype)
         self.policy = load_policy(settings.policy, accelerator).model
         self.critic = load_scorer(settings.reward, "reward", accelerator)
         self.cost_critic = load_scorer(settings.cost, "cost", accelerator)
@@ -124,8 +124,9 @@ class BareLearner:
     def _logits(self, token_ids: Tensor, first: int) -> Tensor:
         """Of the positions that predict a response token of any row."""
         num_logits = token_ids.shape[1] - first + 1
-        outputs = self.policy(input_ids=token_ids, use_cache=False, logits_to_keep=num_logits)
-        logits: Tensor = outputs.logits
+        with self._accelerator.autocast():
+            outputs = self.policy(input_ids=token_ids, use_cache=False, logits_to_keep=num_logits)
+        logits: Tensor = outputs.logits.float()
         return logits
 
     def _step(self) -> None:

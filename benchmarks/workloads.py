@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,7 +25,7 @@ from equilibrate.sandbox.data import prompt_rows
 from equilibrate.sandbox.model import build_model
 from equilibrate.sandbox.tokenizer import build_tokenizer
 from equilibrate.sandbox.world import build_world
-from equilibrate.text.renderer import Renderer
+from equilibrate.text.renderer import Renderer, load_tokenizer
 from equilibrate.types import Category, FinishReason, Prompt, Rollout, ScoredRollout, ScorerKind
 
 SEED = 0
@@ -42,6 +43,12 @@ def write_models(folder: Path) -> ModelFolders:
     """A policy with its tokenizer, and two scorers of the same body."""
     tokenizer = build_tokenizer()
     return save_models(folder, build_model(tokenizer, seed=SEED), tokenizer)
+
+
+def write_like(model: Path, folder: Path) -> ModelFolders:
+    """The policy of a folder with its tokenizer, and two untrained scorers of its body."""
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return save_models(folder, policy, load_tokenizer(model))
 
 
 def save_models(
