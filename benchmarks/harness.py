@@ -108,13 +108,13 @@ def _calls_per_second(call: Callable[[], object]) -> float:
 class RoofWatch:
     """Measures the roof when made and when asked for the outcome."""
 
-    def __init__(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        self._shapes = list(shapes)
-        self._before = measure_roof(self._shapes)
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], dtype: str = "float32") -> None:
+        self._measure = partial(measure_roof, list(shapes), dtype)
+        self._before = self._measure()
 
     def finish(self) -> tuple[Roof, dict[str, Any]]:
         """The roof to divide by, and what to write about it."""
-        return settle_roof(self._before, measure_roof(self._shapes))
+        return settle_roof(self._before, self._measure())
 
 
 def moved_fraction(before: float, after: float) -> float:

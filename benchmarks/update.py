@@ -92,15 +92,17 @@ def _compare(scored: Sequence[Any], settings: Any, arguments: argparse.Namespace
     worker, bare = LearnerWorker(settings), BareLearner(settings)
 
     def ours(number: int) -> None:
-        if worker.update(scored, iteration=number, **STEER).skipped:
-            raise RuntimeError("the update was skipped: a number was not finite")
+        update = worker.update(scored, iteration=number, **STEER)
+        if update.skipped or not update.values["kept_fraction"]:
+            raise RuntimeError("the policy was not trained: less work than the bare loop does")
 
     def reference(number: int) -> None:
         bare.update(scored, iteration=number, **STEER)
 
     shape = shape_of(settings.policy)
     num_tokens = sum(len(s.rollout.token_ids) for s in scored)
-    watch = RoofWatch(shape.gemm_shapes(num_tokens * arguments.minibatch // arguments.batch))
+    rows = num_tokens * arguments.minibatch // arguments.batch
+    watch = RoofWatch(shape.gemm_shapes(rows), arguments.dtype)
     # The first warm-up comes apart: after one update the two must hold the same weights.
     ours(0)
     reference(0)

@@ -59,8 +59,9 @@ def save_models(
     folders = ModelFolders(**{name: str(folder / name) for name in ("policy", *KINDS)})
     policy.save_pretrained(folders.policy)
     tokenizer.save_pretrained(folders.policy)
-    for kind in KINDS:
-        torch.manual_seed(SEED)
+    for number, kind in enumerate(KINDS):
+        # Not alike: of a reward that equals its cost the mask would keep no token.
+        torch.manual_seed(SEED + number)
         config = deepcopy(policy.config)
         config.num_labels = 1
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / kind)
