@@ -11,11 +11,11 @@ from equilibrate.errors import ParityError
 from equilibrate.models.device import Dtype
 from equilibrate.types import TokenBatch
 
-TOLERANCES: Mapping[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.05}
+TOLERANCES: Mapping[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.1}
 """Nats. In float32 the two agree on every token, so the largest gap tells. In bfloat16 each rounds
-its own way, and only the mean tells: 0.003 in a sound run of the built-in world, 0.4 with the
-weights of before the training. Single tokens of a sound run are off by eight times the mean and
-more."""
+its own way, and only the mean tells: 0.003 in a sound run of the built-in world (0.4 with the
+weights of before the training), 0.03 to 0.052 in sound runs of a real model of 135M at temperatures
+of 0.6 and 0.7. Single tokens of a sound run are off by eight times the mean and more."""
 
 
 class ParityGap(NamedTuple):
@@ -51,5 +51,6 @@ def require_parity(
             f"iteration {iteration}: generator and learner differ by {found:.2e} nats on the same "
             f"tokens (mean {gap.mean:.1e}, largest {gap.largest:.1e}), parity_tolerance allows "
             f"{allowed:.2e} {which} in {dtype}; the last weight sync is incomplete, or temperature "
-            "or dtype differ between the two"
+            "or dtype differ between the two; where the gap is no larger than in the first "
+            "iteration, raise parity_tolerance"
         )
