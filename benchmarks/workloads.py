@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +19,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from equilibrate.learning.scoring import ScoringWorker
+from equilibrate.models.device import Accelerator
+from equilibrate.models.loading import load_policy
 from equilibrate.models.sidecar import ScorerSidecar, write_sidecar
 from equilibrate.sandbox.data import prompt_rows
 from equilibrate.sandbox.model import build_model
@@ -47,7 +48,7 @@ def write_models(folder: Path) -> ModelFolders:
 
 def write_like(model: Path, folder: Path) -> ModelFolders:
     """The policy of a folder with its tokenizer, and two untrained scorers of its body."""
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    policy = load_policy(model, Accelerator("cpu", "float32")).model
     return save_models(folder, policy, load_tokenizer(model))
 
 

@@ -246,7 +246,7 @@ class TrainConfig(RunConfig):
     """Iterations between points of the Pareto plot; 0 evaluates only base and aligned."""
     parity_tolerance: Annotated[float | None, Mark.CARRIES_OUT] = Field(None, gt=0)
     """Allowed difference of generator and learner log-probs, nats: of every token in float32, of
-    the mean over tokens in bfloat16. By default 1e-4 and 0.05."""
+    the mean over tokens in bfloat16. By default 1e-4 and 0.1."""
     wandb_project: Annotated[str, Mark.CARRIES_OUT] = ""
     data: DataConfig = DataConfig()
     fdc: FdcConfig = FdcConfig()
