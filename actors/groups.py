@@ -65,17 +65,30 @@ class WorkerGroups:
         self._inputs = inputs
         self._groups: dict[Role, WorkerGroup] = {role: getattr(config, role) for role in roles}
         self._pools: list[WorkerPool[Any]] = []
+        self._agreement: Agreement | None = None
 
     def __enter__(self) -> Self:
-        self._agreement = Agreement.write(self._folder)
+        self._agree()
         demands = [Demand.of(name, group) for name, group in self._groups.items()]
         self._reservation = Reservation(demands, self._config.deadline("start"))
         try:
             self._start_all()
         except BaseException:
-            self._reservation.release()
+            self._end()
             raise
         return self
+
+    def _end(self) -> None:
+        # Removing the placement group ends the actors in it.
+        self._reservation.release()
+        if self._agreement is not None:
+            self._agreement.forget()
+
+    def _agree(self) -> None:
+        """Upon the folder of the run at hand, for all workers that start from now on."""
+        if self._agreement is not None:
+            self._agreement.forget()
+        self._agreement = Agreement.write(self._folder)
 
     def _start_all(self) -> None:
         """Raises: at once, the error of a worker that cannot start."""
@@ -116,7 +129,7 @@ class WorkerGroups:
     def renew(self, config: RunConfig) -> None:
         """For the next run: its folder and restarts, and a fresh learner where there is one."""
         self._config = config
-        self._agreement = Agreement.write(self._folder)
+        self._agree()
         for pool in self._pools:
             pool.renew(self._watch, config.max_restarts)
         if "learner" in self._groups:
@@ -128,8 +141,7 @@ class WorkerGroups:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Removing the placement group ends the actors in it.
-        self._reservation.release()
+        self._end()
 
     def weights_of_folder(self, folder: Path, version: int) -> Weights:
         """The weights of a model folder, ready for `rollouts.sync`."""

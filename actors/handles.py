@@ -297,11 +297,11 @@ class Worker(Generic[W]):
 
     def last_words(self, error: RayActorError) -> str:
         """Ray's reason, and the end of the log."""
-        place, said = self.place, self._ask(last_words)
-        if place is not None and said is None:
-            return f" with its {place.machine}, which does not answer"
         # What follows is the same for every death.
         reason = str(error).partition("Worker exit type: ")[2].partition(" Some common causes")[0]
+        place, said = self.place, self._ask(last_words)
+        if place is not None and said is None and not reason:
+            return f" with its {place.machine}, which does not answer"
         lines = (said or "").splitlines()
         tail = "".join(f"\n    {line}" for line in lines if not line.startswith(RAY_MARKS))
         return (f" ({reason.strip()})" if reason else "") + (

@@ -75,6 +75,7 @@ def _measured(
     """Place, mask and what it does there."""
     stages = stages_of_study(study)
     inputs = prepare_fit_inputs(config, stages, say)
+    config = config.model_copy(update={"output": str(Path(study.output).resolve() / "masks")})
     with Workbench(config, inputs) as bench:
         table = load_answers(find_answers(config, inputs, bench, stages, Contents(stages)))
     torch.set_num_threads(config.cpu_threads)

@@ -94,7 +94,7 @@ def train_on_cluster(
         is too small, or if others keep it full; WorkerLostError after `max_restarts`.
     """
     workers, name = config.trainer, config.objective.type
-    check_capacity([Demand.of("training", workers)], live_machines())
+    check_capacity([Demand.of("trainer", workers)], live_machines())
     for variable, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(variable, value)
     steps = steps or out / STORAGE / STEPS_FILE
@@ -197,15 +197,16 @@ def train_worker(job: dict[str, Any]) -> dict[str, float] | EquilibrateError:
     restarts that are meant for lost workers.
     """
     try:
-        Agreement(**job["agreement"]).require(machine_name())
         config = parse_settings(FitConfig, job["settings"])
-        return _train(config, *(Path(job[name]) for name in ("start", "answers", "out", "steps")))
+        agreement = Agreement(**job["agreement"])
+        folders = (Path(job[name]) for name in ("start", "answers", "out", "steps"))
+        return _train(config, agreement, *folders)
     except EquilibrateError as error:
         return error
 
 
 def _train(
-    config: FitConfig, start: Path, answers: Path, out: Path, steps: Path
+    config: FitConfig, agreement: Agreement, start: Path, answers: Path, out: Path, steps: Path
 ) -> dict[str, float]:
     _quieten()
     # For DeepSpeed: a worker sees its own GPU alone.
@@ -216,6 +217,7 @@ def _train(
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     join_group(accelerator)
+    _require_on_every_rank(agreement)
     table = load_answers(answers)
     module = _module(config, start, accelerator)
     prepare_training(module, config.trainer, accelerator, seed=config.seed)
@@ -244,6 +246,21 @@ def _train(
         ]
         write_sidecar(out, *(replace(head, calibration=found[head.kind]) for head in heads))
     return figures | named_by_head(found)
+
+
+def _require_on_every_rank(agreement: Agreement) -> None:
+    """Raises: on every rank, what the first finds wrong: one that returned alone would leave the
+    others waiting for it."""
+    failure: EquilibrateError | None = None
+    try:
+        agreement.require(machine_name())
+    except EquilibrateError as error:
+        failure = error
+    failures: list[EquilibrateError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    for found in failures:
+        if found is not None:
+            raise found
 
 
 @contextmanager

@@ -77,11 +77,11 @@ class Watch:
         file = next(file for file in files if not file.exists())
         write_stacks(group, file)
         names = ", ".join(worker.name for worker in late)
-        if all(worker.place is None for worker in late):
+        if homeless := ", ".join(worker.name for worker in late if worker.place is None):
             return WorkerLostError(
-                f"no machine of the cluster had room for the {names} within "
-                f"{self.seconds('start'):g} s (timeout_seconds, phase_seconds.start); add one for "
-                "a lost one, or end what else runs there"
+                f"no machine of the cluster had room for the {homeless} in {self.seconds(phase):g} "
+                f"s and {self.seconds('start'):g} s to start (timeout_seconds, phase_seconds); add "
+                "one for a lost one, or end what else runs there"
             )
         return WorkerLostError(
             f"the {names} did not answer in time: {phase!r} may take {self.seconds(phase):g} s "
@@ -150,8 +150,9 @@ class WorkerPool(Generic[W]):
                     # Its error is the cause of that of the task, which came after it.
                     prepared[index].result(seconds=left)
                 answers[index] = calls[index].result(seconds=left)
-            except InputLostError:
-                raise  # another worker would not find it either
+            except InputLostError as error:
+                # Another worker would not find it either.
+                raise InputLostError(f"{error}; {GOES_ON}") from error
             except WorkerLostError as error:
                 # Another map under way may have met the same loss: one loss, one restart.
                 if self.workers[index] is worker:

@@ -115,7 +115,8 @@ def evaluate(
     from equilibrate.config.fit import FitConfig
     from equilibrate.evaluation import load_judge
 
-    config = load_run_config(run)
+    # The folder may have moved since.
+    config = load_run_config(run).model_copy(update={"output": str(run)})
     judged_by = load_judge(judge, **parse_options(options)) if judge else None
     _require_siblings()
     if isinstance(config, FitConfig):

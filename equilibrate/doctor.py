@@ -188,7 +188,7 @@ def check_ray_auth(state: RayState) -> Check:
         return fail(name, "left-over token, but the cluster here answers without one", remedy)
     if state.address == "auto":
         remedy = "export RAY_ADDRESS=HOST:PORT, or unset it for a private cluster"
-        return warn(name, "RAY_ADDRESS is auto: any cluster on this machine may be taken", remedy)
+        return warn(name, "RAY_ADDRESS is auto: refused where this machine is in several", remedy)
     if state.cluster_is_open:
         remedy = "start it with RAY_AUTH_MODE=token unless nobody else can reach this machine"
         return warn(name, "the cluster on this machine answers without a token", remedy)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from equilibrate.errors import DataError, ResourceError
-from equilibrate.models.folders import ADAPTER_FILE, CONFIG_FILE, read_object
+from equilibrate.models.folders import ADAPTER_FILE, read_object
 from equilibrate.models.heads import trial_tokens
 from equilibrate.models.names import tied_names
 from equilibrate.models.skeleton import first_line
@@ -60,28 +60,6 @@ def merge_adapter(base: Any, folder: Path) -> Any:
             "tie_word_embeddings=false and a head of its own"
         )
     return merged.to(dtype)
-
-
-def is_adapter_alone(folder: Path) -> bool:
-    """Whether a folder is what PEFT saves: an adapter, and no model of its own."""
-    return (folder / ADAPTER_FILE).is_file() and not (folder / CONFIG_FILE).exists()
-
-
-def base_of(folder: Path) -> Path:
-    """The model folder that an adapter names as its base, from here or from its own folder.
-
-    Raises: DataError if there is none: nothing is fetched by a name.
-    """
-    named = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path") or ""
-    for place in (Path(named), folder / named):
-        if named and place.is_dir():
-            return place
-    base = named or "BASE"
-    raise DataError(
-        f"{folder}: an adapter has no model of its own, and its base_model_name_or_path "
-        f"({named!r}) is no folder here; give the base: "
-        f"python -m equilibrate import {base} OUT --adapter {folder}"
-    )
 
 
 def require_mergeable(folder: Path) -> None:

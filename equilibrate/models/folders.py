@@ -21,10 +21,34 @@ WEIGHT_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+IMPORT_NOTE = "equilibrate_import.json"
+"""Where an imported folder says what it was made of."""
 _NUM_EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
 """What kinds of models call the number of their experts."""
 _TORCH_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
+
+
+def is_adapter_alone(folder: Path) -> bool:
+    """Whether a folder is what PEFT saves: an adapter, and no model of its own."""
+    return (folder / ADAPTER_FILE).is_file() and not (folder / CONFIG_FILE).exists()
+
+
+def base_of(folder: Path) -> Path:
+    """The model folder that an adapter names as its base, from here or from its own folder.
+
+    Raises: DataError if there is none: nothing is fetched by a name.
+    """
+    named = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path") or ""
+    for place in (Path(named), folder / named):
+        if named and place.is_dir():
+            return place
+    base = named or "BASE"
+    raise DataError(
+        f"{folder}: an adapter has no model of its own, and its base_model_name_or_path "
+        f"({named!r}) is no folder here; give the base: "
+        f"python -m equilibrate import {base} OUT --adapter {folder}"
+    )
 
 
 def check_models(policy: str | Path, scorers: Sequence[tuple[str | Path, ScorerKind]] = ()) -> None:

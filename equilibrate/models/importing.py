@@ -22,11 +22,15 @@ from torch import Tensor
 
 from equilibrate.errors import DataError, ResourceError
 from equilibrate.models import gguf_file
-from equilibrate.models.adapters import base_of, is_adapter_alone, merge_adapter, require_mergeable
+from equilibrate.models.adapters import merge_adapter, require_mergeable
 from equilibrate.models.folders import (
+    ADAPTER_FILE,
     CONFIG_FILE,
+    IMPORT_NOTE,
     Role,
+    base_of,
     check_folder,
+    is_adapter_alone,
     read_config,
     read_object,
     tensor_shapes,
@@ -39,7 +43,6 @@ from equilibrate.models.skeleton import build_empty, first_line, refuse_gaps, sk
 from equilibrate.text.renderer import Renderer, load_tokenizer
 from equilibrate.text.vocabulary import PROBES, has_tokenizer
 
-NOTE_FILE = "equilibrate_import.json"
 GENERATION_FILE = "generation_config.json"
 SHARD_SIZE = "5GB"
 _COMMAND = "python -m equilibrate import"
@@ -180,6 +183,12 @@ def describe(note: ImportNote, out: Path) -> str:
 def _kind_of_folder(folder: Path) -> str:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such file or folder; give a GGUF file or a model folder")
+    if (folder / ADAPTER_FILE).exists():  # beside a model, which may be its base or not
+        base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path") or "BASE"
+        raise DataError(
+            f"{folder}: an adapter has no model of its own; give its base, {base}, too: "
+            f"{_COMMAND} {base} OUT --adapter {folder}"
+        )
     if files := sorted(folder.glob("*.gguf")):
         raise DataError(f"{folder}: holds {files[0].name}; try {_COMMAND} {files[0]} OUT")
     config = read_config(folder)
@@ -196,11 +205,11 @@ def _kind_of_folder(folder: Path) -> str:
 
 
 def _made_before(out: Path, read: Source, fingerprint: str) -> ImportNote:
-    if not (out / NOTE_FILE).is_file():
+    if not (out / IMPORT_NOTE).is_file():
         raise DataError(f"{out}: exists and is not empty; give a folder that does not exist yet")
-    entries = read_object(out / NOTE_FILE)
+    entries = read_object(out / IMPORT_NOTE)
     if set(entries) != {one.name for one in fields(ImportNote)}:
-        raise DataError(f"{out / NOTE_FILE}: not a note of an import; give another folder")
+        raise DataError(f"{out / IMPORT_NOTE}: not a note of an import; give another folder")
     note = ImportNote(**entries)
     if note.fingerprint != fingerprint:
         raise DataError(
@@ -243,9 +252,9 @@ def _write(read: Source, out: Path, fingerprint: str) -> ImportNote:
         has_template=bool(tokenizer.chat_template),
         fingerprint=fingerprint,
     )
-    (out / NOTE_FILE).write_text(json.dumps(asdict(note), indent=2) + "\n", encoding="utf-8")
+    (out / IMPORT_NOTE).write_text(json.dumps(asdict(note), indent=2) + "\n", encoding="utf-8")
     for file in out.iterdir():
-        file.chmod((out / NOTE_FILE).stat().st_mode)  # safetensors closes its files to the group
+        file.chmod((out / IMPORT_NOTE).stat().st_mode)  # safetensors closes its files to the group
     _check(out, _role(read_config(out)))
     return note
 

@@ -19,6 +19,7 @@ import yaml
 from equilibrate.config.sources import name_of, reads_text
 from equilibrate.evaluation import EvaluationTable
 from equilibrate.evaluation.agreement import cite
+from equilibrate.models.folders import IMPORT_NOTE, read_object
 from equilibrate.report.headline import (
     Line,
     headline_groups,
@@ -29,7 +30,7 @@ from equilibrate.report.headline import (
 from equilibrate.report.html import leaves
 from equilibrate.report.inputs import CONFIG_FILE, LAST_ITERATIONS, RunRecord, numbers, shares_of
 from equilibrate.run.contents import CARD_FILE, CARD_MARK, is_card
-from equilibrate.run.folder import ALIGNED, INPUTS_FILE
+from equilibrate.run.folder import ALIGNED, INPUTS_FILE, STAGES
 from equilibrate.run.sinks import Row, write_whole
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,9 @@ def escape(text: object) -> str:
 
 
 def base_model(policy: Path) -> str:
-    """What a policy's folder is called: on the hub where its place tells, else its name; of a
-    folder that a run made, what that run started from."""
+    """Its name on the hub where its place tells, else its own; of a run's, what that began from."""
+    if policy.parent.name == STAGES and (policy / IMPORT_NOTE).is_file():
+        return "{source}+{adapter}".format_map(read_object(policy / IMPORT_NOTE))
     if is_card(policy / CARD_FILE):
         return str(front_matter(policy).get("base_model") or policy.name)
     for part in policy.resolve().parts:

@@ -8,12 +8,8 @@ from typing import TypeVar, cast
 from equilibrate.config.align import AlignConfig, Journey
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
-from equilibrate.models.adapters import base_of, is_adapter_alone, require_mergeable
-from equilibrate.run.contents import Contents
 from equilibrate.run.disk import as_resource_error, require_writable
 from equilibrate.run.door import check_inputs, check_journey
-from equilibrate.run.folder import say, stages_of
-from equilibrate.run.stages import Stage, run_stage
 
 C = TypeVar("C", bound=TrainConfig | FitConfig | AlignConfig)
 
@@ -27,6 +23,10 @@ def with_whole_policy(config: C) -> C:
     seen = with_base_policy(config)
     if seen is config:
         return config
+    from equilibrate.run.contents import Contents  # late: as below
+    from equilibrate.run.folder import say, stages_of
+    from equilibrate.run.stages import Stage, run_stage
+
     _check(seen)
     folder, base = Path(_policy_of(config)).absolute(), Path(_policy_of(seen))
     run = Path(config.output).resolve()
@@ -39,8 +39,8 @@ def with_whole_policy(config: C) -> C:
             name="policy",
             format=1,
             inputs={"adapter": contents.of(folder), "base": contents.of(base)},
-            libraries=("peft", "torch", "transformers"),
-            make=lambda out: _merge(folder, out),
+            libraries=(),  # as a plain folder would be, which outlives them
+            make=lambda out: _merge(base, folder, out),
         )
         if not stage.is_made(stages):
             say(f"policy: the adapter {folder} is merged into {base}")
@@ -53,8 +53,14 @@ def with_base_policy(config: C) -> C:
     Raises: as `with_whole_policy`.
     """
     policy = _policy_of(config)
+    if not policy:
+        return config
+    # Late: they load what the built-in world's settings need not wait for.
+    from equilibrate.models.adapters import require_mergeable
+    from equilibrate.models.folders import base_of, is_adapter_alone
+
     folder = Path(policy).absolute()
-    if not policy or not is_adapter_alone(folder):
+    if not is_adapter_alone(folder):
         return config
     require_mergeable(folder)
     return _with_policy(config, base_of(folder))
@@ -68,10 +74,10 @@ def _check(config: TrainConfig | FitConfig | AlignConfig) -> None:
         check_inputs(config)
 
 
-def _merge(folder: Path, out: Path) -> None:
+def _merge(base: Path, adapter: Path, out: Path) -> None:
     from equilibrate.models.importing import import_model  # late: it loads what few runs need
 
-    import_model(folder, out)
+    import_model(base, out, adapter=adapter)
 
 
 def _policy_of(config: TrainConfig | FitConfig | AlignConfig) -> str:

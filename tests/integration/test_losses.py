@@ -206,14 +206,10 @@ def test_halved_passes_and_the_folder_of_a_run_end_with_it(
 def test_a_worker_for_which_no_machine_has_room_is_not_called_slow(tmp_path: Path) -> None:
     watch = Watch(seconds=lambda phase: 45.0 if phase == "start" else 2.0, folder=tmp_path)
     workers: list[Any] = [FakeWorker("rollout worker 0"), FakeWorker("rollout worker 1")]
-    workers[0].place = None
     assert "may take 2 s" in str(watch.overdue("generate", workers, workers))
     workers[1].place = None
     said = str(watch.overdue("generate", workers, workers))
-    assert (
-        "no machine of the cluster had room for the rollout worker 0, rollout worker 1 wi" in said
-    )
-    assert "within 45 s" in said
+    assert "no machine of the cluster had room for the rollout worker 1 in 2 s and 45 s to" in said
 
 
 def test_nothing_is_promised_where_no_restart_is_left() -> None:

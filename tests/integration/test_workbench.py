@@ -69,8 +69,11 @@ class Pool:
 
 
 @pytest.mark.parametrize("make", [ppo, offline])
-def test_what_a_run_leaves_goes_to_its_own_folder(make: Callable[..., Any]) -> None:
+def test_what_a_run_leaves_goes_to_its_own_folder(
+    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever run the processes were started for."""
+    monkeypatch.chdir(tmp_path)
     bench, pool, learner = Workbench(make(), PPO), Pool(), Pool()
     parts: Any = pool, learner
     groups = WorkerGroups(make(), PPO, roles=("rollout", *(["learner"] if make is ppo else [])))
@@ -79,6 +82,7 @@ def test_what_a_run_leaves_goes_to_its_own_folder(make: Callable[..., Any]) -> N
     bench.turn_to(make(output="runs/b", max_restarts=4))
     assert pool.renewed == ("b", 4)
     assert getattr(learner, "renewed", None) == (("b", 4) if make is ppo else None)
+    assert len(list(tmp_path.glob("runs/b/.nonce-*"))) == 1
 
 
 def test_models_of_the_same_processes() -> None:

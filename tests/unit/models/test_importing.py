@@ -21,7 +21,7 @@ from equilibrate import cli
 from equilibrate.errors import DataError, ResourceError
 from equilibrate.models import adapters, gguf_file, importing
 from equilibrate.models.folders import INDEX_FILE, WEIGHT_FILE, check_folder
-from equilibrate.models.importing import NOTE_FILE, ImportNote, import_model
+from equilibrate.models.importing import IMPORT_NOTE, ImportNote, import_model
 from equilibrate.models.pickled import PICKLED_FILE, PICKLED_INDEX
 from equilibrate.models.sidecar import SIDECAR_FILE
 from tests.unit.models.toys import CONFIGS, causal_model, write_policy, write_scorer
@@ -320,4 +320,4 @@ def test_without_the_packages_the_command_that_helps_is_named(
     monkeypatch.setattr(adapters, "find_spec", lambda _: None)
     with pytest.raises(ResourceError, match=r"peft, .*pip install 'equilibrate\[import\]'"):
         import_model(file, tmp_path / "out", adapter=adapter)
-    assert NOTE_FILE not in {path.name for path in tmp_path.rglob("*")}
+    assert IMPORT_NOTE not in {path.name for path in tmp_path.rglob("*")}

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from equilibrate.errors import ResourceError
-from equilibrate.run.agreement import NONCE_FILE, Agreement, versions_here
+from equilibrate.run.agreement import Agreement, versions_here
 
 
 @pytest.fixture
-def agreement(tmp_path: Path) -> Agreement:
+def agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Agreement:
+    monkeypatch.setattr("equilibrate.run.agreement.PATIENCE_SECONDS", 0.0)
     return Agreement.write(tmp_path / "run")
 
 
@@ -21,17 +22,26 @@ def test_a_worker_beside_the_driver_agrees(agreement: Agreement) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(agreement: Agreement, tmp_path: Path) -> None:
-    (tmp_path / "run" / NONCE_FILE).unlink()
+    agreement.forget()
     with pytest.raises(
         ResourceError, match=rf"machine 10\.0\.0\.3 does not share .*{tmp_path}/run"
     ):
         agreement.require("machine 10.0.0.3")
 
 
-def test_a_folder_of_the_same_name_is_not_the_same_folder(
+def test_groups_that_share_a_folder_do_not_end_one_another(
     agreement: Agreement, tmp_path: Path
 ) -> None:
-    Agreement.write(tmp_path / "run")
+    other = Agreement.write(tmp_path / "run")
+    agreement.require("machine 10.0.0.3")
+    other.forget()
+    agreement.require("machine 10.0.0.3")
+    agreement.forget()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_folder_of_the_same_name_is_not_the_same_folder(agreement: Agreement) -> None:
+    Path(agreement.file).write_text("what another driver wrote")
     with pytest.raises(ResourceError, match="does not share"):
         agreement.require("machine 10.0.0.3")
 
@@ -39,9 +49,8 @@ def test_a_folder_of_the_same_name_is_not_the_same_folder(
 def test_a_folder_that_cannot_be_read_is_said_with_the_reason(
     agreement: Agreement, tmp_path: Path
 ) -> None:
-    file = tmp_path / "run" / NONCE_FILE
-    file.unlink()
-    file.mkdir()
+    agreement.forget()
+    Path(agreement.file).mkdir()
     with pytest.raises(ResourceError, match=r"cannot read .*Is a directory"):
         agreement.require("machine 10.0.0.3")
 

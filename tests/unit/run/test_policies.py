@@ -12,6 +12,7 @@ from equilibrate.config.fit import FitConfig
 from equilibrate.config.train import TrainConfig
 from equilibrate.errors import DataError
 from equilibrate.models.folders import check_folder
+from equilibrate.report.card import base_model
 from equilibrate.run.policies import with_base_policy, with_whole_policy
 from tests.unit.models.test_importing import write_source
 
@@ -77,6 +78,7 @@ def test_an_adapter_is_merged_once_and_found_again(
     assert rest_is_right == [base] * 3, "before anything is merged"
     assert capsys.readouterr().out.count("is merged into") == 1
     folder = found.pop()
+    assert base_model(folder) == "base+adapter"
     assert folder.parent == tmp_path / "run/stages"
     check_folder(folder, "policy")
     with torch.no_grad():
