@@ -84,8 +84,11 @@ def hub_rows(name: str) -> Rows:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it is spelled `owner/name[:split]` and nothing here has that path."""
-    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+    """Whether it is spelled `owner/name[:split]` and is no path here, nor a mistake in one: a
+    mistyped file must not be asked for in public."""
+    path = Path(name)
+    is_file = any(ending in READERS for ending in path.suffixes) or path.parent.is_dir()
+    return _HUB_NAME.fullmatch(name) is not None and not is_file
 
 
 def splits_of(path: Path) -> list[Path]:

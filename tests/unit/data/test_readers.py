@@ -177,6 +177,9 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert is_hub_name("owner/name")
     assert is_hub_name("owner/name:train")
     assert not any(map(is_hub_name, ["a/b", "name", "/a/c", "../a/c", "a/b/c"]))
+    # A file that was mistyped, and one in a folder that is here.
+    assert not any(map(is_hub_name, ["mine/nofile.csv", "mine/x.jsonl.gz", "a/other"]))
+    assert is_hub_name("owner/name-v1.5")
 
     def load(name: str, *, split: str | None, streaming: bool) -> Any:
         assert streaming
