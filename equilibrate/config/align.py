@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from equilibrate.config.base import Config, OutputFolder, off_is_none, require_no_shares
-from equilibrate.config.files import merge_settings, parse_settings
+from equilibrate.config.files import merge_settings, nearest, parse_settings
 from equilibrate.config.fit import FitConfig
 from equilibrate.config.inputs import InputFile, InputFiles, as_written
 from equilibrate.config.train import TrainConfig
@@ -218,7 +218,8 @@ def _known_to(kind: type[Config], common: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: ConfigError for one that no step has.
     """
-    for key in common:
-        if key not in TrainConfig.model_fields and key not in FitConfig.model_fields:
-            raise ConfigError(f"common.{key} is a setting of no step; try common.seed")
+    known = TrainConfig.model_fields | FitConfig.model_fields
+    for key in common.keys() - known.keys():
+        hint = nearest(key, known) or "try common.seed"
+        raise ConfigError(f"common.{key} is a setting of no step; {hint}")
     return {key: value for key, value in common.items() if key in kind.model_fields}

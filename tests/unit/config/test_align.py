@@ -108,7 +108,8 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> N
     ("changes", "message"),
     [
         ({"steps": {"cost": {"learning_rate": 1.0}}}, r"steps\.cost: learning_rate is not a known"),
-        ({"common": {"sead": 1}}, r"common\.sead is a setting of no step"),
+        ({"common": {"sead": 1}}, r"common\.sead is a setting of no step; did you mean 'seed'\?$"),
+        ({"common": {"rolout": {}}}, r"common\.rolout is a .*; did you mean 'rollout'\?$"),
     ],
 )
 def test_a_wrong_setting_of_a_step_names_the_step(changes: dict[str, Any], message: str) -> None:
