@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.handles import Worker, wait_for_start, who_sits_where
 from actors.learner import LearnerWorker
-from actors.makers import learner_worker, rollout_worker, scoring_worker
+from actors.makers import learner_worker, rollout_environment, rollout_worker, scoring_worker
 from actors.meeting import open_meeting
 from actors.placement import Reservation
 from actors.pools import (
@@ -28,7 +28,7 @@ from actors.pools import (
     WorkerPool,
 )
 from actors.prepare import Models
-from actors.rollout import RolloutWorker, engine_environment
+from actors.rollout import RolloutWorker
 from actors.weights import pack_model
 from equilibrate.config.base import RunConfig, WorkerGroup
 from equilibrate.config.train import TrainConfig
@@ -68,10 +68,10 @@ class WorkerGroups:
         self._agreement: Agreement | None = None
 
     def __enter__(self) -> Self:
-        self._agree()
         demands = [Demand.of(name, group) for name, group in self._groups.items()]
         self._reservation = Reservation(demands, self._config.deadline("start"))
         try:
+            self._agree()
             self._start_all()
         except BaseException:
             self._end()
@@ -199,17 +199,12 @@ class WorkerGroups:
         )
 
     def _start_rollout_worker(self, index: int) -> Worker[RolloutWorker]:
-        return self._worker(
-            "rollout",
-            index,
-            rollout_worker(self._config, self._inputs),
-            engine_environment(device=self._config.device, threads=self._config.cpu_threads),
-        )
+        make = rollout_worker(self._config, self._inputs)
+        return self._worker("rollout", index, make, rollout_environment(self._config))
 
     def _start_scoring_worker(self, index: int) -> Worker[JudgingScorer]:
-        return self._worker(
-            "scoring", index, scoring_worker(self._config, self._inputs), ENVIRONMENT
-        )
+        make = scoring_worker(self._config, self._inputs)
+        return self._worker("scoring", index, make, ENVIRONMENT)
 
     def _start_learner_ranks(self, divisor: int) -> list[Worker[LearnerWorker]]:
         make = learner_worker(cast(TrainConfig, self._config), self._inputs, divisor)

@@ -6,7 +6,7 @@ from functools import partial
 
 from actors.learner import LearnerSettings, LearnerWorker
 from actors.prepare import Models
-from actors.rollout import RolloutWorker
+from actors.rollout import RolloutWorker, engine_environment
 from equilibrate.config.base import SAMPLED_BY, SCORED_BY, RunConfig
 from equilibrate.config.identity import only
 from equilibrate.config.train import TrainConfig
@@ -26,6 +26,11 @@ def rollout_worker(run: RunConfig, inputs: Models) -> partial[RolloutWorker]:
         enforce_eager=config.device == "cpu",
         gpu_share=run.rollout.gpus or 1.0,
     )
+
+
+def rollout_environment(run: RunConfig) -> dict[str, str]:
+    config = only(run, *SAMPLED_BY)
+    return engine_environment(device=config.device, threads=config.cpu_threads)
 
 
 def scoring_worker(run: RunConfig, inputs: Models) -> partial[JudgingScorer]:

@@ -39,16 +39,23 @@ def base_of(folder: Path) -> Path:
 
     Raises: DataError if there is none: nothing is fetched by a name.
     """
-    named = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path") or ""
+    named = named_base(folder)
     for place in (Path(named), folder / named):
         if named and place.is_dir():
             return place
-    base = named or "BASE"
     raise DataError(
         f"{folder}: an adapter has no model of its own, and its base_model_name_or_path "
-        f"({named!r}) is no folder here; give the base: "
-        f"python -m equilibrate import {base} OUT --adapter {folder}"
+        f"({named!r}) is no folder here; give the base: {merging_command(folder, named)}"
     )
+
+
+def named_base(folder: Path) -> str:
+    """What an adapter calls its base; empty if it does not."""
+    return str(read_object(folder / ADAPTER_FILE).get("base_model_name_or_path") or "")
+
+
+def merging_command(adapter: Path, base: str) -> str:
+    return f"python -m equilibrate import {base or 'BASE'} OUT --adapter {adapter}"
 
 
 def check_models(policy: str | Path, scorers: Sequence[tuple[str | Path, ScorerKind]] = ()) -> None:
@@ -153,8 +160,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if (folder / ADAPTER_FILE).exists():
         raise DataError(
             f"{folder / ADAPTER_FILE}: adapters are not applied; merge it into the weights "
-            f"(python -m equilibrate import BASE OUT --adapter {folder}), or move the adapter's "
-            "files elsewhere"
+            f"({merging_command(folder, '')}), or move the adapter's files elsewhere"
         )
     config = read_object(folder / CONFIG_FILE)
     for name in (CONFIG_FILE, "tokenizer_config.json"):

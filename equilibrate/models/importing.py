@@ -31,6 +31,8 @@ from equilibrate.models.folders import (
     base_of,
     check_folder,
     is_adapter_alone,
+    merging_command,
+    named_base,
     read_config,
     read_object,
     tensor_shapes,
@@ -184,10 +186,10 @@ def _kind_of_folder(folder: Path) -> str:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such file or folder; give a GGUF file or a model folder")
     if (folder / ADAPTER_FILE).exists():  # beside a model, which may be its base or not
-        base = read_object(folder / ADAPTER_FILE).get("base_model_name_or_path") or "BASE"
+        base = named_base(folder)
         raise DataError(
-            f"{folder}: an adapter has no model of its own; give its base, {base}, too: "
-            f"{_COMMAND} {base} OUT --adapter {folder}"
+            f"{folder}: an adapter has no model of its own; give its base, {base or 'BASE'}, too: "
+            f"{merging_command(folder, base)}"
         )
     if files := sorted(folder.glob("*.gguf")):
         raise DataError(f"{folder}: holds {files[0].name}; try {_COMMAND} {files[0]} OUT")

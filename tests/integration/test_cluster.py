@@ -65,6 +65,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
         with pytest.raises(ResourceError, match=r"nothing answers at RAY_ADDRESS .*ray start"):
             require_answer(f"127.0.0.1:{silent.getsockname()[1]}")
     require_answer("local")
+    require_answer("auto")
 
 
 def test_a_head_that_stops_listening_is_told_once_and_a_slow_one_is_not(

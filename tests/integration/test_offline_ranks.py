@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors.offline import CHECKPOINTS, _RankCheckpoints
-from equilibrate.errors import ResourceError
+from equilibrate.errors import DiskError, ResourceError
 from equilibrate.offline.training import Progress
 from equilibrate.run.checkpoint import CheckpointStore, FolderLock
 
@@ -114,16 +114,17 @@ def full_after(folder: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "kind", "message"),
     [
-        (in_use, "is in use by process"),
-        (damaged, "no checkpoint verifies"),
-        (full_before, "No space left"),
-        (full_after, "No space left"),
+        (in_use, ResourceError, "is in use by process"),
+        (damaged, ResourceError, "no checkpoint verifies"),
+        (full_before, ResourceError, "No space left"),
+        (full_after, DiskError, "No space left"),
     ],
 )
 def test_an_error_of_rank_0_is_raised_on_both(
     fault: Callable[[Path, pytest.MonkeyPatch], object],
+    kind: type[ResourceError],
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,8 +132,7 @@ def test_an_error_of_rank_0_is_raised_on_both(
     held = fault(tmp_path / CHECKPOINTS, monkeypatch)
     errors = on_both(monkeypatch, tmp_path)
     del held
-    assert all(isinstance(error, ResourceError) for error in errors)
-    assert type(errors[0]) is type(errors[1])
+    assert [type(error) for error in errors] == [kind, kind]
     assert message in str(errors[0])
     assert str(errors[0]) == str(errors[1])
 
